@@ -1,0 +1,143 @@
+"""Strict loading of a MedImageInsight checkpoint folder.
+
+Published layout (Azure catalog, MLflow package; the same without the package on Hugging Face):
+
+    [artifacts/checkpoints/]config.yaml
+    [artifacts/checkpoints/]vision_model/medimageinsigt-v1.0.0.pt      both encoders; safetensors in spite of its name
+    [artifacts/checkpoints/]language_model/clip_tokenizer_4.16.2/      vocab.json, merges.txt
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from medimage_export.config import MedImageInsightConfig, read_config
+from medimage_export.errors import CheckpointError
+from medimage_export.unicl import MedImageInsight
+
+MAX_NAMES = 50  # listed per kind of mismatch: more only hide the cause
+
+# Names of older checkpoints -> published names, applied in this order; the reference loader accepts the same.
+RENAMES = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"^visual\.", "image_encoder."),
+        (r"^text\.", "lang_encoder."),
+        (r"^vision_projection$", "image_projection"),
+        (r"^text_projection$", "lang_projection"),
+        (r"^image_encoder\.conv_embeds\.", "image_encoder.convs."),
+        (r"^image_encoder\.main_blocks\.", "image_encoder.blocks."),
+        (r"(\.blocks\.\d+\.\d+)\.0\.(?=cpe|norm|attn|mlp)", r"\1.spatial_block."),
+        (r"(\.blocks\.\d+\.\d+)\.1\.(?=cpe|norm|attn|mlp)", r"\1.channel_block."),
+        (r"\.cpe\.0\.proj\.", ".conv1.fn.dw."),
+        (r"\.cpe\.1\.proj\.", ".conv2.fn.dw."),
+        (r"spatial_block\.attn\.", "spatial_block.window_attn.fn."),
+        (r"channel_block\.attn\.", "channel_block.channel_attn.fn."),
+        (r"spatial_block\.norm1\.", "spatial_block.window_attn.norm."),
+        (r"channel_block\.norm1\.", "channel_block.channel_attn.norm."),
+        (r"_block\.norm2\.", "_block.ffn.norm."),
+        (r"_block\.mlp\.", "_block.ffn.fn.net."),
+    )
+)
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """Where the parts of a checkpoint lie."""
+
+    config: Path
+    weights: Path
+    tokenizer: Path  # folder with vocab.json and merges.txt
+
+
+def find_checkpoint(folder: Path) -> CheckpointFiles:
+    """Locate the parts of a published folder, or of an MLflow package that holds one.
+
+    Raises:
+        CheckpointError: a part is missing, or there is more than one candidate for it.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder")
+    packaged = folder / "artifacts" / "checkpoints"
+    root = packaged if packaged.is_dir() else folder
+    config = root / "config.yaml"
+    if not config.is_file():
+        raise CheckpointError(f"{root}: config.yaml is missing; expected config.yaml, vision_model/, language_model/")
+    weights = [p for p in sorted(root.glob("vision_model/*")) if p.suffix in (".pt", ".safetensors")]
+    tokenizers = [p.parent for p in sorted(root.glob("language_model/*/vocab.json"))]
+    for found, what in ((weights, "vision_model/*.pt"), (tokenizers, "language_model/*/vocab.json")):
+        if len(found) != 1:
+            raise CheckpointError(f"{root}: expected one {what}, found {len(found)}")
+    if not (tokenizers[0] / "merges.txt").is_file():
+        raise CheckpointError(f"{tokenizers[0]}: merges.txt is missing")
+    return CheckpointFiles(config, weights[0], tokenizers[0])
+
+
+def rename_key(key: str) -> str:
+    """The published name of a tensor in an older checkpoint; a published name comes back unchanged."""
+    for pattern, replacement in RENAMES:
+        key = pattern.sub(replacement, key)
+    return key
+
+
+def load_model(files: CheckpointFiles) -> MedImageInsight:
+    """The model with every tensor of the checkpoint in it, in eval mode, fp32.
+
+    Tensors stay memory-mapped from the file: loading needs no second copy.
+
+    Raises:
+        ConfigError: see `read_config`.
+        CheckpointError: not a safetensors file, or tensors are missing, unexpected or mis-shaped; all are named.
+    """
+    try:
+        vocabulary = json.loads((files.tokenizer / "vocab.json").read_text(encoding="utf-8"))
+    except ValueError as exc:
+        raise CheckpointError(f"{files.tokenizer / 'vocab.json'}: not JSON: {exc}") from exc
+    config = read_config(files.config, vocab_size=len(vocabulary))
+    try:
+        state_dict = load_file(files.weights)
+    except (OSError, safetensors.SafetensorError) as exc:
+        raise CheckpointError(f"{files.weights}: not readable as safetensors: {exc}") from exc
+
+    renamed = {rename_key(key): tensor.float() for key, tensor in state_dict.items()}
+    if len(renamed) != len(state_dict):
+        raise CheckpointError(f"{files.weights}: two tensors have the same published name")
+    with torch.device("meta"):  # allocates nothing: assign=True below puts the checkpoint's own tensors in
+        model = MedImageInsight(config)
+    _check_state_dict(model.state_dict(), renamed, files.weights)
+    model.load_state_dict(renamed, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def random_model(config: MedImageInsightConfig, *, seed: int = 0) -> MedImageInsight:
+    """A model with seeded random weights, in eval mode: right in size and speed, without meaning."""
+    torch.manual_seed(seed)
+    return MedImageInsight(config).eval().requires_grad_(False)
+
+
+def _check_state_dict(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
+    shapes = (
+        f"{key} {list(found[key].shape)} instead of {list(expected[key].shape)}"
+        for key in sorted(expected.keys() & found.keys())
+        if found[key].shape != expected[key].shape
+    )
+    problems = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "mis-shaped": list(shapes),
+    }
+    listed = [f"{len(names)} {kind}: {_listing(names)}" for kind, names in problems.items() if names]
+    if listed:
+        raise CheckpointError(f"{path.name} does not match config.yaml; {'; '.join(listed)}")
+
+
+def _listing(names: list[str]) -> str:
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f", and {more} more" if more > 0 else "")

@@ -1,0 +1,28 @@
+"""Errors of export, each one line for the person at the keyboard.
+
+ExportError
+├── CheckpointError   the folder is not a MedImageInsight checkpoint, or its tensors are not exactly the model's
+│   └── ConfigError   its config.yaml lacks a key, or asks for something that is not implemented
+├── RepositoryError   the folder is not this project's model repository, or its configs are for another shape
+└── ParityError       the exported model is further from PyTorch than its precision allows
+"""
+
+
+class ExportError(Exception):
+    """The export ended without changing the model repository."""
+
+
+class CheckpointError(ExportError):
+    """The folder is not a MedImageInsight checkpoint, or its tensors are not exactly those of the model."""
+
+
+class ConfigError(CheckpointError):
+    """`config.yaml` lacks a key, or asks for something that this implementation does not have."""
+
+
+class RepositoryError(ExportError):
+    """The folder is not this project's model repository, or its configs are for another shape of model."""
+
+
+class ParityError(ExportError):
+    """An exported model is further from its reference than its precision allows."""
