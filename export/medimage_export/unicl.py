@@ -3,7 +3,6 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medimage_export.config import MedImageInsightConfig
@@ -35,4 +34,4 @@ class MedImageInsight(nn.Module):
 
 
 def _unit(x: Tensor) -> Tensor:
-    return F.normalize(x, dim=-1, eps=0.0)  # the reference divides by the norm, without epsilon
+    return x / x.norm(dim=-1, keepdim=True)

@@ -1,0 +1,37 @@
+"""The model repository as export sees it: where each file goes, and whether the configs fit the checkpoint."""
+
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from medimage_export.config import MedImageInsightConfig
+from medimage_export.errors import RepositoryError
+
+VERSION = "1"
+
+
+def version_folder(repository: Path, model: str) -> Path:
+    """Where the exported files of a model lie."""
+    return repository / model / VERSION
+
+
+def check_configs(repository: Path, config: MedImageInsightConfig) -> None:
+    """Raise RepositoryError unless the committed configs have the tensors that this checkpoint gives and takes."""
+    height, width = config.image.image_size
+    expected = {
+        ("image_preprocessing", "pixels"): [height, width, 3],
+        ("image_encoder", "pixels"): [height, width, 3],
+        ("image_encoder", "image_features"): [config.projection_dim],
+        ("text_tokenizer", "input_ids"): [config.text.context_length],
+        ("text_encoder", "input_ids"): [config.text.context_length],
+        ("text_encoder", "text_features"): [config.projection_dim],
+    }
+    for (model, tensor), dims in expected.items():
+        path = repository / model / "config.pbtxt"
+        if not path.is_file():
+            raise RepositoryError(f"{path} is missing; --repository takes the model_repository folder of this project")
+        parsed = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
+        found = {t.name: list(t.dims) for t in (*parsed.input, *parsed.output)}
+        if found.get(tensor) != dims:
+            raise RepositoryError(f"{path}: {tensor} has dims {found.get(tensor)}; this checkpoint needs {dims}")
