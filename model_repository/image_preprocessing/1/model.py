@@ -1,0 +1,41 @@
+"""Triton adapter of medimage_server.image_preprocessing: `image` -> `pixels`."""
+
+import json
+import traceback
+from pathlib import Path
+
+import triton_python_backend_utils as pb_utils
+
+from medimage_server.errors import InvalidInput
+from medimage_server.image_preprocessing import ImagePreprocessor, Settings
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        parameters = {name: parameter["string_value"] for name, parameter in config["parameters"].items()}
+        version_folder = Path(args["model_repository"]) / args["model_version"]
+        try:
+            self.preprocess = ImagePreprocessor(Settings.read(parameters, version_folder / "preprocessing.json"))
+        except (OSError, ValueError) as error:
+            raise pb_utils.TritonModelException(f"{args['model_name']}: {error}") from error
+
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        try:
+            images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
+            pixels = self.preprocess(images, json.loads(request.parameters()))
+        except InvalidInput as error:
+            return refusal(str(error), pb_utils.TritonError.INVALID_ARG)
+        except Exception as error:
+            # type and place, but not the error's text, which may quote the input
+            where = "".join(traceback.format_tb(error.__traceback__))
+            pb_utils.Logger.log_error(f"request {request.request_id()}: {type(error).__name__}\n{where}")
+            return refusal("internal error", pb_utils.TritonError.INTERNAL)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("pixels", pixels)])
+
+
+def refusal(message, code):
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
