@@ -1,0 +1,226 @@
+"""Start Triton over a model repository: the container's, or the one inside the nvidia-pytriton wheel.
+
+That wheel carries the server and the python backend alone, so the backend directory is composed in a temporary
+folder: the wheel's python backend with the stub of the running Python, and our python-based onnxruntime backend.
+"""
+
+import ctypes.util
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from time import monotonic
+
+from medimage_server.model_repository import RepositoryError, check_exported, read_configs, with_steps
+
+ONNXRUNTIME_BACKEND = Path(__file__).parents[1] / "backends" / "onnxruntime"
+
+START_TIMEOUT_S = 600.0  # generous: full-size weights may come from a slow disk, and a crash is noticed at once
+STOP_TIMEOUT_S = 40.0  # Triton itself gives requests in flight 30 s (--exit-timeout-secs)
+POLL_S = 0.1
+
+
+class LaunchError(Exception):
+    """Triton cannot be started; str() says in one line what is wrong and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class TritonServer:
+    """A Triton that has answered ready."""
+
+    process: subprocess.Popen[bytes]
+    host: str
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """A tritonserver executable, its backends, and where its shared libraries are looked up."""
+
+    executable: Path
+    library_path: tuple[Path, ...] = ()
+    python_stub: Path | None = None  # None where the python backend has its own
+
+    @property
+    def backends(self) -> Path:
+        return self.executable.parents[1] / "backends"
+
+
+@contextmanager
+def run_triton(
+    repository: Path,
+    *,
+    models: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    http_port: int = 0,
+    grpc_port: int = 0,
+    metrics_port: int = 0,
+    log: Path | None = None,
+) -> Iterator[TritonServer]:
+    """Serve a model repository for as long as the `with` block lasts.
+
+    Args:
+        repository: folder with one subfolder per model.
+        models: serve only these and, for ensembles, the models they are made of; empty means all.
+        host: the address to listen on; 0.0.0.0 opens the server to the network.
+        http_port, grpc_port, metrics_port: 0 picks a free one.
+        log: file for Triton's log; None leaves it on this process's stdout and stderr.
+
+    Raises:
+        LaunchError: Triton is not installed, a port is taken, the repository is incomplete, or Triton did not
+            become ready.
+    """
+    repository = repository.absolute()
+    try:
+        configs = read_configs(repository)
+        check_exported(repository, with_steps(models or configs, configs), configs)
+        chosen = with_steps(models, configs)
+    except RepositoryError as error:
+        raise LaunchError(str(error)) from error
+    installation = find_triton()
+    ports = choose_ports(host, {"http": http_port, "grpc": grpc_port, "metrics": metrics_port})
+
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medimage-triton-")))
+        command = [
+            str(installation.executable),
+            f"--model-repository={repository}",
+            f"--backend-directory={compose_backends(installation, scratch)}",
+            "--disable-auto-complete-config",
+            "--strict-readiness=true",
+            "--exit-on-error=true",
+            *(f"--{name}-address={host}" for name in ports),
+            *(f"--{name}-port={port}" for name, port in ports.items()),
+            f"--model-control-mode={'explicit' if chosen else 'none'}",
+            *(f"--load-model={model}" for model in chosen),
+        ]
+        output = stack.enter_context(log.open("wb")) if log else None
+        process = subprocess.Popen(
+            command,
+            env=environment(installation),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT if output else None,
+            start_new_session=True,  # Ctrl-C reaches us alone, and stub processes are ended with their server
+        )
+        stack.callback(_stop, process)
+        server = TritonServer(process, host, ports["http"], ports["grpc"], ports["metrics"])
+        _wait_until_ready(server, log)
+        yield server
+
+
+def find_triton() -> Installation:
+    """The tritonserver on PATH (NVIDIA's container), else the one in the nvidia-pytriton wheel.
+
+    Raises:
+        LaunchError: neither is there, or the wheel has no stub for this Python, or no libpython for that stub.
+    """
+    if on_path := shutil.which("tritonserver"):
+        return Installation(Path(on_path).resolve())
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or spec.origin is None:
+        raise LaunchError("no tritonserver on PATH or in this environment: run `pip install 'medimage-triton[server]'`")
+    package = Path(spec.origin).parent
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = package / "tritonserver" / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise LaunchError(f"nvidia-pytriton has no Python {version} backend; use one of 3.8 to 3.13")
+    python_libraries = Path(sysconfig.get_config_var("LIBDIR"))
+    libpython = f"libpython{version}.so.1.0"
+    if not (python_libraries / libpython).exists() and not ctypes.util.find_library(f"python{version}"):
+        raise LaunchError(f"Triton's python backend needs {libpython}: run `apt-get install libpython{version}`")
+    return Installation(
+        executable=package / "tritonserver" / "bin" / "tritonserver",
+        library_path=(package.parent / "nvidia_pytriton.libs", python_libraries),
+        python_stub=stub,
+    )
+
+
+def compose_backends(installation: Installation, scratch: Path) -> Path:
+    """A backend directory that can serve `python` and `onnxruntime` models: Triton's own if it has both."""
+    if (installation.backends / "onnxruntime").is_dir():
+        return installation.backends
+    # Copied, because Triton refuses a backend library that is a link out of its directory.
+    composed = scratch / "backends"
+    shutil.copytree(installation.backends / "python", composed / "python")
+    shutil.copytree(ONNXRUNTIME_BACKEND, composed / "onnxruntime")
+    if installation.python_stub:
+        stub = shutil.copy(installation.python_stub, composed / "python")
+        os.chmod(stub, 0o755)
+    return composed
+
+
+def environment(installation: Installation) -> Mapping[str, str]:
+    """Our environment, in which Triton's stub processes find this Python and their libraries, and report to nobody."""
+    libraries = [*map(str, installation.library_path), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "LD_LIBRARY_PATH": os.pathsep.join(libraries),
+        "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime's official builds send events to Microsoft unless told not to
+    }
+
+
+def choose_ports(host: str, wanted: Mapping[str, int]) -> dict[str, int]:
+    """Replace each 0 by a free port.
+
+    Raises:
+        LaunchError: a wanted port is taken or not ours to open, or the host is not an address of this machine.
+    """
+    ports = {}
+    with ExitStack() as held:  # held together, so that no port is given out twice
+        for name, port in wanted.items():
+            probe = held.enter_context(closing(socket.socket()))
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                raise LaunchError(f"cannot open {name} port {host}:{port}: {error.strerror}") from error
+            ports[name] = probe.getsockname()[1]
+    return ports
+
+
+def _wait_until_ready(server: TritonServer, log: Path | None) -> None:
+    where = f"see {log}" if log else "see its log above"
+    deadline = monotonic() + START_TIMEOUT_S
+    while not _is_ready(server):
+        with suppress(subprocess.TimeoutExpired):
+            code = server.process.wait(POLL_S)
+            raise LaunchError(f"Triton ended with exit code {code} before it was ready; {where}")
+        if monotonic() > deadline:
+            raise LaunchError(f"Triton was not ready after {START_TIMEOUT_S:.0f} s; {where}")
+
+
+def _is_ready(server: TritonServer) -> bool:
+    # http.client and not urllib, which would ask a proxy named in the environment
+    with closing(HTTPConnection(server.host, server.http_port, timeout=1.0)) as connection:
+        try:
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status == HTTPStatus.OK
+        except (OSError, HTTPException):
+            return False
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End Triton by SIGTERM; whatever of its process group outlives it, by SIGKILL."""
+    try:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_TIMEOUT_S)
+    finally:  # also on a second Ctrl-C
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -1,0 +1,41 @@
+"""ONNX models small enough to work out by hand, with the tensors of the text encoder."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+VOCABULARY = 100
+
+
+def write_text_encoder(path: Path, *, length: int = 77, features: int = 1024) -> None:
+    """text_features = the sum of the attended ids, `features` times over; scaling_factor = how many are attended."""
+    constants = {
+        "values": np.arange(VOCABULARY, dtype=np.float32),
+        "ones": np.ones((1, features), np.float32),
+        "last_axis": np.array([1]),
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["values", "input_ids"], ["id_values"]),
+            helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["id_values", "mask"], ["attended"]),
+            helper.make_node("ReduceSum", ["attended", "last_axis"], ["sum"]),
+            helper.make_node("MatMul", ["sum", "ones"], ["text_features"]),
+            helper.make_node("ReduceSum", ["mask", "last_axis"], ["scaling_factor"]),
+        ],
+        "text_encoder",
+        [
+            helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["rows", length]),
+            helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["rows", length]),
+        ],
+        [
+            helper.make_tensor_value_info("text_features", TensorProto.FLOAT, ["rows", features]),
+            helper.make_tensor_value_info("scaling_factor", TensorProto.FLOAT, ["rows", 1]),
+        ],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)

@@ -1,0 +1,157 @@
+"""The committed model configs, checked without a server: what Triton would refuse, and what production needs."""
+
+import struct
+from io import BytesIO
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from PIL import Image, ImageDraw
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelQueuePolicy
+
+REPOSITORY = Path(__file__).parents[2] / "model_repository"
+CONFIGS = {
+    path.parent.name: text_format.Parse(path.read_text(), ModelConfig()) for path in REPOSITORY.glob("*/config.pbtxt")
+}
+ENSEMBLES = sorted(name for name, config in CONFIGS.items() if config.platform == "ensemble")
+LEAVES = sorted(CONFIGS.keys() - set(ENSEMBLES))
+
+# onnxruntime: README.md of triton-inference-server/onnxruntime_backend, "Model Config Options".
+# python: a Python model reads its own; these are ours.
+DOCUMENTED_PARAMETERS = {
+    "onnxruntime": {
+        "intra_op_thread_count",
+        "inter_op_thread_count",
+        "execution_mode",
+        "enable_mem_arena",
+        "enable_mem_pattern",
+        "memory.enable_memory_arena_shrinkage",
+        "session.use_device_allocator_for_initializers",
+    },
+    "python": {"profile", "max_encoded_bytes", "max_pixels"},
+}
+
+BYTES, UINT8, INT64, FP32 = "TYPE_STRING", "TYPE_UINT8", "TYPE_INT64", "TYPE_FP32"
+PUBLIC_TENSORS = {
+    "medimageinsight": (
+        {"image": (BYTES, [1]), "text": (BYTES, [1])},
+        {"image_features": (FP32, [1024]), "text_features": (FP32, [1024]), "scaling_factor": (FP32, [1])},
+    ),
+    "medimageinsight_image": (
+        {"image": (BYTES, [1])},
+        {"image_features": (FP32, [1024]), "scaling_factor": (FP32, [1])},
+    ),
+    "medimageinsight_text": (
+        {"text": (BYTES, [1])},
+        {"text_features": (FP32, [1024]), "scaling_factor": (FP32, [1])},
+    ),
+    "image_encoder": (
+        {"pixels": (UINT8, [480, 480, 3])},
+        {"image_features": (FP32, [1024]), "scaling_factor": (FP32, [1])},
+    ),
+    "text_encoder": (
+        {"input_ids": (INT64, [77]), "attention_mask": (INT64, [77])},
+        {"text_features": (FP32, [1024]), "scaling_factor": (FP32, [1])},
+    ),
+}
+
+
+def signature(tensors):
+    return {tensor.name: (DataType.Name(tensor.data_type), list(tensor.dims)) for tensor in tensors}
+
+
+@pytest.mark.parametrize("model", CONFIGS)
+def test_model_is_named_as_its_folder_and_has_a_version_folder(model):
+    assert CONFIGS[model].name == model
+    assert (REPOSITORY / model / "1").is_dir()
+
+
+@pytest.mark.parametrize("model", PUBLIC_TENSORS)
+def test_model_tensors_are_the_published_ones(model):
+    inputs, outputs = PUBLIC_TENSORS[model]
+    assert signature(CONFIGS[model].input) == inputs
+    assert signature(CONFIGS[model].output) == outputs
+
+
+@pytest.mark.parametrize("model", ENSEMBLES)
+def test_ensemble_steps_connect_tensors_of_one_type_and_shape(model):
+    ensemble = CONFIGS[model]
+    flowing = signature(ensemble.input)
+    for step in ensemble.ensemble_scheduling.step:
+        taken, given = signature(CONFIGS[step.model_name].input), signature(CONFIGS[step.model_name].output)
+        for name, source in step.input_map.items():
+            assert flowing[source] == taken[name], f"{step.model_name}.{name}"
+        flowing |= {target: given[name] for name, target in step.output_map.items()}
+        required = {tensor.name for tensor in CONFIGS[step.model_name].input if not tensor.optional}
+        assert required <= step.input_map.keys()
+    assert signature(ensemble.output).items() <= flowing.items()
+
+
+@pytest.mark.parametrize("model", ENSEMBLES)
+def test_ensemble_is_one_chain_of_steps(model):
+    """See medimageinsight/config.pbtxt: before core pull request 466 a failing branch leaked its request."""
+    steps = CONFIGS[model].ensemble_scheduling.step
+    for before, after in pairwise(steps):
+        assert set(before.output_map.values()) & set(after.input_map.values()), f"{after.model_name} would run beside"
+
+
+@pytest.mark.parametrize("model", ENSEMBLES)
+def test_ensemble_takes_no_larger_batch_than_its_steps(model):
+    steps = CONFIGS[model].ensemble_scheduling.step
+    assert 0 < CONFIGS[model].max_batch_size <= min(CONFIGS[step.model_name].max_batch_size for step in steps)
+
+
+@pytest.mark.parametrize("model", LEAVES)
+def test_leaf_queue_is_bounded_and_lets_a_caller_shorten_its_wait(model):
+    policy = CONFIGS[model].dynamic_batching.default_queue_policy
+    assert policy.max_queue_size > 0
+    assert policy.default_timeout_microseconds > 0  # with 0, Triton never looks at the caller's own timeout
+    assert policy.timeout_action == ModelQueuePolicy.REJECT
+    assert policy.allow_timeout_override
+
+
+@pytest.mark.parametrize("model", LEAVES)
+def test_leaf_states_what_triton_would_otherwise_guess(model):
+    config = CONFIGS[model]
+    assert config.max_batch_size > 0
+    assert len(config.instance_group) == 1
+    assert config.version_policy.latest.num_versions == 1
+    assert config.backend in DOCUMENTED_PARAMETERS
+
+
+@pytest.mark.parametrize("model", LEAVES)
+def test_leaf_parameters_are_documented_ones_with_a_text_value(model):
+    config = CONFIGS[model]
+    assert config.parameters.keys() <= DOCUMENTED_PARAMETERS[config.backend]
+    assert all(parameter.string_value for parameter in config.parameters.values())
+
+
+@pytest.mark.parametrize("model", LEAVES)
+def test_leaf_warms_up_with_every_required_input(model):
+    config = CONFIGS[model]
+    (warmup,) = config.model_warmup
+    given = {name: (DataType.Name(tensor.data_type), list(tensor.dims)) for name, tensor in warmup.inputs.items()}
+    assert given == signature(tensor for tensor in config.input if not tensor.optional)
+
+
+def warmup_bytes(model):
+    """The one BYTES element of a warm-up file, which Triton wants with its length (4 bytes, little-endian) in front."""
+    (warmup,) = CONFIGS[model].model_warmup
+    ((_, tensor),) = warmup.inputs.items()
+    content = (REPOSITORY / model / "warmup" / tensor.input_data_file).read_bytes()
+    (length,) = struct.unpack_from("<I", content)
+    assert length == len(content) - 4
+    return content[4:]
+
+
+def test_image_warmup_file_is_a_drawn_disc():
+    drawing = Image.new("L", (64, 64), 16)
+    ImageDraw.Draw(drawing).ellipse((12, 8, 52, 56), fill=200)
+    with Image.open(BytesIO(warmup_bytes("image_preprocessing"))) as image:
+        assert image.format == "PNG"
+        assert image.tobytes() == drawing.tobytes()
+
+
+def test_text_warmup_file_is_a_caption():
+    assert warmup_bytes("text_tokenizer") == b"x-ray chest anteroposterior Pneumonia"

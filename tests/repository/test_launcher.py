@@ -1,0 +1,151 @@
+"""`medimage serve` and its launcher, as far as they go without a Triton: what they check before, and what they say."""
+
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medimage_server.launcher import LaunchError, choose_ports, compose_backends, environment, find_triton, run_triton
+from medimage_server.model_repository import RepositoryError, check_exported, read_configs, with_steps
+from tests.repository.onnx_models import write_text_encoder
+
+REPOSITORY = Path(__file__).parents[2] / "model_repository"
+
+
+@pytest.fixture
+def unexported(tmp_path):
+    """The committed repository without anything that an export wrote."""
+    exported = shutil.ignore_patterns("*.onnx", "*.onnx.data", "*.json", "*.plan", "__pycache__")
+    return shutil.copytree(REPOSITORY, tmp_path / "models", ignore=exported)
+
+
+@pytest.fixture
+def exported(unexported):
+    for encoder in ("image_encoder", "text_encoder"):
+        write_text_encoder(unexported / encoder / "1/model.onnx")
+    return unexported
+
+
+def install_triton(folder, monkeypatch, script, *backends):
+    """A container's layout around a stand-in for tritonserver, found on PATH."""
+    for backend in backends:
+        (folder / "backends" / backend).mkdir(parents=True)
+        (folder / "backends" / backend / "library.so").touch()
+    (folder / "bin").mkdir(parents=True)
+    executable = folder / "bin/tritonserver"
+    executable.write_text(f"#!/bin/sh\n{script}\n")
+    executable.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{executable.parent}:{os.environ['PATH']}")
+
+
+def serve(*arguments):
+    command = [sys.executable, "-c", "from medimage_server.cli import serve; serve()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_serve_without_a_repository_says_so_in_one_line(tmp_path):
+    done = serve("--repository", tmp_path / "absent")
+    assert done.returncode == 1
+    assert done.stderr == f"Error: model repository {tmp_path}/absent does not exist; name one with --repository\n"
+
+
+def test_serve_without_exported_weights_names_the_models_and_the_command(unexported):
+    done = serve("--repository", unexported)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: no exported weights for image_encoder, text_encoder: "
+        f"run `medimage export medimageinsight --checkpoint DIR --repository {unexported}`\n"
+    )
+
+
+def test_serve_of_an_impossible_port_is_bad_use():
+    assert serve("--http-port", "70000").returncode == 2
+
+
+def test_serve_on_a_taken_port_names_it(exported):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = serve("--repository", exported, "--http-port", 0, "--grpc-port", port, "--metrics-port", 0)
+    assert done.returncode == 1
+    assert done.stderr == f"Error: cannot open grpc port 127.0.0.1:{port}: Address already in use\n"
+
+
+def test_serve_passes_on_that_triton_failed_to_start(exported, tmp_path, monkeypatch):
+    install_triton(tmp_path / "triton", monkeypatch, "exit 3", "python", "onnxruntime")
+    done = serve("--repository", exported, "--http-port", 0, "--grpc-port", 0, "--metrics-port", 0)
+    assert done.returncode == 1
+    assert done.stderr == "Error: Triton ended with exit code 3 before it was ready; see its log above\n"
+
+
+def test_repository_without_models_is_refused(tmp_path):
+    with pytest.raises(LaunchError, match=r"holds no \*/config.pbtxt"), run_triton(tmp_path):
+        pass
+
+
+def test_repository_with_a_broken_config_names_file_and_line(unexported):
+    config = unexported / "image_encoder/config.pbtxt"
+    config.write_text('name: "image_encoder"\nmax_batch: 3\n')
+    with pytest.raises(RepositoryError, match=r"image_encoder/config.pbtxt: line 2:1 : .*max_batch"):
+        read_configs(unexported)
+
+
+def test_chosen_ensemble_brings_its_steps_before_itself(unexported):
+    assert with_steps(["medimageinsight_text"], read_configs(unexported)) == [
+        "text_tokenizer",
+        "text_encoder",
+        "medimageinsight_text",
+    ]
+
+
+def test_chosen_model_that_is_not_there_is_refused_with_those_that_are(unexported):
+    with pytest.raises(RepositoryError, match="no model medimageinsigt in the repository; it has image_encoder, image"):
+        with_steps(["medimageinsigt"], read_configs(unexported))
+
+
+def test_weights_are_asked_for_only_of_the_models_to_be_served(unexported):
+    write_text_encoder(unexported / "text_encoder/1/model.onnx")
+    configs = read_configs(unexported)
+    check_exported(unexported, with_steps(["medimageinsight_text"], configs), configs)
+    with pytest.raises(RepositoryError, match=r"^no exported weights for image_encoder: run"):
+        check_exported(unexported, with_steps(["medimageinsight"], configs), configs)
+
+
+def test_free_ports_differ_from_each_other():
+    ports = choose_ports("127.0.0.1", dict.fromkeys(["http", "grpc", "metrics"], 0))
+    assert len(set(ports.values())) == 3
+    assert all(ports.values())
+
+
+def test_host_that_is_not_this_machine_is_refused():
+    with pytest.raises(LaunchError, match=r"^cannot open http port 192\.0\.2\.1:0: "):  # TEST-NET-1, RFC 5737
+        choose_ports("192.0.2.1", {"http": 0})
+
+
+def test_native_onnxruntime_backend_is_used_as_it_is(tmp_path, monkeypatch):
+    install_triton(tmp_path / "triton", monkeypatch, "", "python", "onnxruntime")
+    assert compose_backends(find_triton(), tmp_path) == tmp_path / "triton/backends"
+
+
+def test_missing_onnxruntime_backend_is_replaced_by_ours(tmp_path, monkeypatch):
+    install_triton(tmp_path / "triton", monkeypatch, "", "python")
+    composed = compose_backends(find_triton(), tmp_path)
+    assert (composed / "python/library.so").is_file()
+    assert (composed / "onnxruntime/model.py").is_file()
+
+
+def test_no_triton_anywhere_names_the_package_to_install(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(LaunchError, match=r"^no tritonserver .*pip install 'medimage-triton\[server\]'`$"):
+        find_triton()
+
+
+def test_environment_puts_this_python_first_on_the_path(tmp_path, monkeypatch):
+    install_triton(tmp_path / "triton", monkeypatch, "", "python")
+    path = environment(find_triton())["PATH"]
+    assert path.split(":")[0] == str(Path(sys.executable).parent)

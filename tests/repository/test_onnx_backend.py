@@ -1,0 +1,238 @@
+"""The python-based onnxruntime backend: its logic, and its adapter against a stand-in for Triton's module."""
+
+import importlib.util
+import json
+import logging
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnxruntime
+import pytest
+from google.protobuf import json_format, text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from medimage_server.errors import InvalidInput
+from medimage_server.onnx_backend import (
+    InferenceFailed,
+    ModelLoadError,
+    OnnxModel,
+    execution_providers,
+    session_options,
+)
+from tests.repository.onnx_models import VOCABULARY, write_text_encoder
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config():
+    """The committed config of the text encoder, as Triton passes it to a Python model."""
+    text = (ROOT / "model_repository/text_encoder/config.pbtxt").read_text()
+    parsed = text_format.Parse(text, ModelConfig())
+    return json_format.MessageToDict(parsed, preserving_proto_field_name=True) | {"parameters": {}}
+
+
+@pytest.fixture
+def model(config, tmp_path):
+    write_text_encoder(tmp_path / "model.onnx")
+    return OnnxModel(config, tmp_path, kind="CPU", device_id=0)
+
+
+def request(*first_ids):
+    """One row per id: the id at position 0, and three positions attended, the others of which hold 0."""
+    ids = np.zeros((len(first_ids), 77), np.int64)
+    ids[:, 0] = first_ids
+    mask = np.zeros_like(ids)
+    mask[:, :3] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def sums(answer):
+    """What write_text_encoder's formula gives: one number per row."""
+    assert answer["text_features"].shape == (len(answer["text_features"]), 1024)
+    assert (answer["scaling_factor"] == 3).all()
+    return answer["text_features"][:, 0].tolist()
+
+
+def test_run_gives_each_request_its_own_rows(model):
+    answers = model.run([request(5), request(7, 9), request(11)])
+    assert [sums(answer) for answer in answers] == [[5], [7, 9], [11]]
+
+
+def test_run_batches_all_requests_into_one_session_run(model, monkeypatch):
+    rows = []
+    session = model.session
+    spy = SimpleNamespace(run=lambda names, feed: rows.append(len(feed["input_ids"])) or session.run(names, feed))
+    monkeypatch.setattr(model, "session", spy)
+    model.run([request(1), request(2, 3)])
+    assert rows == [3]
+
+
+def test_run_does_not_copy_the_tensors_of_a_single_request(model, monkeypatch):
+    fed = {}
+    session = model.session
+    spy = SimpleNamespace(run=lambda names, feed: fed.update(feed) or session.run(names, feed))
+    monkeypatch.setattr(model, "session", spy)
+    only = request(1)
+    model.run([only])
+    assert fed["input_ids"] is only["input_ids"]
+
+
+def test_run_answers_the_neighbours_of_a_request_with_values_that_the_model_refuses(model):
+    good, bad, also_good = model.run([request(5), request(VOCABULARY), request(6)])
+    assert (sums(good), sums(also_good)) == ([5], [6])
+    assert isinstance(bad, InvalidInput)
+    assert str(bad) == "text_encoder cannot take the values of input_ids, attention_mask"
+
+
+def test_run_answers_the_neighbours_of_a_request_of_another_shape(model):
+    short = {name: values[:, :5] for name, values in request(1).items()}
+    bad, good = model.run([short, request(5)])
+    assert str(bad) == "input input_ids has shape [1, 5]; expected [-1, 77], -1 being any"
+    assert sums(good) == [5]
+
+
+def test_run_refuses_inputs_with_different_numbers_of_rows(model):
+    (answer,) = model.run([request(1, 2) | {"attention_mask": request(1)["attention_mask"]}])
+    assert str(answer) == "inputs differ in their number of rows: [1, 2]"
+
+
+def test_run_keeps_the_text_of_an_internal_failure_from_the_caller_and_the_log(model, monkeypatch, caplog):
+    def out_of_memory(names, feed):
+        raise RuntimeError("Failed to allocate; secret")
+
+    monkeypatch.setattr(model, "session", SimpleNamespace(run=out_of_memory))
+    (answer,) = model.run([request(1)])
+    assert isinstance(answer, InferenceFailed)
+    assert "secret" not in str(answer) + caplog.text
+    assert "RuntimeError" in caplog.text
+
+
+def test_unbatched_model_runs_each_request_alone(config, tmp_path):
+    write_text_encoder(tmp_path / "model.onnx")
+    for tensor in [*config["input"], *config["output"]]:
+        tensor["dims"] = ["-1", *tensor["dims"]]
+    unbatched = OnnxModel(config | {"max_batch_size": 0}, tmp_path, kind="CPU", device_id=0)
+    assert [sums(answer) for answer in unbatched.run([request(1, 2), request(3)])] == [[1, 2], [3]]
+
+
+def test_load_without_weights_names_the_model_and_the_export_command(config, tmp_path):
+    with pytest.raises(ModelLoadError, match=r"^text_encoder has no exported weights .*`medimage export medimagein"):
+        OnnxModel(config, tmp_path, kind="CPU", device_id=0)
+
+
+def test_load_of_a_broken_file_is_one_line(config, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"not a model")
+    with pytest.raises(ModelLoadError, match=r"^text_encoder: onnxruntime cannot load model.onnx: [^\n]+$"):
+        OnnxModel(config, tmp_path, kind="CPU", device_id=0)
+
+
+@pytest.mark.parametrize(
+    ("field", "index", "change", "message"),
+    [
+        ("input", 0, {"name": "ids"}, r"needs inputs \['input_ids'\] that config.pbtxt does not declare"),
+        ("output", 0, {"name": "features"}, r"no tensor features; it has \['scaling_factor', 'text_features'\]"),
+        ("output", 0, {"data_type": "TYPE_FP16"}, r"TYPE_FP32 \[-1, 1024\] in model.onnx, but TYPE_FP16 \[-1, 1024\]"),
+        ("input", 1, {"dims": ["64"]}, r"attention_mask is TYPE_INT64 \[-1, 77\] in model.onnx, but .* \[-1, 64\]"),
+    ],
+    ids=["input-name", "output-name", "type", "shape"],
+)
+def test_load_refuses_a_config_that_disagrees_with_the_graph(config, tmp_path, field, index, change, message):
+    write_text_encoder(tmp_path / "model.onnx")
+    config[field][index] |= change
+    with pytest.raises(ModelLoadError, match=message):
+        OnnxModel(config, tmp_path, kind="CPU", device_id=0)
+
+
+def test_session_options_take_the_native_backends_parameters(config):
+    given = {"intra_op_thread_count": "3", "inter_op_thread_count": "2", "execution_mode": "1", "enable_mem_arena": "0"}
+    config["parameters"] = {key: {"string_value": value} for key, value in given.items()}
+    options = session_options(config)
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 2)
+    assert options.execution_mode == onnxruntime.ExecutionMode.ORT_PARALLEL
+    assert not options.enable_cpu_mem_arena
+    assert options.enable_mem_pattern
+
+
+def test_session_options_name_what_they_do_not_honour(config, caplog):
+    config["parameters"] = {"gpu_mem_limit": {"string_value": "1"}}
+    config["optimization"] = {"graph": {"level": 1}}
+    with caplog.at_level(logging.WARNING):
+        session_options(config)
+    assert "text_encoder: gpu_mem_limit, optimization.graph not honoured" in caplog.text
+
+
+def test_session_options_refuse_a_value_that_is_no_number(config):
+    config["parameters"] = {"intra_op_thread_count": {"string_value": "all"}}
+    with pytest.raises(ModelLoadError, match="intra_op_thread_count is 'all'; expected a whole number"):
+        session_options(config)
+
+
+def test_gpu_instance_uses_its_own_cuda_device(monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    assert execution_providers("m", "GPU", 1)[0] == ("CUDAExecutionProvider", {"device_id": 1})
+    assert execution_providers("m", "CPU", 0) == ["CPUExecutionProvider"]
+
+
+def test_gpu_instance_without_cuda_provider_warns_and_uses_the_cpu(monkeypatch, caplog):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert execution_providers("m", "GPU", 0) == ["CPUExecutionProvider"]
+    assert "install onnxruntime-gpu" in caplog.text
+
+
+class Tensor:
+    def __init__(self, name, values):
+        self.name, self.as_numpy = lambda: name, lambda: values
+
+
+class TritonError:
+    INVALID_ARG, INTERNAL = "INVALID_ARG", "INTERNAL"
+
+    def __init__(self, message, code):
+        self.message, self.code = message, code
+
+
+@pytest.fixture
+def adapter(monkeypatch):
+    """backends/onnxruntime/model.py, imported beside a stand-in for the module that only Triton provides."""
+    stand_in = SimpleNamespace(
+        Tensor=Tensor,
+        TritonError=TritonError,
+        TritonModelException=type("TritonModelException", (Exception,), {}),
+        InferenceResponse=lambda tensors=(), error=None: SimpleNamespace(tensors=tensors, error=error),
+    )
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", stand_in)
+    spec = importlib.util.spec_from_file_location("adapter", ROOT / "server/backends/onnxruntime/model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return SimpleNamespace(model=module.TritonPythonModel(), stand_in=stand_in)
+
+
+def arguments(config, repository):
+    return {
+        "model_config": json.dumps(config),
+        "model_repository": str(repository),
+        "model_version": "1",
+        "model_instance_kind": "CPU",
+        "model_instance_device_id": "0",
+    }
+
+
+def test_adapter_answers_each_request_with_tensors_or_its_own_error(adapter, config, tmp_path):
+    (tmp_path / "1").mkdir()
+    write_text_encoder(tmp_path / "1/model.onnx")
+    adapter.model.initialize(arguments(config, tmp_path))
+    requests = [
+        SimpleNamespace(inputs=lambda row=row: [Tensor(name, values) for name, values in request(row).items()])
+        for row in (5, VOCABULARY)
+    ]
+    good, bad = adapter.model.execute(requests)
+    assert {tensor.name() for tensor in good.tensors} == {"text_features", "scaling_factor"}
+    assert bad.error.code == "INVALID_ARG"
+
+
+def test_adapter_ends_a_failed_load_with_one_line(adapter, config, tmp_path):
+    with pytest.raises(adapter.stand_in.TritonModelException, match=r"^text_encoder has no exported weights"):
+        adapter.model.initialize(arguments(config, tmp_path))

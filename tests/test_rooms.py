@@ -1,0 +1,50 @@
+"""Imports go one way between the rooms, so that each can be installed and read without the ones behind it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = {"medimage_client", "medimage_export", "medimage_server"}
+ALLOWED = {
+    "client": {"medimage_client"},
+    "export": {"medimage_export"},
+    "server": {"medimage_server", "medimage_client"},
+    "model_repository": {"medimage_server"},
+}
+CLIENT_BASE = {"numpy", "PIL", "tritonclient"}
+CLIENT_EXTRAS = {"click": "cli", "pydicom": "dicom", "pyarrow": "parquet"}
+
+
+def imported_packages(folder: Path, *, top_level_only: bool = False) -> set[str]:
+    found = set()
+    for path in folder.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in tree.body if top_level_only else ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_room_imports_only_the_rooms_it_may(room):
+    imported = imported_packages(ROOT / room)
+    assert imported, f"{room} has no imports: is the folder still there?"
+    assert imported & ROOMS <= ALLOWED[room]
+
+
+def test_server_room_knows_nothing_of_triton_requests():
+    assert "triton_python_backend_utils" not in imported_packages(ROOT / "server" / "medimage_server")
+
+
+def test_adapters_stay_thin():
+    adapters = [*ROOT.glob("model_repository/*/1/model.py"), *ROOT.glob("server/backends/*/model.py")]
+    assert len(adapters) == 3
+    assert {path.parent.parent.name: len(path.read_text().splitlines()) for path in adapters if long(path)} == {}
+
+
+def long(path: Path) -> bool:
+    return len(path.read_text().splitlines()) > 80

@@ -1,0 +1,89 @@
+"""The launcher and `medimage serve` with a real Triton: what is started is ended, and servers do not meet."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpc
+from tritonclient.utils import InferenceServerException
+
+from medimage_server.launcher import run_triton
+from tests.triton.requests import bytes_input, embed_texts
+
+SERVE = [sys.executable, "-c", "from medimage_server.cli import serve; serve()"]
+ANY_PORT = ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
+END_S = 20.0  # Triton ends in about 4 s; one that waits for a request that never ends takes 30 s
+
+
+def descendants(pid):
+    children = [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+    return children + [pid for child in children for pid in descendants(child)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_serve_ends_with_all_it_started(repository, tmp_path, number):
+    command = [*SERVE, "--repository", repository, "--models", "medimageinsight_text", *ANY_PORT]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        try:
+            assert process.stdout.readline().startswith("ready: grpc://127.0.0.1:")
+            started = descendants(process.pid)
+            assert len(started) > 1  # Triton, and the stub processes of its Python models
+            process.send_signal(number)
+            assert process.wait(END_S) == 0
+        finally:
+            process.terminate()
+    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
+    assert list(tmp_path.iterdir()) == []  # not even the .ses file of onnxruntime's telemetry
+
+
+def test_serve_fails_when_its_triton_is_killed(repository):
+    command = [*SERVE, "--repository", repository, "--models", "text_tokenizer", *ANY_PORT]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            process.stdout.readline()  # ready
+            (triton,) = [child for child in descendants(process.pid) if executable(child) == "tritonserver"]
+            os.kill(triton, signal.SIGKILL)
+            _, errors = process.communicate(timeout=END_S)
+        finally:
+            process.terminate()
+    assert process.returncode == 1
+    assert errors.splitlines()[-1] == "Error: Triton ended by itself with exit code -9; see its log above"
+
+
+def executable(pid):
+    return Path(f"/proc/{pid}/exe").resolve().name
+
+
+def test_second_server_runs_beside_the_first_with_its_chosen_models_only(triton, repository, tmp_path):
+    with (
+        run_triton(repository, models=["medimageinsight_text"], log=tmp_path / "log") as second,
+        grpc.InferenceServerClient(f"127.0.0.1:{second.grpc_port}") as client,
+    ):
+        assert client.is_model_ready("text_encoder")
+        assert not client.is_model_ready("image_encoder")
+        np.testing.assert_array_equal(embed_texts(client, [b"heart"]), embed_texts(triton.grpc, [b"heart"]))
+    assert triton.grpc.is_server_ready()
+
+
+@pytest.mark.parametrize("bad", ["image", "text"])
+def test_refused_requests_do_not_keep_the_server_from_ending(repository, tmp_path, bad):
+    """A fan-out ensemble never released a request of which one branch failed, see medimageinsight/config.pbtxt."""
+    rows = {"image": (repository / "image_preprocessing/warmup/drawing").read_bytes()[4:], "text": b"heart"}
+    rows[bad] = b"\xff"  # neither an image nor UTF-8
+    with (
+        run_triton(repository, models=["medimageinsight"], log=tmp_path / "log") as server,
+        grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client,
+    ):
+        with pytest.raises(InferenceServerException, match="row 0: "):
+            client.infer("medimageinsight", [bytes_input(name, [row]) for name, row in rows.items()])
+        server.process.terminate()
+        assert server.process.wait(END_S) == 0
