@@ -138,13 +138,15 @@ def find_triton() -> Installation:
     stub = package / "tritonserver" / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.is_file():
         raise LaunchError(f"nvidia-pytriton has no Python {version} backend; use one of 3.8 to 3.13")
-    python_libraries = Path(sysconfig.get_config_var("LIBDIR"))
+    # Debian has libpython in a package of its own; the environment's lib/ is where `make` puts it without root.
+    python_libraries = (Path(sysconfig.get_config_var("LIBDIR")), Path(sys.prefix) / "lib")
     libpython = f"libpython{version}.so.1.0"
-    if not (python_libraries / libpython).exists() and not ctypes.util.find_library(f"python{version}"):
+    found = any((folder / libpython).exists() for folder in python_libraries)
+    if not found and not ctypes.util.find_library(f"python{version}"):
         raise LaunchError(f"Triton's python backend needs {libpython}: run `apt-get install libpython{version}`")
     return Installation(
         executable=package / "tritonserver" / "bin" / "tritonserver",
-        library_path=(package.parent / "nvidia_pytriton.libs", python_libraries),
+        library_path=(package.parent / "nvidia_pytriton.libs", *python_libraries),
         python_stub=stub,
     )
 

@@ -1,0 +1,47 @@
+# `make demo` and `make test` set up what they need in .venv, with the versions of requirements.lock.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# Triton's python backend needs libpython, which Debian has in a package of its own: unpacked into .venv/lib, which takes
+# no root. What is missing after that is said by the first command that starts Triton.
+FIND_TRITON := $(BIN)/python -c 'import medimage_server.launcher as launcher; launcher.find_triton()'
+LIBPYTHON = libpython$(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+GET_LIBPYTHON = { cd $(VENV) && apt-get download --quiet $(LIBPYTHON) && dpkg --extract $(LIBPYTHON)_*.deb deb \
+	&& cp --no-dereference deb/usr/lib/*/$(LIBPYTHON).so.1.0 lib/ && rm -r deb $(LIBPYTHON)_*.deb; } || true
+
+.PHONY: demo test check fix perf clean
+
+demo: $(VENV)/.runtime  ## the whole way on a real Triton, with the phantom checkpoint
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.dev  ## every test; those of tests/triton start a real Triton
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev  ## lint, format, types; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: $(VENV)/.dev  ## what check asks for, as far as a tool can do it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+perf: $(VENV)/.runtime  ## both encoders at full size, side by side; takes about ten minutes on two cores
+	$(BIN)/python perf/encoders.py
+
+clean:
+	rm -rf $(VENV) build
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: pyproject.toml requirements.lock | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock \
+		--editable '.[cli,export,server]'
+	@$(FIND_TRITON) 2>/dev/null || $(GET_LIBPYTHON)
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	touch $@

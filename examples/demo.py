@@ -1,0 +1,133 @@
+"""The whole way in one run: phantom checkpoint -> ONNX -> a real Triton -> the Azure request and a zero-shot table.
+
+Run: make demo        Leaves: build/demo/phantoms.png, build/demo/triton.log
+"""
+
+import base64
+import json
+import shutil
+import signal
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from medimage_client import MedImageInsight
+from medimage_export.export import export_medimageinsight
+from medimage_export.phantoms import CAPTIONS, phantom
+from medimage_server.launcher import LaunchError, run_triton
+
+ROOT = Path(__file__).parents[1]
+OUTPUT = ROOT / "build" / "demo"
+REPOSITORY = OUTPUT / "model_repository"  # a copy: a real checkpoint exported into model_repository/ stays there
+SEED = 1_000_000  # far from the seeds of training
+TILE_PX = 240
+LATENCY_RUNS = 20
+
+
+def main() -> None:
+    shutil.rmtree(OUTPUT, ignore_errors=True)
+    shutil.copytree(ROOT / "model_repository", REPOSITORY, ignore=shutil.ignore_patterns("*.onnx*", "*.json", "*.plan"))
+    files = draw_studies(OUTPUT / "studies")
+
+    print("1. Export the phantom checkpoint; PyTorch and ONNX Runtime side by side:\n")
+    export_medimageinsight(ROOT / "checkpoints" / "medimageinsight-phantom", REPOSITORY)
+
+    print("\n2. Start Triton on free ports ...", end=" ", flush=True)
+    started = time.monotonic()
+    with run_triton(REPOSITORY, log=OUTPUT / "triton.log") as server:
+        print(f"ready after {time.monotonic() - started:.1f} s (gRPC {server.grpc_port}, HTTP {server.http_port})")
+        with MedImageInsight(f"grpc://{server.host}:{server.grpc_port}") as client:
+            azure_request(client, files[0])
+            labels = zero_shot(client, files)
+            timings(client, files)
+    picture = OUTPUT / "phantoms.png"
+    contact_sheet(files, labels).save(picture)
+    print(f"\nTriton stopped. Inputs with their predicted labels: {picture.relative_to(ROOT)}")
+
+
+def draw_studies(folder: Path) -> list[Path]:
+    """One image file per caption, of a seed that training has not seen."""
+    folder.mkdir(parents=True)
+    files = []
+    for caption in CAPTIONS:
+        files.append(folder / f"{caption.replace(' ', '_')}.png")
+        Image.fromarray(phantom(caption, seed=SEED).image).save(files[-1])
+    return files
+
+
+def azure_request(client: MedImageInsight, file: Path) -> None:
+    """The sample request of the MedImageInsight-onnx model card, with a file of ours."""
+    request = {
+        "input_data": {
+            "columns": ["image", "text"],
+            "index": [0],
+            "data": [
+                [base64.encodebytes(file.read_bytes()).decode("utf-8"), "x-ray chest anteroposterior Cardiomegaly"]
+            ],
+        },
+        "params": {"get_scaling_factor": True},
+    }
+    print(f"\n3. The Azure request of the model card with {file.name}; the answer, vectors shortened:\n")
+    row = client.score(request)[0]
+    shortened = {
+        "image_features": [[*row["image_features"][0][:3], "..."]],
+        "text_features": [*row["text_features"][:3], "..."],
+        "scaling_factor": row["scaling_factor"],
+    }
+    print(json.dumps([shortened]))
+
+
+def zero_shot(client: MedImageInsight, files: list[Path]) -> list[str]:
+    """Print the best caption for each file; return them."""
+    scores = client.classify(files, labels=CAPTIONS)
+    best = scores.argmax(axis=1)
+    print(f"\n4. Zero-shot, one unseen drawing of each of the {len(CAPTIONS)} captions:\n")
+    print(f"{'drawn':<52}{'predicted':<52}{'score':>6}")
+    for row, column in enumerate(best):
+        wrong = "" if row == column else "   <- wrong"
+        print(f"{CAPTIONS[row]:<52}{CAPTIONS[column]:<52}{scores[row, column]:>6.2f}{wrong}")
+    print(f"\n{sum(best == range(len(files)))} of {len(files)} right")
+    return [CAPTIONS[column] for column in best]
+
+
+def timings(client: MedImageInsight, files: list[Path]) -> None:
+    """Median over single requests, and the rate of many at once, image file to vector through Triton."""
+    print("\n5. Timings, encoded file or text to vector over gRPC:\n")
+    for name, call in (
+        ("one image", lambda: client.embed_images(files[:1])),
+        ("one text", lambda: client.embed_texts(CAPTIONS[:1])),
+        (f"{len(files)} images", lambda: client.embed_images(files)),
+    ):
+        times_ms = []
+        for _ in range(LATENCY_RUNS):
+            started = time.perf_counter()
+            call()
+            times_ms.append(1e3 * (time.perf_counter() - started))
+        print(f"{name:<12} median {statistics.median(times_ms):7.1f} ms of {LATENCY_RUNS} runs")
+
+
+def contact_sheet(files: list[Path], labels: list[str], columns: int = 6) -> Image.Image:
+    """The drawings in a grid, each under the label that the model gave it: green if right, red if wrong."""
+    rows = -(-len(files) // columns)
+    caption_px = 34
+    sheet = Image.new("RGB", (columns * TILE_PX, rows * (TILE_PX + caption_px)), "black")
+    draw = ImageDraw.Draw(sheet)
+    for i, (file, label) in enumerate(zip(files, labels, strict=True)):
+        x, y = i % columns * TILE_PX, i // columns * (TILE_PX + caption_px)
+        with Image.open(file) as image:
+            sheet.paste(image.convert("RGB").resize((TILE_PX, TILE_PX)), (x, y + caption_px))
+        words = label.split()
+        text = "\n".join([" ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :])])
+        draw.multiline_text((x + 4, y + 3), text, fill="lightgreen" if label == CAPTIONS[i] else "salmon", font_size=12)
+    return sheet
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as Ctrl-C: leaves run_triton's block, which ends Triton
+    try:
+        main()
+    except LaunchError as error:
+        sys.exit(f"Error: {error}")

@@ -1,0 +1,178 @@
+"""How long do both encoders take at full size: PyTorch eager, ONNX Runtime, and through Triton?
+
+The published architecture with random weights: right in size and speed. Each round runs the three side by side, so that
+a noisy machine disturbs them alike. Unit: milliseconds per call, from pixels or token ids to vectors for PyTorch and
+ONNX Runtime, from an encoded file or a text to vectors through Triton (decoding, tokenising and gRPC included).
+
+Run: make perf        Result: perf/results/encoders.json, and the table on stdout
+"""
+
+import io
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+import onnxruntime
+import torch
+from PIL import Image
+
+from medimage_client import MedImageInsight
+from medimage_export.checkpoint import random_model
+from medimage_export.config import MedImageInsightConfig
+from medimage_export.export import export_medimageinsight
+from medimage_export.graphs import ImageEncoderGraph, TextEncoderGraph
+from medimage_export.phantoms import CAPTIONS, phantom
+from medimage_server.image_preprocessing import ImagePreprocessor, Settings
+from medimage_server.launcher import run_triton
+from medimage_server.model_repository import read_configs
+from medimage_server.text_tokenizer import TextTokenizer
+
+ROOT = Path(__file__).parents[1]
+RUNTIMES = ("PyTorch eager", "ONNX Runtime", "Triton gRPC")
+TEXTS = 16
+
+
+@click.command()
+@click.option("--rounds", default=5, show_default=True, help="Measured rounds, after one that is not measured.")
+@click.option("--repository", type=click.Path(path_type=Path, exists=True), help="An earlier --random-weights export.")
+@click.option("--output", type=click.Path(path_type=Path), default=ROOT / "perf" / "results" / "encoders.json")
+def main(rounds: int, repository: Path | None, output: Path) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        if repository is None:
+            repository = Path(shutil.copytree(ROOT / "model_repository", Path(scratch) / "model_repository"))
+            export_medimageinsight(None, repository)
+        with run_triton(repository, log=Path(scratch) / "triton.log") as server:
+            with MedImageInsight(f"grpc://{server.host}:{server.grpc_port}", timeout=600) as client:
+                results = [measure(name, calls, rounds) for name, calls in cases(repository, client)]
+            peak_bytes = peak_memory(server.process.pid)
+    report = {"machine": machine(), "rounds": rounds, "triton_peak_bytes": peak_bytes, "results": results}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(report, indent=2) + "\n")
+    print_table(report)
+
+
+def cases(repository: Path, client: MedImageInsight) -> Iterator[tuple[str, tuple[Callable[[], np.ndarray], ...]]]:
+    """What is measured: a name and one call for each of RUNTIMES, all three giving the same vectors."""
+    model = random_model(MedImageInsightConfig())  # the seed of the export, so the very same weights
+    buffer = io.BytesIO()
+    Image.fromarray(phantom(CAPTIONS[0], seed=0, size=512).image).save(buffer, "PNG")
+    png = buffer.getvalue()
+    pixels = preprocessed(repository, png)
+    yield (
+        "image, batch 1",
+        runtimes(
+            ImageEncoderGraph(model).eval(), repository / "image_encoder", [pixels], lambda: client.embed_images([png])
+        ),
+    )
+    tokenizer = TextTokenizer.from_file(repository / "text_tokenizer" / "1" / "tokenizer.json")
+    for texts in (CAPTIONS[:1], CAPTIONS[:TEXTS]):
+        ids, mask = tokenizer([text.encode() for text in texts])
+        yield (
+            f"text, batch {len(texts)}",
+            runtimes(
+                TextEncoderGraph(model).eval(),
+                repository / "text_encoder",
+                [ids, mask],
+                lambda texts=texts: client.embed_texts(texts),
+            ),
+        )
+
+
+def preprocessed(repository: Path, image: bytes) -> np.ndarray:
+    """The pixels that the served preprocessing hands to the encoder, (1, 480, 480, 3) uint8."""
+    parameters = read_configs(repository)["image_preprocessing"].parameters
+    settings = Settings.read(
+        {name: value.string_value for name, value in parameters.items()},
+        repository / "image_preprocessing" / "1" / "preprocessing.json",
+    )
+    return ImagePreprocessor(settings)([image], {})
+
+
+def runtimes(
+    graph: torch.nn.Module, model: Path, inputs: list[np.ndarray], served: Callable[[], np.ndarray]
+) -> tuple[Callable[[], np.ndarray], ...]:
+    """One call that gives the vectors for each of RUNTIMES."""
+    session = onnxruntime.InferenceSession(model / "1" / "model.onnx", providers=["CPUExecutionProvider"])
+    feed = {tensor.name: array for tensor, array in zip(session.get_inputs(), inputs, strict=True)}
+    tensors = [torch.from_numpy(array) for array in inputs]
+
+    def eager() -> np.ndarray:
+        with torch.inference_mode():
+            return graph(*tensors)[0].numpy()
+
+    return eager, lambda: session.run(None, feed)[0], served
+
+
+def measure(case: str, calls: tuple[Callable[[], np.ndarray], ...], rounds: int) -> dict[str, object]:
+    """Median and spread of each runtime over alternating rounds, and the largest difference of its vectors."""
+    vectors = [call() for call in calls]  # also the warm-up
+    times_ms: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, times in zip(calls, times_ms, strict=True):
+            started = time.perf_counter()
+            call()
+            times.append(1e3 * (time.perf_counter() - started))
+    return {
+        "case": case,
+        "runtimes": {
+            runtime: {
+                "median_ms": statistics.median(times),
+                "min_ms": min(times),
+                "max_ms": max(times),
+                "max_abs_difference": float(np.abs(found - vectors[0]).max()),
+            }
+            for runtime, times, found in zip(RUNTIMES, times_ms, vectors, strict=True)
+        },
+    }
+
+
+def peak_memory(pid: int) -> int:
+    """Bytes that a process and its descendants had resident at their highest, each at its own time; Linux only."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    own = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return own + sum(peak_memory(int(child)) for child in children)
+
+
+def machine() -> dict[str, object]:
+    """What the numbers were measured on."""
+    cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+    commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    return {
+        "cpu": cpu.split(":")[1].strip(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "commit": commit.stdout.strip(),
+    }
+
+
+def print_table(report: dict) -> None:
+    about = report["machine"]
+    print(f"\n{about['cpu']}, {about['cores']} cores; torch {about['torch']}, onnxruntime {about['onnxruntime']}; fp32")
+    print(f"Triton's processes at their highest: {report['triton_peak_bytes'] / 1e9:.1f} GB\n")
+    print(f"| {'case':<15} | {'runtime':<14} | median ms | min-max ms | PyTorch ÷ it | max diff |")
+    print("|---|---|---:|---:|---:|---:|")
+    for result in report["results"]:
+        baseline_ms = result["runtimes"][RUNTIMES[0]]["median_ms"]
+        for runtime, r in result["runtimes"].items():
+            spread = f"{r['min_ms']:.0f}-{r['max_ms']:.0f}"
+            print(
+                f"| {result['case']:<15} | {runtime:<14} | {r['median_ms']:>9.0f} | {spread:>10} "
+                f"| {baseline_ms / r['median_ms']:>12.2f} | {r['max_abs_difference']:.1e}  |"
+            )
+
+
+if __name__ == "__main__":
+    main()
