@@ -5,7 +5,6 @@ the first frame of an animated or multi-page file, no turning by the EXIF orient
 Pillow itself reduces 16-bit colour to its high bytes; 16-bit grey, which it would clip at 255, is scaled here.
 """
 
-import binascii
 import re
 import warnings
 from io import BytesIO
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from medimage_client.base64_text import decode_base64
 from medimage_server.errors import InvalidInput
 
 # Pillow's still formats that a signature tells apart. Not those without one, such as TGA, which would make an image of
@@ -33,7 +33,6 @@ MAX_SIDE_PX = 2**15  # a resize holds (source height x new width) pixels, howeve
 # No format of FORMATS starts with this much printable text, except a plain PNM file.
 TEXT = re.compile(rb"(?!P[1-6]\s)[\t-\r -~]*")
 TEXT_HEAD_BYTES = 64
-ASCII_WHITESPACE = b" \t\n\r\v\f"
 WHITE_IS_ZERO, PHOTOMETRIC_TAG = 0, 262  # TIFF 6.0, PhotometricInterpretation
 
 
@@ -45,7 +44,7 @@ def decode_image(data: bytes, *, max_encoded_bytes: int, max_pixels: int) -> Ima
     Raises:
         InvalidInput: not such an image, damaged, over a limit, or without a defined grey range.
     """
-    file = decode_base64(data) if TEXT.fullmatch(data[:TEXT_HEAD_BYTES]) else data
+    file = read_base64(data) if TEXT.fullmatch(data[:TEXT_HEAD_BYTES]) else data
     if not file:
         raise InvalidInput(f"image is empty; {EXPECTED}")
     if len(file) > max_encoded_bytes:
@@ -59,18 +58,12 @@ def decode_image(data: bytes, *, max_encoded_bytes: int, max_pixels: int) -> Ima
     return image
 
 
-def decode_base64(text: bytes) -> bytes:
-    """Base64 text to bytes, strictly once white space is out: the Azure samples break lines every 76 characters."""
-    text = text.translate(None, ASCII_WHITESPACE)
-    if text[:8].lower().startswith((b"http://", b"https://")):
+def read_base64(text: bytes) -> bytes:
+    if text.lstrip()[:8].lower().startswith((b"http://", b"https://")):
         raise InvalidInput(f"image URLs are not downloaded; {EXPECTED}")
-    if text[:5].lower() == b"data:":
-        header, _, text = text.partition(b",")
-        if not header.lower().endswith(b";base64"):
-            raise InvalidInput("data: URI is not base64; expected data:image/<format>;base64,<text>")
     try:
-        return binascii.a2b_base64(text, strict_mode=True)
-    except binascii.Error:
+        return decode_base64(text)
+    except ValueError:
         raise InvalidInput(f"neither an image file nor valid base64 text; {EXPECTED}") from None
 
 

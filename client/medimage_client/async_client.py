@@ -1,0 +1,251 @@
+"""The asyncio client of MedImageInsight. `client.py` offers the same without asyncio."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medimage_client.azure import Answer, EmbeddingRow, Layout, RequestParams, read_request, render_answer
+from medimage_client.constants import DEFAULT_CONCURRENCY, DEFAULT_RETRIES, DEFAULT_TIMEOUT_S, EMBEDDING_SIZE
+from medimage_client.embedder import IMAGES, TEXTS, Embedded, Embedder, Embeddings, gather
+from medimage_client.errors import InvalidInput
+from medimage_client.images import ImageInput, encode_image
+from medimage_client.transport import Endpoint, Transport
+from medimage_client.windowing import Window
+from medimage_client.zero_shot import probabilities
+
+
+class AsyncMedImageInsight:
+    """MedImageInsight on a Triton server, for asyncio.
+
+    Many inputs are sent as several requests at once and answered in order. Of several things that are wrong, the first
+    one noticed is raised, and requests not yet answered are given up.
+
+    Args:
+        url: `grpc://host:port`, `grpcs://…`, `http://…` or `https://…`.
+        timeout: seconds for one request with its retries. A call with many inputs makes many requests; bound it as a
+            whole with `asyncio.timeout`.
+        retries: attempts after the first, made after failed connections and when the server is overloaded.
+        concurrency: requests in flight, over all calls of this client.
+        transport: a connection to use instead of one to `url`.
+
+    Raises:
+        InvalidInput: the url or an option is not valid.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT_S,
+        retries: int = DEFAULT_RETRIES,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        transport: Transport | None = None,
+    ) -> None:
+        if timeout <= 0 or retries < 0 or concurrency < 1:
+            raise InvalidInput(
+                f"timeout={timeout}, retries={retries}, concurrency={concurrency}; expected timeout > 0, retries >= 0 "
+                "and concurrency >= 1"
+            )
+        self._embedder = Embedder(
+            Endpoint.parse(url), timeout=timeout, retries=retries, concurrency=concurrency, transport=transport
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection. A later call opens another."""
+        await self._embedder.close()
+
+    async def is_ready(self) -> bool:
+        """Whether the server answers now and has the models loaded; not retried."""
+        return await self._embedder.is_ready()
+
+    async def embed_images(
+        self,
+        images: Sequence[ImageInput],
+        *,
+        window: Window | None = None,
+        frame: int | None = None,
+        image_standardization_image_size: int = 0,
+        image_standardization_jpeg_compression_ratio: int = 0,
+        timeout: float | None = None,
+    ) -> Embeddings:
+        """Embeddings of images, (n, 1024) float32, L2-normalised; (0, 1024) for none.
+
+        Args:
+            images: paths, bytes, base64 text, Pillow images, arrays or DICOM files, mixed as you like; see `images.py`.
+            window: (low, high) for deep arrays and DICOM files; see `images.encode_image`.
+            frame: of multi-frame DICOM files, from 0; the first if None.
+            image_standardization_image_size: Azure's parameter, side in pixels; 0 for the server's own, 512.
+            image_standardization_jpeg_compression_ratio: Azure's parameter, JPEG quality; 0 for the server's own, 75.
+            timeout: seconds for one request, instead of the client's.
+
+        Raises:
+            InvalidInput: names the image by its index, as `images[3]: …`.
+            MedImageError: see `errors.py`.
+        """
+        check_list(images, "images")
+        params = RequestParams(
+            image_standardization_image_size=image_standardization_image_size,
+            image_standardization_jpeg_compression_ratio=image_standardization_jpeg_compression_ratio,
+        )
+        embedded = await self._embedder.embed(
+            IMAGES,
+            images,
+            encode=lambda image: encode_image(image, window=window, frame=frame),
+            name="images[{}]".format,
+            parameters=params.for_images(),
+            timeout=timeout,
+        )
+        return embedded.features
+
+    async def embed_texts(self, texts: Sequence[str], *, timeout: float | None = None) -> Embeddings:
+        """Embeddings of texts, (n, 1024) float32, L2-normalised; (0, 1024) for none. Equal texts are sent once.
+
+        The model reads the first 77 tokens of a text.
+
+        Raises:
+            InvalidInput: names the text by its index, as `texts[3]: …`.
+            MedImageError: see `errors.py`.
+        """
+        check_list(texts, "texts")
+        return (await self._embed_texts(texts, name="texts[{}]".format, timeout=timeout)).features
+
+    async def classify(
+        self,
+        images: Sequence[ImageInput] | Embeddings,
+        labels: Sequence[str],
+        *,
+        multilabel: bool = False,
+        template: str = "{}",
+        timeout: float | None = None,
+    ) -> NDArray[np.float32]:
+        """Zero-shot probabilities, (n, labels) float32.
+
+        Args:
+            images: what `embed_images` takes, or its result, a floating-point (n, 1024) array.
+            labels: texts such as `x-ray chest anteroposterior Pneumonia`, the pattern the model was trained on.
+            multilabel: rate each label by itself (sigmoid); else the labels exclude each other and a row sums to 1.
+            template: text around each label, which takes the place of `{}`.
+            timeout: seconds for one request, instead of the client's.
+
+        Raises:
+            InvalidInput: no labels, a template without `{}`, or as for `embed_images` and `embed_texts`.
+            MedImageError: see `errors.py`.
+        """
+        check_list(labels, "labels")
+        if not labels:
+            raise InvalidInput("labels is empty; expected at least one label")
+        if "{}" not in template:
+            raise InvalidInput("template has no {}; expected a text with {} in the place of the label")
+        check_texts(labels, name="labels[{}]".format)
+        texts = [template.replace("{}", label) for label in labels]
+        label_embedding = await self._embed_texts(texts, name="labels[{}]".format, timeout=timeout)
+        assert label_embedding.scaling_factor is not None  # there is a label
+        features = (
+            check_embeddings(images)
+            if isinstance(images, np.ndarray)
+            else await self.embed_images(images, timeout=timeout)
+        )
+        return probabilities(features, label_embedding.features, label_embedding.scaling_factor, multilabel=multilabel)
+
+    async def score(
+        self,
+        request: Mapping[str, Any] | str | bytes | os.PathLike[str],
+        *,
+        layout: Layout = "rows",
+        timeout: float | None = None,
+    ) -> Answer:
+        """Answer a request of Azure's MedImageInsight endpoint in its own JSON; see `azure.py`.
+
+        Args:
+            request: the decoded object, its JSON text, or the path (`os.PathLike`) of a JSON file.
+            layout: `rows` as the endpoint answers, `card` as in the model card, `object` as in the documentation.
+            timeout: seconds for one request to Triton, instead of the client's.
+
+        Raises:
+            InvalidInput: names row and column, as `row 2, column 'image': …`.
+            MedImageError: see `errors.py`.
+        """
+        if layout not in get_args(Layout):
+            raise InvalidInput(f"layout is {layout!r}; expected one of {list(get_args(Layout))}")
+        parsed = read_request(request)
+        images = {n: row.image for n, row in enumerate(parsed.rows) if row.image is not None}
+        texts = {n: row.text for n, row in enumerate(parsed.rows) if row.text is not None}
+        image_rows, text_rows = list(images), list(texts)
+        image_embedding, text_embedding = await gather(
+            [
+                self._embedder.embed(
+                    IMAGES,
+                    list(images.values()),
+                    encode=bytes,
+                    name=lambda i: f"row {image_rows[i]}, column 'image'",
+                    parameters=parsed.params.for_images(),
+                    timeout=timeout,
+                ),
+                self._embed_texts(
+                    list(texts.values()), name=lambda i: f"row {text_rows[i]}, column 'text'", timeout=timeout
+                ),
+            ]
+        )
+        image_features = dict(zip(image_rows, image_embedding.features, strict=True))
+        text_features = dict(zip(text_rows, text_embedding.features, strict=True))
+        rows = [
+            EmbeddingRow(image_features=image_features.get(n), text_features=text_features.get(n))
+            for n in range(len(parsed.rows))
+        ]
+        scaling_factor = image_embedding.scaling_factor if images else text_embedding.scaling_factor
+        return render_answer(
+            rows, scaling_factor=scaling_factor if parsed.params.get_scaling_factor else None, layout=layout
+        )
+
+    async def _embed_texts(
+        self, texts: Sequence[str], *, name: Callable[[int], str], timeout: float | None
+    ) -> Embedded:
+        check_texts(texts, name)
+        first_index: dict[str, int] = {}
+        for i, text in enumerate(texts):
+            first_index.setdefault(text, i)
+        position = {text: i for i, text in enumerate(first_index)}
+        indices = list(first_index.values())
+        embedded = await self._embedder.embed(
+            TEXTS,
+            list(first_index),
+            encode=str.encode,
+            name=lambda i: name(indices[i]),
+            parameters={},
+            timeout=timeout,
+        )
+        return Embedded(embedded.features[[position[text] for text in texts]], embedded.scaling_factor)
+
+
+def check_list(values: object, name: str) -> None:
+    """Refuse the single input where a list belongs: a str is a sequence too, of characters."""
+    if isinstance(values, str | bytes | np.ndarray) or not isinstance(values, Sequence):
+        raise InvalidInput(f"{name} is of type {type(values).__name__}; expected a list, also for a single one")
+
+
+def check_texts(texts: Sequence[object], name: Callable[[int], str]) -> None:
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InvalidInput(f"{name(i)}: is of type {type(text).__name__}; expected str")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidInput(f"{name(i)}: is not valid Unicode; expected no lone surrogates") from None
+
+
+def check_embeddings(array: NDArray[Any]) -> NDArray[Any]:
+    if array.ndim != 2 or array.shape[1] != EMBEDDING_SIZE or array.dtype.kind != "f":
+        raise InvalidInput(
+            f"images is a {array.dtype} array of shape {array.shape}; expected embeddings, floating-point "
+            f"(n, {EMBEDDING_SIZE}), or a list of images"
+        )
+    return array

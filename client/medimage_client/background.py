@@ -1,0 +1,63 @@
+"""One event loop in a thread of its own, shared by all synchronous clients of the process.
+
+One, because several asyncio gRPC engines in a process disturb each other, and clients are cheap that way.
+"""
+
+import asyncio
+import threading
+import weakref
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from functools import cache
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+STARTING = threading.RLock()  # reentrant: the garbage collector may close a client in the middle
+CLOSING_TIME_S = 1.0  # for open connections to close at the end; what takes longer is cancelled
+
+
+def event_loop() -> asyncio.AbstractEventLoop:
+    """The loop, started by the first call; it ends with the interpreter."""
+    with STARTING:
+        return start()
+
+
+@cache
+def start() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="medimage_client", daemon=True)
+    thread.start()
+    # Finalizers run at exit from the youngest to the oldest: the clients' own, made later, come before this one.
+    weakref.finalize(thread, stop, loop, thread)
+    return loop
+
+
+def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    return asyncio.run_coroutine_threadsafe(coroutine, event_loop())
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Wait for a coroutine's result; Ctrl-C cancels it."""
+    future = submit(coroutine)
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+def stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    async def finish() -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        if tasks:
+            _, unfinished = await asyncio.wait(tasks, timeout=CLOSING_TIME_S)
+            for task in unfinished:
+                task.cancel()
+            await asyncio.gather(*unfinished, return_exceptions=True)
+        loop.stop()
+
+    asyncio.run_coroutine_threadsafe(finish(), loop)
+    thread.join()
+    loop.close()

@@ -1,0 +1,22 @@
+"""Base64 text as clients of the Azure endpoint send it."""
+
+import binascii
+
+ASCII_WHITESPACE = b" \t\n\r\v\f"
+
+
+def decode_base64(text: str | bytes) -> bytes:
+    """Base64 text, with or without line breaks or a `data:…;base64,` prefix, to bytes.
+
+    White space is removed first and the rest decoded strictly: Microsoft's own samples break lines every 76 characters.
+
+    Raises:
+        ValueError: not base64.
+    """
+    ascii_text = text.encode("ascii") if isinstance(text, str) else text
+    compact = ascii_text.translate(None, ASCII_WHITESPACE)
+    if compact[:5].lower() == b"data:":
+        header, _, compact = compact.partition(b",")
+        if not header.lower().endswith(b";base64"):
+            raise ValueError("a data: URI without ;base64,")
+    return binascii.a2b_base64(compact, strict_mode=True)

@@ -1,0 +1,82 @@
+"""`medimage classify`: image files and labels to a table of probabilities."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from numpy.typing import NDArray
+
+from medimage_client.cli.options import image_paths, server_options
+from medimage_client.cli.progress import embed_files
+from medimage_client.client import MedImageInsight
+
+
+@click.command()
+@image_paths(required=True)
+@click.option("--label", "labels", multiple=True, help="A label; may be repeated.")
+@click.option(
+    "--labels",
+    "labels_file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="File of labels, one a line, after those of --label.",
+)
+@click.option("--template", default="{}", show_default=True, help="Text around each label, which replaces {}.")
+@click.option("--multilabel", is_flag=True, help="Rate each label by itself; else they exclude each other.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@server_options
+def classify(
+    paths: list[Path],
+    labels: tuple[str, ...],
+    labels_file: Path | None,
+    template: str,
+    multilabel: bool,
+    as_json: bool,
+    url: str,
+    timeout: float,
+) -> None:
+    """Probabilities of labels for image files, or folders of them, without training.
+
+    Labels follow the pattern of the model's training, modality anatomy view finding: "x-ray chest anteroposterior
+    Pneumonia".
+    """
+    all_labels = [*labels, *read_labels(labels_file)]
+    if not all_labels:
+        raise click.UsageError("no labels; give --label or --labels")
+    if "{}" not in template:
+        raise click.BadParameter("has no {}, the place of the label", param_hint="--template")
+    with MedImageInsight(url, timeout=timeout) as client:
+        features = embed_files(client, paths)
+        scores = client.classify(features, all_labels, template=template, multilabel=multilabel)
+    names = [str(path) for path in paths]
+    click.echo(render_json(names, all_labels, scores) if as_json else render_table(names, all_labels, scores))
+
+
+def read_labels(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(f"{path} is not UTF-8 text", param_hint="--labels") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def render_json(names: Sequence[str], labels: Sequence[str], scores: NDArray[Any]) -> str:
+    rows = zip(names, scores.tolist(), strict=True)
+    return json.dumps([{"image": name, "scores": dict(zip(labels, row, strict=True))} for name, row in rows], indent=2)
+
+
+def render_table(names: Sequence[str], labels: Sequence[str], scores: NDArray[Any]) -> str:
+    """One line an image, one column a label; the best label of an image is marked with *."""
+    best = scores.argmax(axis=1)
+    cells = [
+        [name, *(f"{score:.4f}{'*' if column == best[row] else ' '}" for column, score in enumerate(scores[row]))]
+        for row, name in enumerate(names)
+    ]
+    lines = [["image", *labels], *cells]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
+    )

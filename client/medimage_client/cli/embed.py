@@ -1,0 +1,77 @@
+"""`medimage embed`: image files and texts to a file of embeddings."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+import numpy as np
+
+from medimage_client.cli.options import image_paths, server_options
+from medimage_client.cli.progress import embed_files
+from medimage_client.client import MedImageInsight
+from medimage_client.embedder import Embeddings
+from medimage_client.errors import MissingExtra
+
+Writer = Callable[[Path, Sequence[str], Embeddings], None]
+
+
+@click.command()
+@image_paths(required=False)
+@click.option("--text", "texts", multiple=True, help="A text to embed, after the images; may be repeated.")
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    callback=lambda ctx, parameter, path: check_output(path),
+    help="File to write: .npy, .npz or .parquet.",
+)
+@server_options
+def embed(paths: list[Path], texts: tuple[str, ...], output: Path, url: str, timeout: float) -> None:
+    """Embed image files, folders of them, and texts.
+
+    Each row of 1024 numbers is named by its file or text: .npz has the arrays `names` and `vectors`, .parquet the
+    columns `name` and `vector`; .npy has the vectors alone, and the names lie beside it, one a line, in .names.txt.
+    """
+    if not paths and not texts:
+        raise click.UsageError("nothing to embed; give PATHS, --text or both")
+    with MedImageInsight(url, timeout=timeout) as client:
+        vectors = np.concatenate([embed_files(client, paths), client.embed_texts(texts)])
+    try:
+        WRITERS[output.suffix](output, [*map(str, paths), *texts], vectors)
+    except OSError as error:
+        raise click.FileError(str(output), error.strerror) from error
+
+
+def check_output(path: Path) -> Path:
+    """Refuse before the work what could not be written after it."""
+    if path.suffix not in WRITERS:
+        raise click.BadParameter(f"{path} is not one of {', '.join(WRITERS)}")
+    if not path.parent.is_dir():
+        raise click.BadParameter(f"folder {path.parent} does not exist")
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError:  # absent, or of a version that does not suit NumPy's
+            raise MissingExtra("writing Parquet", "pyarrow", "parquet") from None
+    return path
+
+
+def write_npy(path: Path, names: Sequence[str], vectors: Embeddings) -> None:
+    np.save(path, vectors)
+    lines = [" ".join(name.splitlines()) for name in names]
+    path.with_suffix(".names.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def write_npz(path: Path, names: Sequence[str], vectors: Embeddings) -> None:
+    np.savez(path, names=np.array(names), vectors=vectors)
+
+
+def write_parquet(path: Path, names: Sequence[str], vectors: Embeddings) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    vector = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+    pq.write_table(pa.table({"name": pa.array(names, pa.string()), "vector": vector}), path)
+
+
+WRITERS: dict[str, Writer] = {".npy": write_npy, ".npz": write_npz, ".parquet": write_parquet}

@@ -1,0 +1,59 @@
+"""Options and arguments that several commands share."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from medimage_client.constants import DEFAULT_TIMEOUT_S, DEFAULT_URL
+from medimage_client.dicom import DICOM_HEAD_BYTES, is_dicom
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+IMAGE_SUFFIXES = {".bmp", ".dcm", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+def server_options(command: F) -> F:
+    url = click.option(
+        "--url",
+        default=DEFAULT_URL,
+        show_default=True,
+        help="Triton server, as grpc://, grpcs://, http:// or https://.",
+    )
+    timeout = click.option(
+        "--timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        default=DEFAULT_TIMEOUT_S,
+        show_default=True,
+        help="Seconds to wait for one request.",
+    )
+    return url(timeout(command))
+
+
+def image_paths(*, required: bool) -> Callable[[F], F]:
+    """The argument PATHS: files, and folders that stand for the images in them."""
+    return click.argument(
+        "paths", nargs=-1, required=required, type=click.Path(path_type=Path, exists=True), callback=find_images
+    )
+
+
+def find_images(ctx: click.Context, parameter: click.Parameter, paths: Iterable[Path]) -> list[Path]:
+    """Files as they are given; a folder's images, also in folders below it, sorted by name."""
+    images: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            images.append(path)
+            continue
+        found = sorted(file for file in path.rglob("*") if file.is_file() and is_image(file))
+        if not found:
+            raise click.BadParameter(f"no images in {path}; expected {', '.join(sorted(IMAGE_SUFFIXES))} or DICOM")
+        images += found
+    return images
+
+
+def is_image(file: Path) -> bool:
+    if file.suffix.lower() in IMAGE_SUFFIXES:
+        return True
+    with file.open("rb") as opened:  # DICOM files often have no suffix
+        return is_dicom(opened.read(DICOM_HEAD_BYTES))

@@ -1,0 +1,112 @@
+"""The synchronous client of MedImageInsight: `AsyncMedImageInsight`, run on the background loop."""
+
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medimage_client.async_client import AsyncMedImageInsight
+from medimage_client.azure import Answer, Layout
+from medimage_client.background import event_loop, run, submit
+from medimage_client.constants import DEFAULT_CONCURRENCY, DEFAULT_RETRIES, DEFAULT_TIMEOUT_S
+from medimage_client.embedder import Embeddings
+from medimage_client.images import ImageInput
+from medimage_client.transport import Transport
+from medimage_client.windowing import Window
+
+
+class MedImageInsight:
+    """MedImageInsight on a Triton server.
+
+    Every method is that of `AsyncMedImageInsight`, without `await`; arguments, results and errors are described there.
+    One client may be used by several threads; a forked process needs one of its own. Close it with `close()` or a
+    `with` block; one that is forgotten is closed when it is collected or the interpreter ends.
+
+    Raises:
+        InvalidInput: the url or an option is not valid.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT_S,
+        retries: int = DEFAULT_RETRIES,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        transport: Transport | None = None,
+    ) -> None:
+        self._client = AsyncMedImageInsight(
+            url, timeout=timeout, retries=retries, concurrency=concurrency, transport=transport
+        )
+        event_loop()  # before the finalizer, see background.start
+        weakref.finalize(self, close, self._client)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        run(self._client.close())
+
+    def is_ready(self) -> bool:
+        """Whether the server answers now and has the models loaded; not retried."""
+        return run(self._client.is_ready())
+
+    def embed_images(
+        self,
+        images: Sequence[ImageInput],
+        *,
+        window: Window | None = None,
+        frame: int | None = None,
+        image_standardization_image_size: int = 0,
+        image_standardization_jpeg_compression_ratio: int = 0,
+        timeout: float | None = None,
+    ) -> Embeddings:
+        """Embeddings of images, (n, 1024) float32, L2-normalised; see `AsyncMedImageInsight.embed_images`."""
+        return run(
+            self._client.embed_images(
+                images,
+                window=window,
+                frame=frame,
+                image_standardization_image_size=image_standardization_image_size,
+                image_standardization_jpeg_compression_ratio=image_standardization_jpeg_compression_ratio,
+                timeout=timeout,
+            )
+        )
+
+    def embed_texts(self, texts: Sequence[str], *, timeout: float | None = None) -> Embeddings:
+        """Embeddings of texts, (n, 1024) float32, L2-normalised; see `AsyncMedImageInsight.embed_texts`."""
+        return run(self._client.embed_texts(texts, timeout=timeout))
+
+    def classify(
+        self,
+        images: Sequence[ImageInput] | Embeddings,
+        labels: Sequence[str],
+        *,
+        multilabel: bool = False,
+        template: str = "{}",
+        timeout: float | None = None,
+    ) -> NDArray[np.float32]:
+        """Zero-shot probabilities, (n, labels) float32; see `AsyncMedImageInsight.classify`."""
+        return run(self._client.classify(images, labels, multilabel=multilabel, template=template, timeout=timeout))
+
+    def score(
+        self,
+        request: Mapping[str, Any] | str | bytes | os.PathLike[str],
+        *,
+        layout: Layout = "rows",
+        timeout: float | None = None,
+    ) -> Answer:
+        """Answer a request of Azure's endpoint in its own JSON; see `AsyncMedImageInsight.score`."""
+        return run(self._client.score(request, layout=layout, timeout=timeout))
+
+
+def close(client: AsyncMedImageInsight) -> None:
+    # Not waited for: the garbage collector may call this on the background loop itself.
+    submit(client.close())

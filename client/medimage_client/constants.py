@@ -1,0 +1,26 @@
+"""Defaults and limits of the client, each with its unit and reason."""
+
+EMBEDDING_SIZE = 1024  # of both towers: UNICL_MODEL, DIM_PROJECTION in the checkpoint's config.yaml
+
+# A call with many inputs becomes several requests. Their sizes and number are small enough for a CPU to answer within
+# the time limit (one image of the full-size model takes it 4.5 s), and 4 x 4 images or 4 x 16 texts fill the largest
+# batch that the server's dynamic batching makes of them, 16 and 64.
+IMAGES_PER_REQUEST = 4
+TEXTS_PER_REQUEST = 16
+DEFAULT_CONCURRENCY = 4  # requests in flight of one client
+MAX_REQUEST_BYTES = 48 * 2**20  # of images in one request; Triton's --http-max-input-size is 64 MiB
+MAX_IMAGE_SIZE_PX = 2048  # image_standardization_image_size; the server's own limit
+MAX_JPEG_QUALITY = 100  # image_standardization_jpeg_compression_ratio; the server's own limit
+
+DEFAULT_TIMEOUT_S = 120.0  # of one request with its retries; 16 images in flight take a CPU about 72 s
+
+DEFAULT_RETRIES = 4  # after the first attempt
+FIRST_DELAY_S = 0.5  # before the first retry; doubles with each
+MAX_DELAY_S = 8.0
+JITTER = 0.5  # a delay is shortened by up to this part, so that clients refused together do not return together
+
+DEFAULT_URL = "grpc://localhost:8001"  # Triton's own default port; of the command line
+DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}  # Triton's, but a proxy's for https
+
+PNG_COMPRESS_LEVEL = 1  # 0 to 9; for radiographs a higher level takes longer than the bytes it saves on a local network
+PERCENTILES = (1.0, 99.0)  # black and white of a DICOM file without a window, as in Microsoft's healthcareai toolkit

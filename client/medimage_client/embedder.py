@@ -1,0 +1,162 @@
+"""Many inputs through one tower of the model: split into requests, sent at once within a bound, answered in order."""
+
+import asyncio
+import re
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medimage_client.constants import EMBEDDING_SIZE, IMAGES_PER_REQUEST, MAX_REQUEST_BYTES, TEXTS_PER_REQUEST
+from medimage_client.errors import InvalidInput, ServerError, TransportError, Unavailable
+from medimage_client.retries import with_retries
+from medimage_client.transport import Call, Endpoint, Transport
+
+Embeddings = NDArray[np.float32]
+T = TypeVar("T")
+
+ROW = re.compile(r"row (\d+): ")  # how the server names the input at fault within a request
+SCALING_FACTOR = "scaling_factor"
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """One half of the model, as Triton serves it."""
+
+    model: str
+    input_name: str
+    output_name: str
+    inputs_per_request: int
+
+
+IMAGES = Tower("medimageinsight_image", "image", "image_features", IMAGES_PER_REQUEST)
+TEXTS = Tower("medimageinsight_text", "text", "text_features", TEXTS_PER_REQUEST)
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """What a tower answers."""
+
+    features: Embeddings  # (n, 1024), L2-normalised
+    scaling_factor: float | None  # log of the logit scale, a constant of the model; None if there was no input
+
+
+class Embedder:
+    """A connection, made by the first call, and the bounds that hold over all calls."""
+
+    def __init__(
+        self, endpoint: Endpoint, *, timeout: float, retries: int, concurrency: int, transport: Transport | None
+    ) -> None:
+        self._endpoint = endpoint
+        self._timeout = timeout
+        self._retries = retries
+        self._slots = asyncio.Semaphore(concurrency)
+        self._transport = transport
+
+    async def close(self) -> None:
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            await transport.close()
+
+    async def is_ready(self) -> bool:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._connection().is_ready([IMAGES.model, TEXTS.model])
+        except (TimeoutError, TransportError, Unavailable):
+            return False
+
+    async def embed(
+        self,
+        tower: Tower,
+        inputs: Sequence[T],
+        *,
+        encode: Callable[[T], bytes],
+        name: Callable[[int], str],
+        parameters: Mapping[str, int],
+        timeout: float | None,
+    ) -> Embedded:
+        """Embed inputs, read and encoded only when their turn comes.
+
+        Args:
+            encode: an input to what the model takes; runs in a thread and may raise InvalidInput.
+            name: an input's index to its name in errors.
+            parameters: of the Triton requests.
+            timeout: seconds for one request, None for the client's.
+
+        Raises:
+            InvalidInput: begins with the name of the input at fault.
+            MedImageError: see `errors.py`.
+        """
+
+        async def send(values: Sequence[bytes], start: int) -> Embedded:
+            call = Call(tower.model, tower.input_name, (tower.output_name, SCALING_FACTOR), values, parameters)
+            try:
+                return await self._send(call, timeout)
+            except InvalidInput as error:
+                row = ROW.match(str(error))
+                if row is None:  # the request as a whole, not one input
+                    raise
+                raise InvalidInput(f"{name(start + int(row[1]))}: {str(error)[row.end() :]}") from error
+
+        def encode_named(index: int) -> bytes:
+            try:
+                return encode(inputs[index])
+            except InvalidInput as error:
+                raise InvalidInput(f"{name(index)}: {error}") from error
+
+        async def embed_some(indices: range) -> list[Embedded]:
+            async with self._slots:
+                values = await asyncio.to_thread(lambda: [encode_named(i) for i in indices])
+                return [await send(part, indices[start]) for start, part in split_by_size(values)]
+
+        n = tower.inputs_per_request
+        answers = await gather(
+            [embed_some(range(len(inputs))[start : start + n]) for start in range(0, len(inputs), n)]
+        )
+        parts = [part for answer in answers for part in answer]
+        if not parts:
+            return Embedded(np.empty((0, EMBEDDING_SIZE), dtype=np.float32), scaling_factor=None)
+        return Embedded(np.concatenate([part.features for part in parts]), parts[0].scaling_factor)
+
+    async def _send(self, call: Call, timeout: float | None) -> Embedded:
+        outputs = await with_retries(
+            lambda seconds_left: self._connection().infer(call, timeout=seconds_left),
+            retries=self._retries,
+            timeout=self._timeout if timeout is None else timeout,
+        )
+        features, scaling_factor = (outputs[name] for name in call.output_names)
+        if features.shape != (len(call.values), EMBEDDING_SIZE):
+            raise ServerError(
+                f"{call.model} answered {call.output_names[0]} of shape {features.shape}; "
+                f"expected {(len(call.values), EMBEDDING_SIZE)}"
+            )
+        return Embedded(features.astype(np.float32, copy=False), float(scaling_factor.flat[0]))
+
+    def _connection(self) -> Transport:
+        if self._transport is None:
+            self._transport = self._endpoint.connect()
+        return self._transport
+
+
+def split_by_size(values: Sequence[bytes]) -> Iterator[tuple[int, Sequence[bytes]]]:
+    """Runs of values of at most MAX_REQUEST_BYTES, or of one value, each with the index of its first."""
+    start = size = 0
+    for end, value in enumerate(values):
+        if end > start and size + len(value) > MAX_REQUEST_BYTES:
+            yield start, values[start:end]
+            start, size = end, 0
+        size += len(value)
+    yield start, values[start:]
+
+
+async def gather(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Results in order. The first failure ends the others, which `asyncio.gather` would leave running."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+    except BaseExceptionGroup as failures:
+        first = failures.exceptions[0]
+        raise first from first.__cause__
+    return [task.result() for task in tasks]

@@ -1,0 +1,63 @@
+"""Exceptions of medimage_client, the same over gRPC and HTTP.
+
+MedImageError                    `status` is the HTTP number of the failure, None where nothing was answered
+├── InvalidInput           400   an input, option or request is wrong; found here or by the server, never retried
+├── MissingExtra                 an optional dependency is not installed; the message has the pip command
+├── TransportError               no answer: refused, reset, name not found; retried
+├── RequestTimeout         504   no answer within `timeout`
+└── ResponseError                the server answered with another error, such as 401 or 413
+    ├── NotFound           404   the server has no such model
+    ├── Unavailable        503   the model's queue is full, or a proxy asks to wait (429); retried
+    │   └── NotReady       503   the server is there and the model is not loaded; retried
+    └── ServerError        500   the server failed; see its log
+
+A message is one line and holds no pixels and no text of the request.
+"""
+
+
+class MedImageError(Exception):
+    """Base of all."""
+
+    status: int | None = None
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        if status is not None:
+            self.status = status
+
+
+class InvalidInput(MedImageError):
+    status = 400
+
+
+class MissingExtra(MedImageError):
+    def __init__(self, purpose: str, package: str, extra: str) -> None:
+        super().__init__(f"{purpose} needs {package}: pip install 'medimage-triton[{extra}]'")
+
+
+class TransportError(MedImageError):
+    pass
+
+
+class RequestTimeout(MedImageError):
+    status = 504
+
+
+class ResponseError(MedImageError):
+    pass
+
+
+class NotFound(ResponseError):
+    status = 404
+
+
+class Unavailable(ResponseError):
+    status = 503
+
+
+class NotReady(Unavailable):
+    pass
+
+
+class ServerError(ResponseError):
+    status = 500

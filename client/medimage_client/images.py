@@ -1,0 +1,131 @@
+"""What callers hold as an image, to the bytes of an encoded image file.
+
+| given | taken as |
+|---|---|
+| `os.PathLike` | a file |
+| `str` | a file if one of that name exists, else the base64 text of an image (`data:` prefix and line breaks allowed) |
+| `bytes` | the content of a file |
+| `PIL.Image.Image` | its pixels |
+| `numpy.ndarray` | uint8 (H, W), (H, W, 3) RGB or (H, W, 4) RGBA; any other real dtype needs a window |
+
+Files of DICOM type are recognised by content and converted (see `dicom.py`); other files go to the server as they are,
+everything else as PNG.
+"""
+
+import os
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from medimage_client.base64_text import decode_base64
+from medimage_client.constants import PNG_COMPRESS_LEVEL
+from medimage_client.dicom import is_dicom, read_dicom
+from medimage_client.errors import InvalidInput
+from medimage_client.windowing import Window, apply_window, check_window
+
+ImageInput = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
+
+PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}  # PNG keeps these as they are
+DEEP_MODES = {"I", "F"}  # 32-bit grey, of no defined black and white
+
+
+def encode_image(image: ImageInput, *, window: Window | None = None, frame: int | None = None) -> bytes:
+    """An image of any supported kind to the bytes of an image file.
+
+    Args:
+        window: (low, high), values shown as black and white; for arrays, and for DICOM files instead of their own
+            window, in the units after the modality LUT (Hounsfield units for CT).
+        frame: of a multi-frame DICOM file, from 0; the first if None.
+
+    Raises:
+        InvalidInput: no such file, an unsupported kind of array, a damaged DICOM file, or a window or frame where it
+            does not apply.
+        MissingExtra: a DICOM file, and pydicom is not installed.
+    """
+    if window is not None:
+        check_window(window)
+    if isinstance(image, np.ndarray | Image.Image):
+        if frame is not None:
+            raise InvalidInput("frame is for DICOM files; this is an array or a Pillow image, so pass the frame itself")
+        return encode_array(image, window) if isinstance(image, np.ndarray) else encode_pil(image, window)
+    file = read_file(image)
+    if is_dicom(file):
+        return save_png(Image.fromarray(read_dicom(file, window=window, frame=frame)))
+    if window is not None or frame is not None:
+        raise InvalidInput("window and frame are for arrays and DICOM files; this is an encoded image file")
+    return file
+
+
+def read_file(image: object) -> bytes:
+    """A file's content from its path, its base64 text or itself."""
+    match image:
+        case bytes():
+            file = image
+        case os.PathLike():
+            file = read_path(Path(image))
+        case str() if os.path.exists(image):
+            file = read_path(Path(image))
+        case str():
+            file = read_base64(image)
+        case _:
+            raise InvalidInput(
+                f"is of type {type(image).__name__}; expected a path, bytes, base64 text, a Pillow image or an array"
+            )
+    if not file:
+        raise InvalidInput("is empty; expected the bytes of an image file")
+    return file
+
+
+def read_path(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"cannot read {path}: {error.strerror}") from error
+
+
+def read_base64(text: str) -> bytes:
+    # A mistyped file name can be valid base64, so what it holds has to look like an image.
+    # Its text stays out of the message: it may be a patient's image.
+    try:
+        file = decode_base64(text)
+        if not is_dicom(file):
+            Image.open(BytesIO(file)).close()
+    except (ValueError, OSError, Image.DecompressionBombError):  # Pillow's UnidentifiedImageError is an OSError
+        raise InvalidInput(
+            f"is a str of {len(text)} characters; expected the name of an existing file or the base64 text of an image"
+        ) from None
+    return file
+
+
+def encode_array(array: NDArray[Any], window: Window | None) -> bytes:
+    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)) or array.size == 0:
+        raise InvalidInput(f"is an array of shape {array.shape}; expected (H, W), (H, W, 3) or (H, W, 4)")
+    if array.dtype.kind not in "buif":
+        raise InvalidInput(f"is an array of {array.dtype}; expected real numbers")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InvalidInput("is an array with NaN or infinite values; expected finite ones")
+    if window is not None:
+        array = apply_window(array, window)
+    elif array.dtype != np.uint8:
+        raise InvalidInput(f"is an array of {array.dtype}; pass window=(low, high), the values of black and white")
+    return save_png(Image.fromarray(np.ascontiguousarray(array)))
+
+
+def encode_pil(image: Image.Image, window: Window | None) -> bytes:
+    try:
+        image.load()
+    except OSError:
+        raise InvalidInput("is a Pillow image whose file is damaged or truncated; expected a complete one") from None
+    if image.mode in DEEP_MODES or window is not None:
+        return encode_array(np.asarray(image), window)
+    return save_png(image if image.mode in PNG_MODES else image.convert("RGB"))
+
+
+def save_png(image: Image.Image) -> bytes:
+    file = BytesIO()
+    image.save(file, "PNG", compress_level=PNG_COMPRESS_LEVEL)
+    return file.getvalue()

@@ -1,0 +1,265 @@
+"""The request and answer rules of Azure's endpoint, with the samples of its model cards and documentation."""
+
+import base64
+import json
+
+import numpy as np
+import pytest
+
+from medimage_client import InvalidInput
+from medimage_client.azure import EmbeddingRow, read_request, render_answer
+
+# The documentation's 2 x 2 picture, its line breaks included (deploy-medimageinsight, "Request example")
+TWO_BY_TWO = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAYAAABytg0kAAAAAXNSR0IArs4c6QAAAARnQU1BAACx\njwv8YQUAAAAJcEhZcwAAFiUAABYlAUlSJPAA"
+    "AAAbSURBVBhXY/gUoPS/fhfDfwaGJe///9/J8B8A\nVGwJ5VDvPeYAAAAASUVORK5CYII=\n"
+)
+PNG = base64.b64decode(TWO_BY_TWO)
+
+
+def request(data, *, columns=("image", "text"), params=None, **more):
+    return {"input_data": {"columns": list(columns), "data": data, **more}, "params": params}
+
+
+def halves(parsed):
+    return [(row.image, row.text) for row in parsed.rows]
+
+
+def test_sample_of_the_documentation_with_text_only_is_one_text_row():
+    body = """{
+      "input_data": {
+        "columns": ["image", "text"],
+        "index":[0],
+        "data": [["", "a quick brown fox jumps over the lazy dog"]]
+      },
+      "params": {}
+    }"""
+    parsed = read_request(body)
+    assert halves(parsed) == [(None, "a quick brown fox jumps over the lazy dog")]
+    assert parsed.params.get_scaling_factor is True
+
+
+def test_sample_of_the_documentation_with_line_breaks_and_text_flag_is_read():
+    text = "x-ray chest anteroposterior Pleural Effusion"
+    parsed = read_request(
+        request([[TWO_BY_TWO, text]], index=[0], params={"get_scaling_factor": "true"}),
+    )
+    assert halves(parsed) == [(PNG, text)]
+    assert parsed.params.get_scaling_factor is True
+
+
+def test_sample_of_the_model_cards_with_encodebytes_is_read():
+    film = bytes(range(256)) * 4
+    text = "x-ray chest anteroposterior Cardiomegaly"
+    cell = base64.encodebytes(film).decode("utf-8")
+    assert "\n" in cell.strip()
+    parsed = read_request(request([[cell, text]], index=[0], params={"get_scaling_factor": True}))
+    assert halves(parsed) == [(film, text)]
+
+
+@pytest.mark.parametrize(
+    ("data", "columns", "expected"),
+    [
+        ([[TWO_BY_TWO, "a"]], ("image", "text"), [(PNG, "a")]),
+        ([["a", TWO_BY_TWO]], ("text", "image"), [(PNG, "a")]),
+        ([[TWO_BY_TWO, ""]], ("image", "text"), [(PNG, None)]),
+        ([[TWO_BY_TWO, None]], ("image", "text"), [(PNG, None)]),
+        ([[None, "a"], [TWO_BY_TWO, ""]], ("image", "text"), [(None, "a"), (PNG, None)]),
+        ([{"image": TWO_BY_TWO, "text": "a"}], ("image", "text"), [(PNG, "a")]),
+        ([{"text": "a"}], ("image", "text"), [(None, "a")]),
+        ([[TWO_BY_TWO]], ("image",), [(PNG, None)]),
+        ([["a"], ["b"]], ("text",), [(None, "a"), (None, "b")]),
+        ([["data:image/png;base64," + TWO_BY_TWO]], ("image",), [(PNG, None)]),
+        ([], ("image", "text"), []),
+    ],
+    ids=[
+        "both", "columns-swapped", "empty-text", "null-text", "mixed", "object", "object-without-image", "images-only",
+        "texts-only", "data-uri", "no-rows",
+    ],
+)  # fmt: skip
+def test_rows_as_real_clients_send_them_are_accepted(data, columns, expected):
+    assert halves(read_request(request(data, columns=columns))) == expected
+
+
+@pytest.mark.parametrize("index", [None, [0, 1], ["a", "b"], [7, 7]])
+def test_index_of_one_entry_a_row_or_null_is_accepted(index):
+    assert len(read_request(request([["", "a"], ["", "b"]], index=index)).rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(True, True), (False, False), ("true", True), ("True", True), ("false", False), ("FALSE", False), (None, True)],
+)
+def test_get_scaling_factor_is_a_boolean_or_its_name(value, expected):
+    assert read_request(request([], params={"get_scaling_factor": value})).params.get_scaling_factor is expected
+
+
+@pytest.mark.parametrize("params", [None, {}, {"unknown": 1}], ids=["null", "empty", "unknown-only"])
+def test_params_absent_or_unknown_give_the_defaults(params):
+    parsed = read_request(request([], params=params)).params
+    assert parsed.get_scaling_factor
+    assert parsed.for_images() == {}
+
+
+def test_request_without_params_key_is_accepted():
+    assert read_request({"input_data": {"columns": ["text"], "data": [["a"]]}}).params.get_scaling_factor
+
+
+def test_image_params_are_passed_on_and_zero_is_the_servers_default():
+    params = {"image_standardization_image_size": 480, "image_standardization_jpeg_compression_ratio": 0}
+    assert read_request(request([], params=params)).params.for_images() == {"image_standardization_image_size": 480}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([["", "a"], ["", ""]], "row 1, columns 'image' and 'text': both are empty; expected at least one"),
+        ([{}], "row 0, columns 'image' and 'text': both are empty; expected at least one"),
+        ([["a"]], "row 0: has 1 cells; expected 2, one for each of 'columns'"),
+        ([["", "a", "b"]], "row 0: has 3 cells; expected 2, one for each of 'columns'"),
+        (["a"], "row 0: is a string; expected a list of cells or an object"),
+        ([{"txt": "a"}], "row 0: holds 'txt', which is not one of 'columns'"),
+        ([["", 7]], "row 0, column 'text': is a number; expected a string, or null if absent"),
+        ([["", "a"], [["x"], "a"]], "row 1, column 'image': is a list; expected a string, or null if absent"),
+        ([["", "\ud800"]], "row 0, column 'text': is not valid Unicode"),
+        ([["not base64!", ""]], "row 0, column 'image': is not valid base64; expected an image file as base64"),
+        ([["QUJ", ""]], "row 0, column 'image': is not valid base64; expected an image file as base64"),
+        (
+            [["\n", ""]],
+            "row 0, column 'image': holds only white space; expected an image file as base64, or null if absent",
+        ),
+        (
+            [["https://example.org/a.png", ""]],
+            "row 0, column 'image': is a URL; nothing is downloaded, send the image file itself as base64",
+        ),
+    ],
+)
+def test_bad_row_is_refused_by_row_and_column(data, message):
+    with pytest.raises(InvalidInput) as refused:
+        read_request(request(data))
+    assert str(refused.value) == message
+    assert refused.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("{", "the request is not valid JSON"),
+        ("[" * 100_000, "the request is not valid JSON"),
+        (b"\xff", "the request is not valid JSON"),
+        ("[]", "the request is an empty list; expected an object with 'input_data'"),
+        ({}, "'input_data' is missing or null; expected an object with 'columns' and 'data'"),
+        (
+            {"input_data": [{"text": "a"}]},
+            "'input_data' is a list; expected an object with 'columns' and 'data'",
+        ),
+        (
+            {"input_data": {"data": []}},
+            "'columns' is missing or null; expected a list of 'image', 'text' or both",
+        ),
+        (request([], columns=["image", "txt"]), "'columns' holds 'txt'; expected 'image', 'text' or both"),
+        (request([], columns=["text", "text"]), "'columns' holds a name twice; expected each once"),
+        (request([], columns=[]), "'columns' is an empty list; expected a list of 'image', 'text' or both"),
+        ({"input_data": {"columns": ["text"]}}, "'data' is missing or null; expected a list of rows"),
+        (request([["", "a"]], index=[0, 1]), "'index' has 2 entries and 'data' 1 rows; expected as many"),
+        (request([], index=3), "'index' is a number; expected a list with one entry for each row of 'data'"),
+        (request([], params=[]), "'params' is an empty list; expected an object"),
+        (
+            request([], params={"get_scaling_factor": 1}),
+            "param 'get_scaling_factor' is 1; expected true or false",
+        ),
+        (
+            request([], params={"image_standardization_image_size": "480"}),
+            "param 'image_standardization_image_size' is '480'; expected a whole number from 0 to 2048",
+        ),
+        (
+            request([], params={"image_standardization_image_size": 480.0}),
+            "param 'image_standardization_image_size' is 480.0; expected a whole number from 0 to 2048",
+        ),
+        (
+            request([], params={"image_standardization_jpeg_compression_ratio": 101}),
+            "param 'image_standardization_jpeg_compression_ratio' is 101; expected a whole number from 0 to 100",
+        ),
+        (
+            request([], params={"image_standardization_jpeg_compression_ratio": True}),
+            "param 'image_standardization_jpeg_compression_ratio' is True; expected a whole number from 0 to 100",
+        ),
+    ],
+)
+def test_bad_request_is_refused_in_one_line(body, message):
+    with pytest.raises(InvalidInput) as refused:
+        read_request(body)
+    assert str(refused.value) == message
+
+
+def test_request_is_read_from_a_file(tmp_path):
+    file = tmp_path / "request.json"
+    file.write_text(json.dumps(request([["", "a"]])))
+    assert halves(read_request(file)) == [(None, "a")]
+    with pytest.raises(InvalidInput, match=r"cannot read .*missing\.json: No such file"):
+        read_request(tmp_path / "missing.json")
+
+
+def test_request_shows_no_image_and_no_text_in_its_repr():
+    shown = repr(read_request(request([[TWO_BY_TWO, "Jane Doe"]])))
+    assert "Jane" not in shown
+    assert "PNG" not in shown
+
+
+IMAGE, TEXT = np.random.default_rng(0).standard_normal((2, 1024), dtype=np.float32)
+MIXED = [
+    EmbeddingRow(image_features=IMAGE, text_features=TEXT),
+    EmbeddingRow(image_features=None, text_features=TEXT),
+    EmbeddingRow(image_features=IMAGE, text_features=None),
+]
+
+
+def test_rows_layout_nests_images_leaves_texts_flat_and_gives_only_keys_that_apply():
+    image, text = IMAGE.tolist(), TEXT.tolist()
+    assert render_answer(MIXED, scaling_factor=4.5) == [
+        {"image_features": [image], "text_features": text, "scaling_factor": 4.5},
+        {"text_features": text, "scaling_factor": 4.5},
+        {"image_features": [image], "scaling_factor": 4.5},
+    ]
+
+
+def test_card_layout_is_a_list_of_one_key_objects():
+    image, text = IMAGE.tolist(), TEXT.tolist()
+    assert render_answer(MIXED, scaling_factor=4.5, layout="card") == [
+        {"image_features": [image, image]},
+        {"text_features": [text, text]},
+        {"scaling_factor": 4.5},
+    ]
+
+
+def test_object_layout_is_one_object():
+    image, text = IMAGE.tolist(), TEXT.tolist()
+    assert render_answer(MIXED, scaling_factor=4.5, layout="object") == {
+        "image_features": [image, image],
+        "text_features": [text, text],
+        "scaling_factor": 4.5,
+    }
+
+
+@pytest.mark.parametrize("layout", ["rows", "card", "object"])
+def test_scaling_factor_not_asked_for_is_in_no_layout(layout):
+    assert "scaling_factor" not in json.dumps(render_answer(MIXED, scaling_factor=None, layout=layout))
+
+
+@pytest.mark.parametrize(("layout", "empty"), [("rows", []), ("card", []), ("object", {})])
+def test_answer_to_no_rows_is_empty(layout, empty):
+    assert render_answer([], scaling_factor=4.5, layout=layout) == empty
+
+
+def test_answer_keeps_every_bit_of_float32_through_json():
+    answer = json.loads(json.dumps(render_answer(MIXED[:1], scaling_factor=4.513362407684326)))
+    assert np.array_equal(np.array(answer[0]["image_features"][0], dtype=np.float32), IMAGE)
+    assert np.array_equal(np.array(answer[0]["text_features"], dtype=np.float32), TEXT)
+
+
+def test_rows_layout_has_the_shape_of_the_recorded_answer(recorded_answer):
+    (recorded,) = recorded_answer
+    (row,) = render_answer(MIXED[:1], scaling_factor=None)
+    assert {key: np.shape(value) for key, value in row.items()} == {
+        key: np.shape(value) for key, value in recorded.items()
+    }

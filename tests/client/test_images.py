@@ -1,0 +1,138 @@
+"""Every kind of image input ends as the bytes of an image file with the right pixels."""
+
+import base64
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medimage_client import InvalidInput
+from medimage_client.images import encode_image
+
+GREY = np.arange(48, dtype=np.uint8).reshape(6, 8)
+RGB = np.stack([GREY, 255 - GREY, GREY // 2], axis=-1)
+RGBA = np.concatenate([RGB, GREY[..., None]], axis=-1)
+
+
+def encoded(image, image_format="PNG"):
+    file = BytesIO()
+    image.save(file, image_format)
+    return file.getvalue()
+
+
+def pixels(file):
+    image = Image.open(BytesIO(file))
+    assert image.format == "PNG"
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "TIFF"])
+def test_encoded_file_goes_unchanged_from_every_kind_of_name(image_format, tmp_path):
+    data = encoded(Image.fromarray(GREY), image_format)
+    file = tmp_path / "image"
+    file.write_bytes(data)
+    assert encode_image(data) == data
+    assert encode_image(file) == data
+    assert encode_image(str(file)) == data
+    assert encode_image(base64.b64encode(data).decode()) == data
+    assert encode_image(base64.encodebytes(data).decode()) == data
+    assert encode_image(f"data:image/x;base64,{base64.b64encode(data).decode()}") == data
+
+
+def test_str_of_an_existing_file_is_a_path_even_if_it_is_base64(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scan").write_bytes(b"file content")  # "scan" decodes to three bytes
+    assert encode_image("scan") == b"file content"
+
+
+@pytest.mark.parametrize(
+    "array", [GREY, RGB, RGBA, GREY[::-1, ::2], np.asfortranarray(GREY)], ids=["grey", "rgb", "rgba", "view", "fortran"]
+)
+def test_uint8_array_keeps_every_pixel(array):
+    assert np.array_equal(pixels(encode_image(array)), array)
+
+
+@pytest.mark.parametrize(
+    ("array", "window", "expected"),
+    [
+        (np.array([[0, 1000, 1500, 2000, 4095]], dtype=np.uint16), (1000, 2000), [0, 0, 128, 255, 255]),
+        (np.array([[-1.0, 0.0, 0.25, 1.0, 9.0]], dtype=np.float32), (0.0, 1.0), [0, 0, 64, 255, 255]),
+        (np.array([[-1024, -160, 40, 240, 3000]], dtype=np.int16), (-160, 240), [0, 0, 128, 255, 255]),
+        (np.array([[0, 64, 128, 192, 255]], dtype=np.uint8), (64, 192), [0, 0, 128, 255, 255]),
+    ],
+    ids=["uint16", "float32", "int16-hounsfield", "uint8"],
+)
+def test_window_maps_low_to_black_and_high_to_white(array, window, expected):
+    assert pixels(encode_image(array, window=window)).tolist() == [expected]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_pil_image_of_a_png_mode_keeps_mode_and_pixels(mode):
+    image = Image.fromarray(GREY.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(RGB).convert(mode)
+    sent = Image.open(BytesIO(encode_image(image)))
+    assert sent.mode == mode
+    assert np.array_equal(np.asarray(sent), np.asarray(image))
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV"])
+def test_pil_image_of_another_colour_mode_becomes_rgb(mode):
+    image = Image.fromarray(RGB).convert(mode)
+    assert np.array_equal(pixels(encode_image(image)), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32], ids=["I", "F"])
+def test_pil_image_of_32_bit_grey_needs_a_window(dtype):
+    image = Image.fromarray(np.array([[0, 50, 100]], dtype=dtype))
+    with pytest.raises(InvalidInput, match=r"pass window=\(low, high\)"):
+        encode_image(image)
+    assert pixels(encode_image(image, window=(0, 100))).tolist() == [[0, 128, 255]]
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "message"),
+    [
+        (GREY.astype(np.uint16), {}, "is an array of uint16; pass window=(low, high), the values of black and white"),
+        (GREY / 255, {}, "is an array of float64; pass window=(low, high), the values of black and white"),
+        (np.array([[np.nan]]), {"window": (0, 1)}, "is an array with NaN or infinite values; expected finite ones"),
+        (GREY[0], {}, "is an array of shape (8,); expected (H, W), (H, W, 3) or (H, W, 4)"),
+        (GREY[None], {}, "is an array of shape (1, 6, 8); expected (H, W), (H, W, 3) or (H, W, 4)"),
+        (GREY[:0], {}, "is an array of shape (0, 8); expected (H, W), (H, W, 3) or (H, W, 4)"),
+        (GREY.astype(complex), {}, "is an array of complex128; expected real numbers"),
+        (GREY, {"window": (5, 5)}, "window is (5, 5); expected two finite numbers, low < high"),
+        (GREY, {"window": (0, np.inf)}, "window is (0, inf); expected two finite numbers, low < high"),
+        (
+            GREY,
+            {"frame": 1},
+            "frame is for DICOM files; this is an array or a Pillow image, so pass the frame itself",
+        ),
+        (b"GIF", {"window": (0, 1)}, "window and frame are for arrays and DICOM files; this is an encoded image file"),
+        (b"", {}, "is empty; expected the bytes of an image file"),
+        (7, {}, "is of type int; expected a path, bytes, base64 text, a Pillow image or an array"),
+    ],
+)  # fmt: skip
+def test_unusable_image_is_refused_with_what_would_be_right(image, options, message):
+    with pytest.raises(InvalidInput) as refused:
+        encode_image(image, **options)
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize("text", ["scan", "no such file.png", "", "Jane Doe, pneumonia", "A" * 5000])
+def test_str_that_is_neither_file_nor_image_is_refused_without_showing_it(text):
+    with pytest.raises(InvalidInput) as refused:
+        encode_image(text)
+    assert str(refused.value) == (
+        f"is a str of {len(text)} characters; expected the name of an existing file or the base64 text of an image"
+    )
+
+
+def test_missing_path_is_refused_by_name(tmp_path):
+    with pytest.raises(InvalidInput, match=r"cannot read .*a\.png: No such file or directory"):
+        encode_image(tmp_path / "a.png")
+
+
+def test_truncated_pil_image_is_refused(tmp_path):
+    file = tmp_path / "a.png"
+    file.write_bytes(encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)))[:2000])
+    with Image.open(file) as image, pytest.raises(InvalidInput, match="damaged or truncated"):
+        encode_image(image)

@@ -1,0 +1,27 @@
+"""What the package offers and what importing it costs."""
+
+import subprocess
+import sys
+
+import medimage_client
+
+
+def test_exported_names_are_sorted_and_exist():
+    assert medimage_client.__all__ == sorted(medimage_client.__all__)
+    assert all(hasattr(medimage_client, name) for name in medimage_client.__all__)
+
+
+def test_import_needs_no_extra_and_loads_no_wire():
+    blocked = "click", "pydicom", "pyarrow", "torch", "onnxruntime"
+    program = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import medimage_client\n"
+    program += "print({'grpc', 'aiohttp'} & set(sys.modules))"
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert output == "set()\n"
+
+
+def test_every_exception_is_in_the_tree_of_the_docstring():
+    from medimage_client import errors
+
+    classes = [value for value in vars(errors).values() if isinstance(value, type)]
+    assert all(issubclass(error, errors.MedImageError) for error in classes)
+    assert all(error.__name__ in errors.__doc__ for error in classes)
