@@ -160,7 +160,7 @@ EXPECTED = "expected an encoded image file such as PNG or JPEG, or its base64 te
         (b"aGk=aGk=", f"neither an image file nor valid base64 text; {EXPECTED}"),
         (b"_-8=", f"neither an image file nor valid base64 text; {EXPECTED}"),
         (b"https://host/x.png", f"image URLs are not downloaded; {EXPECTED}"),
-        (b"data:image/png,aGk=", "data: URI is not base64; expected data:image/<format>;base64,<text>"),
+        (b"data:image/png,aGk=", f"neither an image file nor valid base64 text; {EXPECTED}"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n\x00", f"not an image Pillow can read; {EXPECTED}"),
         (encode(Image.fromarray(RGB))[:-200], "PNG file is damaged or truncated; send the complete file"),
         (encode(Image.fromarray(RGB), "JPEG")[:-100], "JPEG file is damaged or truncated; send the complete file"),
