@@ -9,8 +9,8 @@ IMAGES_PER_REQUEST = 4
 TEXTS_PER_REQUEST = 16
 DEFAULT_CONCURRENCY = 4  # requests in flight of one client
 MAX_REQUEST_BYTES = 48 * 2**20  # of images in one request; Triton's --http-max-input-size is 64 MiB
-MAX_IMAGE_SIZE_PX = 2048  # image_standardization_image_size; the server's own limit
-MAX_JPEG_QUALITY = 100  # image_standardization_jpeg_compression_ratio; the server's own limit
+MAX_IMAGE_SIZE_PX = 2048  # image_standardization_image_size; the server takes its limit from here
+MAX_JPEG_QUALITY = 100  # image_standardization_jpeg_compression_ratio; the server takes its limit from here
 
 DEFAULT_TIMEOUT_S = 120.0  # of one request with its retries; 16 images in flight take a CPU about 72 s
 

@@ -22,14 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from medimage_client.constants import MAX_IMAGE_SIZE_PX, MAX_JPEG_QUALITY
 from medimage_server.errors import InvalidInput
 from medimage_server.image_decoding import decode_image
 
 Pixels = NDArray[np.uint8]
 Profile = Literal["azure", "reference"]
-
-MAX_STANDARD_SIZE_PX = 2048
-MAX_JPEG_QUALITY = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +83,7 @@ class Standardization:
             InvalidInput: a parameter is no integer or out of range.
         """
         return cls(
-            size=_integer(parameters, "image_standardization_image_size", cls.size, MAX_STANDARD_SIZE_PX),
+            size=_integer(parameters, "image_standardization_image_size", cls.size, MAX_IMAGE_SIZE_PX),
             quality=_integer(parameters, "image_standardization_jpeg_compression_ratio", cls.quality, MAX_JPEG_QUALITY),
         )
 

@@ -1,0 +1,130 @@
+"""The README's commands and examples run as they stand there, against the server that its own commands start."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from base64 import encodebytes
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from medimage_export.phantoms import CAPTIONS, phantom
+from medimage_server.launcher import choose_ports
+from tests.triton.conftest import CHECKPOINT, ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+WAIT_S = 120.0  # for any one command
+
+
+def blocks(heading: str) -> list[tuple[str, str]]:
+    """(language, content) of the fenced blocks under a heading, subheadings included."""
+    level = heading.split()[0]
+    section = README[README.index(f"\n{heading}\n") + len(heading) + 1 :]
+    section = re.split(rf"^#{{2,{len(level)}}} ", section, maxsplit=1, flags=re.MULTILINE)[0]
+    found = BLOCK.findall(section)
+    assert found, f"no example under {heading}"
+    return found
+
+
+@pytest.fixture(scope="module")
+def workplace(unexported, tmp_path_factory):
+    """A folder with the files that the README's reader has: the repository, a checkpoint, images, a request."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(unexported, folder / "model_repository")
+    (folder / "studies").mkdir()
+    for i, caption in enumerate(CAPTIONS[:3]):
+        Image.fromarray(phantom(caption, seed=1).image).save(folder / "studies" / f"{i}.png")
+    shutil.copy(folder / "studies" / "0.png", folder / "chest.png")
+    image = encodebytes((folder / "chest.png").read_bytes()).decode()
+    request = {"input_data": {"columns": ["image", "text"], "index": [0], "data": [[image, CAPTIONS[0]]]}}
+    (folder / "request.json").write_text(json.dumps(request))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(workplace):
+    """Run a command as the README's reader would: in the active environment; returns its stdout."""
+    ports = choose_ports("127.0.0.1", {"http": 0, "grpc": 0, "metrics": 0})
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+    def local(command: str) -> str:
+        """With the ports of this test, and the checkpoint that it has."""
+        command = command.replace("localhost:8001", f"localhost:{ports['grpc']}")
+        command = command.replace("localhost:8000", f"localhost:{ports['http']}")
+        command = re.sub(
+            r"^(medimage (?:score|embed|classify) .*)", rf"\1 --url grpc://localhost:{ports['grpc']}", command
+        )
+        serve = "medimage serve " + " ".join(f"--{name}-port {port}" for name, port in ports.items())
+        return command.replace("/data/medimageinsight", str(CHECKPOINT)).replace("medimage serve", serve)
+
+    def start(command: str, **options) -> subprocess.Popen:
+        return subprocess.Popen(["bash", "-c", local(command)], cwd=workplace, env=environment, text=True, **options)
+
+    def finish(command: str) -> str:
+        process = start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        stdout, stderr = process.communicate(timeout=WAIT_S)
+        assert process.returncode == 0, f"{command}\n{stderr}"
+        return stdout
+
+    @contextmanager
+    def served(command: str):
+        process = start(f"exec {command}", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        try:
+            assert process.stdout.readline().startswith("ready: ")
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(WAIT_S) == 0
+
+    finish.served = served
+    finish.local = local
+    return finish
+
+
+@pytest.fixture(scope="module")
+def three_commands(run):
+    """The server of "Bring your own checkpoint", started by its own three commands; gives the third one's output."""
+    (_, commands), *_ = blocks("## Bring your own checkpoint")
+    export, serve, score = commands.splitlines()
+    assert "max |err|" in run(export)
+    with run.served(serve):
+        yield run(score)
+
+
+def test_three_commands_give_the_azure_answer(three_commands):
+    (row,) = json.loads(three_commands)
+    assert [len(row["image_features"]), len(row["image_features"][0]), len(row["text_features"])] == [1, 1024, 1024]
+
+
+@pytest.mark.parametrize("heading", ["### Python", "### gRPC with NVIDIA's own client"])
+def test_python_example_prints_what_stands_below_it(three_commands, run, workplace, heading):
+    (_, code), (_, printed) = blocks(heading)
+    (workplace / "example.py").write_text(run.local(code))
+    assert run("python example.py") == printed
+
+
+@pytest.mark.parametrize(
+    "command",
+    [line for language, block in blocks("### Command line") for line in block.splitlines() if language == "bash"],
+)
+def test_command_line_example_runs(three_commands, run, command):
+    run(command)
+
+
+@pytest.mark.parametrize("number", range(len(blocks("### curl"))), ids=["image", "text"])
+def test_curl_example_is_answered(three_commands, run, number):
+    run(blocks("### curl")[number][1])
+
+
+def test_make_commands_exist():
+    (_, commands), *_ = blocks("## Two commands")
+    for line in commands.splitlines():
+        dry_run = ["make", "--dry-run", "--directory", str(ROOT), line.split()[1]]
+        subprocess.run(dry_run, check=True, capture_output=True)
