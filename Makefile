@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+export ORT_DISABLE_TELEMETRY := 1
 
 # Triton's python backend needs libpython, which Debian has in a package of its own: unpacked into .venv/lib, which takes
 # no root. What is missing after that is said by the first command that starts Triton.
@@ -16,7 +17,7 @@ demo: $(VENV)/.runtime  ## the whole way on a real Triton, with the phantom chec
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.dev  ## every test; those of tests/triton start a real Triton
-	$(BIN)/python -m pytest
+	MEDIMAGE_REQUIRE_TRITON=1 $(BIN)/python -m pytest
 
 check: $(VENV)/.dev  ## lint, format, types; changes nothing
 	$(BIN)/ruff check .
@@ -34,11 +35,11 @@ clean:
 	rm -rf $(VENV) build
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }  # Debian has venv in the package python3-venv
 
 $(VENV)/.runtime: pyproject.toml requirements.lock | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock \
-		--editable '.[cli,export,server]'
+		--editable '.[cli,export,parquet,triton]'
 	@$(FIND_TRITON) 2>/dev/null || $(GET_LIBPYTHON)
 	touch $@
 

@@ -14,9 +14,11 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from medimage_client import MedImageInsight
+from medimage_client import MedImageError, MedImageInsight
+from medimage_export.errors import ExportError
 from medimage_export.export import export_medimageinsight
 from medimage_export.phantoms import CAPTIONS, phantom
+from medimage_export.repository import copy_unexported
 from medimage_server.launcher import LaunchError, run_triton
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +31,7 @@ LATENCY_RUNS = 20
 
 def main() -> None:
     shutil.rmtree(OUTPUT, ignore_errors=True)
-    shutil.copytree(ROOT / "model_repository", REPOSITORY, ignore=shutil.ignore_patterns("*.onnx*", "*.json", "*.plan"))
+    copy_unexported(ROOT / "model_repository", REPOSITORY)
     files = draw_studies(OUTPUT / "studies")
 
     print("1. Export the phantom checkpoint; PyTorch and ONNX Runtime side by side:\n")
@@ -129,5 +131,5 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as Ctrl-C: leaves run_triton's block, which ends Triton
     try:
         main()
-    except LaunchError as error:
+    except (ExportError, LaunchError, MedImageError) as error:
         sys.exit(f"Error: {error}")

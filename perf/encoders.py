@@ -11,7 +11,6 @@ import io
 import json
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import tempfile
@@ -31,6 +30,7 @@ from medimage_export.config import MedImageInsightConfig
 from medimage_export.export import export_medimageinsight
 from medimage_export.graphs import ImageEncoderGraph, TextEncoderGraph
 from medimage_export.phantoms import CAPTIONS, phantom
+from medimage_export.repository import copy_unexported
 from medimage_server.image_preprocessing import ImagePreprocessor, Settings
 from medimage_server.launcher import run_triton
 from medimage_server.model_repository import read_configs
@@ -48,7 +48,7 @@ TEXTS = 16
 def main(rounds: int, repository: Path | None, output: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         if repository is None:
-            repository = Path(shutil.copytree(ROOT / "model_repository", Path(scratch) / "model_repository"))
+            repository = copy_unexported(ROOT / "model_repository", Path(scratch) / "model_repository")
             export_medimageinsight(None, repository)
         with run_triton(repository, log=Path(scratch) / "triton.log") as server:
             with MedImageInsight(f"grpc://{server.host}:{server.grpc_port}", timeout=600) as client:

@@ -1,6 +1,7 @@
 """Imports go one way between the rooms, so that each can be installed and read without the ones behind it."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,16 @@ ALLOWED = {
     "server": {"medimage_server", "medimage_client"},
     "model_repository": {"medimage_server"},
 }
-CLIENT_BASE = {"numpy", "PIL", "tritonclient"}
-CLIENT_EXTRAS = {"click": "cli", "pydicom": "dicom", "pyarrow": "parquet"}
+CLIENT = ROOT / "client" / "medimage_client"
+# grpc and aiohttp come with tritonclient[grpc,http]
+CLIENT_BASE = {"medimage_client", "numpy", "PIL", "tritonclient", "grpc", "aiohttp"}
+CLIENT_EXTRAS = {"click": "cli/", "pydicom": "dicom.py", "pyarrow": "cli/embed.py"}  # package -> where it may stand
 
 
-def imported_packages(folder: Path, *, top_level_only: bool = False) -> set[str]:
+def imported_packages(folder: Path) -> set[str]:
     found = set()
-    for path in folder.rglob("*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in tree.body if top_level_only else ast.walk(tree):
+    for path in [folder] if folder.is_file() else folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
@@ -34,6 +36,13 @@ def test_room_imports_only_the_rooms_it_may(room):
     imported = imported_packages(ROOT / room)
     assert imported, f"{room} has no imports: is the folder still there?"
     assert imported & ROOMS <= ALLOWED[room]
+
+
+def test_client_without_extras_needs_only_its_base_dependencies():
+    for path in CLIENT.rglob("*.py"):
+        place = path.relative_to(CLIENT).as_posix()
+        third_party = imported_packages(path) - set(sys.stdlib_module_names) - CLIENT_BASE
+        assert third_party == {p for p in third_party if place.startswith(CLIENT_EXTRAS.get(p, "nowhere"))}, place
 
 
 def test_server_room_knows_nothing_of_triton_requests():

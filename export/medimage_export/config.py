@@ -97,7 +97,8 @@ def read_config(path: Path, *, vocab_size: int) -> MedImageInsightConfig:
     require(False, "TEST", "CENTER_CROP")
     require("bicubic", "AUG", "INTERPOLATION")
 
-    stages = len(at("IMAGE_ENCODER", "SPEC", "DEPTHS"))
+    depths = at("IMAGE_ENCODER", "SPEC", "DEPTHS")
+    stages = len(depths) if isinstance(depths, list) else 1  # not a list is refused below, as every other
     height, width = per(2, int, "IMAGE_ENCODER", "IMAGE_SIZE")
     image = DaViTConfig(
         image_size=(height, width),

@@ -1,5 +1,6 @@
 """The model repository as export sees it: where each file goes, and whether the configs fit the checkpoint."""
 
+import shutil
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -14,6 +15,12 @@ VERSION = "1"
 def version_folder(repository: Path, model: str) -> Path:
     """Where the exported files of a model lie."""
     return repository / model / VERSION
+
+
+def copy_unexported(repository: Path, target: Path) -> Path:
+    """Copy a model repository without what exports wrote into it; returns `target`, which must not exist."""
+    exported = shutil.ignore_patterns("*.onnx", "*.onnx.data", "*.plan", "*.json", "__pycache__")
+    return Path(shutil.copytree(repository, target, ignore=exported))
 
 
 def check_configs(repository: Path, config: MedImageInsightConfig) -> None:
@@ -31,7 +38,10 @@ def check_configs(repository: Path, config: MedImageInsightConfig) -> None:
         path = repository / model / "config.pbtxt"
         if not path.is_file():
             raise RepositoryError(f"{path} is missing; --repository takes the model_repository folder of this project")
-        parsed = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
+        try:
+            parsed = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
+        except text_format.ParseError as exc:
+            raise RepositoryError(f"{path}: line {exc}") from exc
         found = {t.name: list(t.dims) for t in (*parsed.input, *parsed.output)}
         if found.get(tensor) != dims:
             raise RepositoryError(f"{path}: {tensor} has dims {found.get(tensor)}; this checkpoint needs {dims}")

@@ -184,11 +184,12 @@ def test_missing_part_is_named(tmp_path, state_dict, part):
     [
         (("IMAGE_ENCODER", "SPEC", "WINDOW_SIZE", "12"), "IMAGE_ENCODER.SPEC.WINDOW_SIZE is '12'; expected int"),
         (("IMAGE_ENCODER", "SPEC", "DIM_EMBED", [16, 32]), "IMAGE_ENCODER.SPEC.DIM_EMBED is [16, 32]; expected 4"),
+        (("IMAGE_ENCODER", "SPEC", "DEPTHS", 1), "IMAGE_ENCODER.SPEC.PATCH_SIZE is [7, 3, 3, 3]; expected 1 values"),
         (("TEST", "CENTER_CROP", True), "TEST.CENTER_CROP is True; only False is supported"),
         (("LANG_ENCODER", "AUTOGRESSIVE", True), "LANG_ENCODER.AUTOGRESSIVE is True; only False is supported"),
         (("UNICL_MODEL", None), "UNICL_MODEL.DIM_PROJECTION is missing"),
     ],
-    ids=["type", "stages", "crop", "causal", "missing"],
+    ids=["type", "stages", "no-list", "crop", "causal", "missing"],
 )
 def test_config_that_cannot_be_honoured_is_refused(tmp_path, state_dict, change, message):
     path = write_checkpoint(tmp_path, state_dict) / "config.yaml"

@@ -1,7 +1,6 @@
 """Exported graphs: the same numbers as PyTorch, in a shape that other precisions and runtimes can use."""
 
 import json
-import shutil
 from collections import Counter
 
 import numpy as np
@@ -16,6 +15,7 @@ from medimage_export.errors import ParityError, RepositoryError
 from medimage_export.export import FP32_BOUND, export_medimageinsight
 from medimage_export.graphs import ImageEncoderGraph, TextEncoderGraph
 from medimage_export.parity import Bound, ParityRow, check_parity, compare
+from medimage_export.repository import copy_unexported
 from medimage_export.to_onnx import OPSET, to_onnx
 from tests.export.small import ROOT, SMALL
 
@@ -38,11 +38,7 @@ def exported(tmp_path_factory):
 @pytest.fixture
 def repository(tmp_path):
     """A copy of the committed configs, without any exported file."""
-    return shutil.copytree(
-        ROOT / "model_repository",
-        tmp_path / "model_repository",
-        ignore=shutil.ignore_patterns("*.onnx", "*.data", "*.json", "*.plan", "__pycache__"),
-    )
+    return copy_unexported(ROOT / "model_repository", tmp_path / "model_repository")
 
 
 def operators(path) -> Counter:
