@@ -26,7 +26,7 @@ OUTPUT = ROOT / "build" / "demo"
 REPOSITORY = OUTPUT / "model_repository"  # a copy: a real checkpoint exported into model_repository/ stays there
 SEED = 1_000_000  # far from the seeds of training
 TILE_PX = 240
-LATENCY_RUNS = 20
+LATENCY_RUNS = 10
 
 
 def main() -> None:
@@ -87,10 +87,11 @@ def zero_shot(client: MedImageInsight, files: list[Path]) -> list[str]:
     scores = client.classify(files, labels=CAPTIONS)
     best = scores.argmax(axis=1)
     print(f"\n4. Zero-shot, one unseen drawing of each of the {len(CAPTIONS)} captions:\n")
-    print(f"{'drawn':<52}{'predicted':<52}{'score':>6}")
+    width = max(map(len, CAPTIONS)) + 2
+    print(f"{'drawn':<{width}}{'predicted':<{width}}{'score':>5}")
     for row, column in enumerate(best):
         wrong = "" if row == column else "   <- wrong"
-        print(f"{CAPTIONS[row]:<52}{CAPTIONS[column]:<52}{scores[row, column]:>6.2f}{wrong}")
+        print(f"{CAPTIONS[row]:<{width}}{CAPTIONS[column]:<{width}}{scores[row, column]:>5.2f}{wrong}")
     print(f"\n{sum(best == range(len(files)))} of {len(files)} right")
     return [CAPTIONS[column] for column in best]
 

@@ -75,13 +75,13 @@ def run(workplace):
 
     @contextmanager
     def served(command: str):
-        process = start(f"exec {command}", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        try:
-            assert process.stdout.readline().startswith("ready: ")
-            yield
-        finally:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(WAIT_S) == 0
+        with start(f"exec {command}", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            try:
+                assert process.stdout.readline().startswith("ready: ")
+                yield
+            finally:
+                process.send_signal(signal.SIGTERM)
+        assert process.returncode == 0
 
     finish.served = served
     finish.local = local
