@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# --no-compile: writing bytecode of everything takes longer than importing the part that is used
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint requirements.lock
 export ORT_DISABLE_TELEMETRY := 1
 
 # Triton's python backend needs libpython, which Debian has in a package of its own: unpacked into .venv/lib, which takes
@@ -38,11 +40,10 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }  # Debian has venv in the package python3-venv
 
 $(VENV)/.runtime: pyproject.toml requirements.lock | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock \
-		--editable '.[cli,export,parquet,triton]'
+	$(INSTALL) --editable '.[cli,export,triton]'
 	@$(FIND_TRITON) 2>/dev/null || $(GET_LIBPYTHON)
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	$(INSTALL) --editable '.[dev]'
 	touch $@
