@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.paths import ROOT
+
 ROOMS = {"medimage_client", "medimage_export", "medimage_server"}
 ALLOWED = {
     "client": {"medimage_client"},

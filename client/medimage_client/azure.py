@@ -126,9 +126,9 @@ def read_rows(input_data: Mapping[str, Any]) -> tuple[RequestRow, ...]:
 def read_columns(columns: object) -> list[str]:
     if not isinstance(columns, list) or not columns:
         raise InvalidInput(f"'columns' is {kind(columns)}; expected a list of 'image', 'text' or both")
-    for column in columns:
+    for i, column in enumerate(columns):
         if column not in COLUMNS:
-            raise InvalidInput(f"'columns' holds {short(column)}; expected 'image', 'text' or both")
+            raise InvalidInput(f"entry {i} of 'columns' is {short(column)}; expected 'image' or 'text'")
     if len(set(columns)) != len(columns):
         raise InvalidInput("'columns' holds a name twice; expected each once")
     return columns
@@ -140,9 +140,9 @@ def read_row(n: int, row: object, columns: Sequence[str]) -> RequestRow:
             raise InvalidInput(f"row {n}: has {len(row)} cells; expected {len(columns)}, one for each of 'columns'")
         cells = dict(zip(columns, row, strict=True))
     elif isinstance(row, dict):
-        for name in row:
+        for i, name in enumerate(row):
             if name not in columns:
-                raise InvalidInput(f"row {n}: holds {short(name)}, which is not one of 'columns'")
+                raise InvalidInput(f"row {n}: key {i} is {short(name)}; expected only those of 'columns', {columns}")
         cells = row
     else:
         raise InvalidInput(f"row {n}: is {kind(row)}; expected a list of cells or an object")
@@ -258,6 +258,7 @@ def kind(value: object) -> str:
 
 
 def short(value: object) -> str:
-    """A name or a number to show in a message; anything longer by its kind, for it may be a misplaced cell."""
-    text = repr(value)
-    return text if isinstance(value, str | int | float) and len(text) <= 40 else kind(value)
+    """A number, a boolean or a column's name as it is; of any other text its length, for it may be a misplaced cell."""
+    if isinstance(value, int | float) or value in COLUMNS:
+        return repr(value)
+    return f"a string of {len(value)} characters" if isinstance(value, str) else kind(value)

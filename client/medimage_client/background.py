@@ -4,6 +4,7 @@ One, because several asyncio gRPC engines in a process disturb each other, and c
 """
 
 import asyncio
+import os
 import threading
 import weakref
 from collections.abc import Coroutine
@@ -34,6 +35,16 @@ def start() -> asyncio.AbstractEventLoop:
     return loop
 
 
+def leave_to_parent() -> None:
+    """In a forked child: the loop's thread is not there, the lock may be held for ever, so the child starts its own."""
+    global STARTING
+    STARTING = threading.RLock()
+    start.cache_clear()
+
+
+os.register_at_fork(after_in_child=leave_to_parent)
+
+
 def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
     return asyncio.run_coroutine_threadsafe(coroutine, event_loop())
 
@@ -49,6 +60,9 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    if not thread.is_alive():  # it stayed in the parent of a forked child
+        return
+
     async def finish() -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         if tasks:

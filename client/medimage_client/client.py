@@ -22,8 +22,9 @@ class MedImageInsight:
     """MedImageInsight on a Triton server.
 
     Every method is that of `AsyncMedImageInsight`, without `await`; arguments, results and errors are described there.
-    One client may be used by several threads; a forked process needs one of its own. Close it with `close()` or a
-    `with` block; one that is forgotten is closed when it is collected or the interpreter ends.
+    One client may be used by several threads; a forked process needs one of its own. gRPC itself does not survive a
+    fork after its first call: fork earlier, start processes by `spawn`, or use HTTP. Close a client with `close()` or
+    a `with` block; one that is forgotten is closed when it is collected or the interpreter ends.
 
     Raises:
         InvalidInput: the url or an option is not valid.
@@ -42,7 +43,7 @@ class MedImageInsight:
             url, timeout=timeout, retries=retries, concurrency=concurrency, transport=transport
         )
         event_loop()  # before the finalizer, see background.start
-        weakref.finalize(self, close, self._client)
+        weakref.finalize(self, close, self._client, os.getpid())
 
     def __enter__(self) -> Self:
         return self
@@ -107,6 +108,7 @@ class MedImageInsight:
         return run(self._client.score(request, layout=layout, timeout=timeout))
 
 
-def close(client: AsyncMedImageInsight) -> None:
-    # Not waited for: the garbage collector may call this on the background loop itself.
-    submit(client.close())
+def close(client: AsyncMedImageInsight, pid: int) -> None:
+    if os.getpid() == pid:  # else the connection belongs to the parent of this forked child
+        # Not waited for: the garbage collector may call this on the background loop itself.
+        submit(client.close())

@@ -8,7 +8,7 @@ EMBEDDING_SIZE = 1024  # of both towers: UNICL_MODEL, DIM_PROJECTION in the chec
 IMAGES_PER_REQUEST = 4
 TEXTS_PER_REQUEST = 16
 DEFAULT_CONCURRENCY = 4  # requests in flight of one client
-MAX_REQUEST_BYTES = 48 * 2**20  # of images in one request; Triton's --http-max-input-size is 64 MiB
+MAX_REQUEST_BYTES = 48 * 2**20  # of images in one request; Tritons with an --http-max-input-size take 64 MiB by default
 MAX_IMAGE_SIZE_PX = 2048  # image_standardization_image_size; the server takes its limit from here
 MAX_JPEG_QUALITY = 100  # image_standardization_jpeg_compression_ratio; the server takes its limit from here
 

@@ -6,6 +6,7 @@ pydicom decodes and applies the tables; it is imported where it is used, because
 from __future__ import annotations  # pydicom's types, without importing it
 
 import struct
+import zlib
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ FRAME_MACROS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")  # re
 
 # What pydicom raises for damaged or incomplete files. Its texts quote the file's values, so none is passed on.
 PYDICOM_ERRORS = (AttributeError, EOFError, IndexError, KeyError, NotImplementedError, OSError, RuntimeError, TypeError,
-                  ValueError, struct.error)  # fmt: skip
+                  ValueError, struct.error, zlib.error)  # fmt: skip
 
 
 def is_dicom(file: bytes) -> bool:

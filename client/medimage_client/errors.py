@@ -1,11 +1,11 @@
 """Exceptions of medimage_client, the same over gRPC and HTTP.
 
-MedImageError                    `status` is the HTTP number of the failure, None where nothing was answered
+MedImageError                    `status` is the HTTP number of the failure, None for a failure without one
 ├── InvalidInput           400   an input, option or request is wrong; found here or by the server, never retried
-├── MissingExtra                 an optional dependency is not installed; the message has the pip command
-├── TransportError               no answer: refused, reset, name not found; retried
+├── MissingExtra           None  an optional dependency is not installed; the message has the pip command
+├── TransportError         None  no answer: refused, reset, name not found; retried
 ├── RequestTimeout         504   no answer within `timeout`
-└── ResponseError                the server answered with another error, such as 401 or 413
+└── ResponseError                the server answered with another error, such as 401 or 413, or not as Triton does, 200
     ├── NotFound           404   the server has no such model
     ├── Unavailable        503   the model's queue is full, or a proxy asks to wait (429); retried
     │   └── NotReady       503   the server is there and the model is not loaded; retried

@@ -94,7 +94,7 @@ def read_base64(text: str) -> bytes:
         file = decode_base64(text)
         if not is_dicom(file):
             Image.open(BytesIO(file)).close()
-    except (ValueError, OSError, Image.DecompressionBombError):  # Pillow's UnidentifiedImageError is an OSError
+    except Exception:  # binascii's, and of Pillow almost any type
         raise InvalidInput(
             f"is a str of {len(text)} characters; expected the name of an existing file or the base64 text of an image"
         ) from None
@@ -118,8 +118,10 @@ def encode_array(array: NDArray[Any], window: Window | None) -> bytes:
 def encode_pil(image: Image.Image, window: Window | None) -> bytes:
     try:
         image.load()
-    except OSError:
-        raise InvalidInput("is a Pillow image whose file is damaged or truncated; expected a complete one") from None
+    except Exception:  # almost any type, for damaged files: OSError, SyntaxError, struct.error, KeyError...
+        raise InvalidInput(
+            "is a Pillow image whose file is damaged, truncated or closed; expected a complete one"
+        ) from None
     if image.mode in DEEP_MODES or window is not None:
         return encode_array(np.asarray(image), window)
     return save_png(image if image.mode in PNG_MODES else image.convert("RGB"))

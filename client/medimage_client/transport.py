@@ -105,9 +105,14 @@ class TritonTransport:
                 parameters=dict(call.parameters),
                 timeout=int(timeout * 1e6),  # microseconds
             )
+            outputs = {name: result.as_numpy(name) for name in call.output_names}
         except self._failures as error:
             raise unified_error(error) from error
-        return {name: result.as_numpy(name) for name in call.output_names}
+        except (AttributeError, LookupError, TypeError, ValueError) as error:  # tritonclient checks no body
+            raise ResponseError(not_triton(200), status=200) from error
+        if any(array is None for array in outputs.values()):
+            raise ResponseError(not_triton(200), status=200)
+        return outputs
 
     async def is_ready(self, models: Sequence[str]) -> bool:
         try:
@@ -199,12 +204,16 @@ def unified_error(error: Exception) -> MedImageError:
         return TransportError(f"cannot reach the server: {message}")
     status = int(code) if code.isdecimal() else GRPC_STATUS.get(code, 500)
     if message.startswith(UNREADABLE_BODY):
-        message = f"HTTP {status} without Triton's error message; is this the address of a Triton server?"
+        message = not_triton(status)
 
     if NOT_READY.search(message):
         return NotReady(message)
     error_type = STATUS_ERRORS.get(status, ServerError if status >= 500 else ResponseError)
     return error_type(message, status=status)
+
+
+def not_triton(status: int) -> str:
+    return f"HTTP {status} and a body that is not Triton's; is this the address of a Triton server?"
 
 
 def one_line(message: str) -> str:

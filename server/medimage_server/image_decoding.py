@@ -2,7 +2,9 @@
 
 What is not decided by the file alone follows the Azure endpoint, which opens with Pillow and takes what that gives:
 the first frame of an animated or multi-page file, no turning by the EXIF orientation of a JPEG, alpha ignored.
-Pillow itself reduces 16-bit colour to its high bytes; 16-bit grey, which it would clip at 255, is scaled here.
+
+16 bits a channel often hold fewer. 16-bit grey, with or without alpha, is scaled over its actual bit range. Of 16-bit
+colour Pillow keeps the high bytes, which is right for the full range; what that would darken to near black is refused.
 """
 
 import re
@@ -10,7 +12,7 @@ import warnings
 from io import BytesIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from medimage_client.base64_text import decode_base64
@@ -27,6 +29,11 @@ EXPECTED = "expected an encoded image file such as PNG or JPEG, or its base64 te
 DEEP_GREY_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 GREY_BITS = (8, 10, 12, 14, 16)  # what detectors and scanners deliver inside 16-bit files
+
+# Pillow's names for 16 bits a channel as the file has them; not BMP's "BGR;16", which is 16 bits a pixel.
+DEEP_GREY_ALPHA_LAYOUT = "LA;16B"
+DEEP_LAYOUT = re.compile(r";16[BLN]|SGI16")
+HIGH_BYTE_OF_FULL_RANGE = 2**14 >> 8  # from here on GREY_BITS has no fewer bits than 16
 
 MAX_SIDE_PX = 2**15  # a resize holds (source height x new width) pixels, however few the source has
 
@@ -50,11 +57,22 @@ def decode_image(data: bytes, *, max_encoded_bytes: int, max_pixels: int) -> Ima
     if len(file) > max_encoded_bytes:
         raise InvalidInput(f"image file has {len(file)} bytes; at most {max_encoded_bytes} are allowed")
 
-    image = read_image(file, max_pixels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of large images and odd metadata; our limits are what counts
+        source = open_image(file, max_pixels)
+        layout = repr(source.tile[:1])  # how the file holds its pixels; Pillow forgets it when they are loaded
+        if DEEP_GREY_ALPHA_LAYOUT in layout:
+            return read_deep_grey_alpha(source)
+        image = load(source)
+
     if image.mode in DEEP_GREY_MODES:
         return scale_grey(image)
     if image.mode not in EIGHT_BIT_MODES:  # floating point has no defined white, Lab no conversion in Pillow
         raise InvalidInput(f"pixels of mode {image.mode} are not supported; save the image as 8- or 16-bit grey or RGB")
+    if DEEP_LAYOUT.search(layout) and not has_full_range(image):
+        raise InvalidInput(
+            "16-bit values all under 16384 would turn nearly black; save as 16-bit grey PNG or 8-bit RGB"
+        )
     return image
 
 
@@ -67,23 +85,25 @@ def read_base64(text: bytes) -> bytes:
         raise InvalidInput(f"neither an image file nor valid base64 text; {EXPECTED}") from None
 
 
-def read_image(file: bytes, max_pixels: int) -> Image.Image:
-    """Open, check the size that the header states, and only then decode."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of large images and odd metadata; our limits are what counts
-        # Pillow raises almost any type for damaged files: OSError, SyntaxError, struct.error, KeyError, MemoryError...
-        try:
-            image = Image.open(BytesIO(file), formats=FORMATS)
-        except Image.DecompressionBombError:
-            raise InvalidInput(f"image has too many pixels; at most {max_pixels} are allowed") from None
-        except Exception:
-            raise InvalidInput(f"not an image Pillow can read; {EXPECTED}") from None
-        check_size(*image.size, max_pixels)
-        try:
-            image.load()
-        except Exception:
-            raise InvalidInput(f"{image.format} file is damaged or truncated; send the complete file") from None
+def open_image(file: bytes, max_pixels: int) -> ImageFile.ImageFile:
+    """Read the header alone, and check the size that it states."""
+    # Pillow raises almost any type for damaged files: OSError, SyntaxError, struct.error, KeyError, MemoryError...
+    try:
+        image = Image.open(BytesIO(file), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise InvalidInput(f"image has too many pixels; at most {max_pixels} are allowed") from None
+    except Exception:
+        raise InvalidInput(f"not an image Pillow can read; {EXPECTED}") from None
+    check_size(*image.size, max_pixels)
+    return image
 
+
+def load(image: ImageFile.ImageFile) -> Image.Image:
+    """Decode the pixels."""
+    try:
+        image.load()
+    except Exception:
+        raise InvalidInput(f"{image.format} file is damaged or truncated; send the complete file") from None
     if image.mode in DEEP_GREY_MODES and is_white_zero(image):
         raise InvalidInput("16-bit TIFF with white as zero is not supported; save it with black as zero")
     image.info.clear()  # no pixels in it; Pillow would carry comments and transparency into what it makes of the image
@@ -100,6 +120,22 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
 def is_white_zero(image: Image.Image) -> bool:
     """Whether a TIFF says that 0 is white. Pillow inverts such files up to 8 bits and forgets to above."""
     return isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_TAG) == WHITE_IS_ZERO
+
+
+def has_full_range(image: Image.Image) -> bool:
+    """Whether the high bytes of 16-bit channels are what 8 bits would hold. Alpha, and ink, have no other range."""
+    if image.mode == "CMYK":
+        return True
+    return bool(np.asarray(image.convert("RGB")).max() >= HIGH_BYTE_OF_FULL_RANGE)
+
+
+def read_deep_grey_alpha(image: ImageFile.ImageFile) -> Image.Image:
+    """16-bit grey and alpha to 8 bits each; Pillow has no mode for them, and its own RGBA the high bytes alone."""
+    # Read as if 8-bit RGBA, whose pixels are as wide: both bytes of the grey, then both of the alpha.
+    image.tile = [tile._replace(args="RGBA") for tile in image.tile]
+    values = np.asarray(load(image)).view(">u2")  # (H, W, 2)
+    alpha = Image.fromarray((values[..., 1] >> 8).astype(np.uint8))
+    return Image.merge("LA", (scale_grey(Image.fromarray(values[..., 0].astype(np.uint16))), alpha))
 
 
 def scale_grey(image: Image.Image) -> Image.Image:

@@ -89,9 +89,8 @@ class Standardization:
 
     def apply(self, image: Image.Image) -> Image.Image:
         """Any image -> RGB of size x size, with the JPEG losses."""
-        square = image.resize(
-            (self.size, self.size)
-        )  # before RGB: palette and 1-bit images get nearest, others bicubic
+        # Before RGB, as the endpoint does it: palette and 1-bit images get nearest, others bicubic.
+        square = image.resize((self.size, self.size))
         jpeg = BytesIO()
         square.convert("RGB").save(jpeg, "JPEG", quality=self.quality)
         return Image.open(jpeg)

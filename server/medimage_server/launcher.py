@@ -22,9 +22,9 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from time import monotonic
 
-from medimage_server.model_repository import RepositoryError, check_exported, read_configs, with_steps
+from medimage_server.model_repository import RepositoryError, check_complete, read_configs, with_steps
 
-ONNXRUNTIME_BACKEND = Path(__file__).parents[1] / "backends" / "onnxruntime"
+SHARED_MEMORY = Path("/dev/shm")
 
 START_TIMEOUT_S = 600.0  # generous: full-size weights may come from a slow disk, and a crash is noticed at once
 STOP_TIMEOUT_S = 40.0  # Triton itself gives requests in flight 30 s (--exit-timeout-secs)
@@ -86,7 +86,7 @@ def run_triton(
     repository = repository.absolute()
     try:
         configs = read_configs(repository)
-        check_exported(repository, with_steps(models or configs, configs), configs)
+        check_complete(repository, with_steps(models or configs, configs), configs)
         chosen = with_steps(models, configs)
     except RepositoryError as error:
         raise LaunchError(str(error)) from error
@@ -95,10 +95,12 @@ def run_triton(
 
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medimage-triton-")))
+        backends = compose_backends(installation, scratch)
         command = [
             str(installation.executable),
             f"--model-repository={repository}",
-            f"--backend-directory={compose_backends(installation, scratch)}",
+            f"--backend-directory={backends}",
+            *(f"--backend-config={name},shm-region-prefix-name={scratch.name}" for name in python_backends(backends)),
             "--disable-auto-complete-config",
             "--strict-readiness=true",
             "--exit-on-error=true",
@@ -116,7 +118,7 @@ def run_triton(
             stderr=subprocess.STDOUT if output else None,
             start_new_session=True,  # Ctrl-C reaches us alone, and stub processes are ended with their server
         )
-        stack.callback(_stop, process)
+        stack.callback(_stop, process, scratch.name)
         server = TritonServer(process, host, ports["http"], ports["grpc"], ports["metrics"])
         _wait_until_ready(server, log)
         yield server
@@ -132,7 +134,7 @@ def find_triton() -> Installation:
         return Installation(Path(on_path).resolve())
     spec = importlib.util.find_spec("pytriton")
     if spec is None or spec.origin is None:
-        raise LaunchError("no tritonserver on PATH or in this environment: run `pip install 'medimage-triton[server]'`")
+        raise LaunchError("no tritonserver on PATH or in this environment: run `pip install 'medimage-triton[triton]'`")
     package = Path(spec.origin).parent
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = package / "tritonserver" / "python_backend_stubs" / version / "triton_python_backend_stub"
@@ -158,11 +160,22 @@ def compose_backends(installation: Installation, scratch: Path) -> Path:
     # Copied, because Triton refuses a backend library that is a link out of its directory.
     composed = scratch / "backends"
     shutil.copytree(installation.backends / "python", composed / "python")
-    shutil.copytree(ONNXRUNTIME_BACKEND, composed / "onnxruntime")
+    shutil.copytree(find_onnxruntime_backend(), composed / "onnxruntime")
     if installation.python_stub:
         stub = shutil.copy(installation.python_stub, composed / "python")
         os.chmod(stub, 0o755)
     return composed
+
+
+def python_backends(backends: Path) -> list[str]:
+    """The python backend and those based on it, which all pass tensors through shared memory."""
+    return ["python", *(path.parent.name for path in backends.glob("*/model.py"))]
+
+
+def find_onnxruntime_backend(package: Path = Path(__file__).parent) -> Path:
+    """Our python-based onnxruntime backend: inside the installed package, or beside it in a checkout."""
+    inside, beside = package / "backends" / "onnxruntime", package.parent / "backends" / "onnxruntime"
+    return inside if inside.is_dir() else beside
 
 
 def environment(installation: Installation) -> Mapping[str, str]:
@@ -216,8 +229,11 @@ def _is_ready(server: TritonServer) -> bool:
             return False
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End Triton by SIGTERM; whatever of its process group outlives it, by SIGKILL."""
+def _stop(process: subprocess.Popen[bytes], shared_memory_prefix: str) -> None:
+    """End Triton by SIGTERM; whatever of its process group outlives it, by SIGKILL, and the memory that it shared.
+
+    A killed Triton leaves the tensors of its python backend, which hold patient data, in shared memory.
+    """
     try:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -226,3 +242,5 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        for region in SHARED_MEMORY.glob(f"{shared_memory_prefix}*"):
+            region.unlink(missing_ok=True)

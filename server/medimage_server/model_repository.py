@@ -1,6 +1,6 @@
 """Read a Triton model repository before Triton does, so that its mistakes get one clear line each."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from google.protobuf import text_format  # type: ignore[import-untyped]  # protobuf carries no types
@@ -45,15 +45,25 @@ def with_steps(models: Iterable[str], configs: dict[str, ModelConfig]) -> list[s
     return list(ordered)
 
 
-def check_exported(repository: Path, models: Iterable[str], configs: dict[str, ModelConfig]) -> None:
-    """Raise RepositoryError naming the models whose ONNX file no export has written yet."""
-    missing = [
-        model
-        for model in models
-        if configs[model].backend == "onnxruntime"
-        and not any((repository / model).glob(f"[0-9]*/{configs[model].default_model_filename or 'model.onnx'}"))
-    ]
-    if missing:
+def check_complete(repository: Path, models: Sequence[str], configs: dict[str, ModelConfig]) -> None:
+    """Check that each model has its file: the ONNX file that an export writes, or the model.py that is committed.
+
+    Raises:
+        RepositoryError: names the models without.
+    """
+
+    def without(backend: str, file: str) -> list[str]:
+        return [
+            model
+            for model in models
+            if configs[model].backend == backend
+            and not any((repository / model).glob(f"[0-9]*/{configs[model].default_model_filename or file}"))
+        ]
+
+    # Triton 2.51 would not fail on these but wait for ever for the process that cannot start.
+    if missing := without("python", "model.py"):
+        raise RepositoryError(f"no model.py for {', '.join(missing)}: restore it from the project's model_repository")
+    if missing := without("onnxruntime", "model.onnx"):
         raise RepositoryError(
             f"no exported weights for {', '.join(missing)}: "
             f"run `medimage export medimageinsight --checkpoint DIR --repository {repository}`"

@@ -14,19 +14,25 @@ import numpy.typing as npt
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
-from medimage_server.errors import InvalidInput
+from medimage_server.errors import InferenceFailed, InvalidInput
 
 log = logging.getLogger(__name__)
 
+# Without bfloat16: NumPy has no such type, and so neither Triton's Python API nor onnxruntime has an array of it.
 TRITON_TYPES = {
     "tensor(bool)": "TYPE_BOOL",
     "tensor(uint8)": "TYPE_UINT8",
+    "tensor(uint16)": "TYPE_UINT16",
+    "tensor(uint32)": "TYPE_UINT32",
+    "tensor(uint64)": "TYPE_UINT64",
     "tensor(int8)": "TYPE_INT8",
+    "tensor(int16)": "TYPE_INT16",
     "tensor(int32)": "TYPE_INT32",
     "tensor(int64)": "TYPE_INT64",
     "tensor(float16)": "TYPE_FP16",
     "tensor(float)": "TYPE_FP32",
     "tensor(double)": "TYPE_FP64",
+    "tensor(string)": "TYPE_STRING",
 }
 HONOURED_PARAMETERS = {
     "intra_op_thread_count",
@@ -39,10 +45,6 @@ HONOURED_PARAMETERS = {
 
 class ModelLoadError(Exception):
     """The model cannot be served as configured; str() is one line for the server's log."""
-
-
-class InferenceFailed(Exception):
-    """The model failed for a reason that is not the caller's; str() is public and carries no data."""
 
 
 Tensors = dict[str, npt.NDArray[Any]]
@@ -100,7 +102,7 @@ class OnnxModel:
         """Answer each request with its outputs or its error, in order.
 
         Requests that fit run as one batch. If that fails, each runs alone, so that one request with values that
-        the model refuses takes no neighbour down.
+        the model refuses, or of another length than its neighbours, takes none of them down.
         """
         answers: list[Answer | None] = [self._misfit(request) for request in requests]
         fitting = [index for index, answer in enumerate(answers) if answer is None]
@@ -112,10 +114,10 @@ class OnnxModel:
     def _run_together(self, requests: Sequence[Tensors]) -> list[Answer]:
         if len(requests) < 2 or not self.can_batch:
             return [self._run_alone(request) for request in requests]
-        batch = {name: np.concatenate([request[name] for request in requests]) for name in requests[0]}
         try:
+            batch = {name: np.concatenate([request[name] for request in requests]) for name in requests[0]}
             outputs = self._infer(batch)
-        except (InvalidInput, InferenceFailed):
+        except (ValueError, InvalidInput, InferenceFailed):  # ValueError: lengths differ where the config says -1
             return [self._run_alone(request) for request in requests]
         ends = np.cumsum([_rows(request) for request in requests])[:-1]
         pieces = {name: np.split(values, ends) for name, values in outputs.items()}
@@ -129,8 +131,9 @@ class OnnxModel:
 
     def _infer(self, tensors: Tensors) -> Tensors:
         names = [output.name for output in self.outputs]
+        feed = {name: _as_text(name, values) if values.dtype == object else values for name, values in tensors.items()}
         try:
-            return dict(zip(names, self.session.run(names, tensors), strict=True))
+            return dict(zip(names, self.session.run(names, feed), strict=True))
         except InvalidArgument as error:  # for instance a token id outside the vocabulary
             raise InvalidInput(f"{self.name} cannot take the values of {', '.join(tensors)}") from error
         except Exception as error:
@@ -220,6 +223,14 @@ def _signatures(tensors: Sequence[Mapping[str, Any]], *, can_batch: bool) -> lis
         Signature(tensor["name"], tensor["data_type"], (*batch, *(int(length) for length in tensor["dims"])))
         for tensor in tensors
     ]
+
+
+def _as_text(name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Triton's bytes as the str that onnxruntime takes; of bytes it would silently make their Python notation."""
+    try:
+        return np.array([value.decode("utf-8") for value in values.flat], dtype=object).reshape(values.shape)
+    except UnicodeDecodeError:
+        raise InvalidInput(f"input {name} is not valid UTF-8") from None  # the original error holds the text
 
 
 def _rows(tensors: Tensors) -> int:

@@ -40,10 +40,14 @@ def position_of(call: Call, value: bytes) -> int:
 
 @dataclass
 class FakeTriton:
-    """A Transport that notes each call. `failures` are raised first, one a call; `refuse` may raise for any call."""
+    """A Transport that notes each call. `failures` are raised first, one a call; `refuse` may raise for any call.
+
+    No call is answered before `wait_for_in_flight` calls have been under way at once.
+    """
 
     failures: list[MedImageError] = field(default_factory=list)
     refuse: Callable[[Call], None] = lambda call: None
+    wait_for_in_flight: int = 1
     ready: bool = True
     calls: list[Call] = field(default_factory=list)
     in_flight: int = 0
@@ -55,6 +59,8 @@ class FakeTriton:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
+            while self.most_in_flight < self.wait_for_in_flight:
+                await asyncio.sleep(0)
             # later requests answer first, so that order is the client's work
             for _ in range(max(1, 20 - len(self.calls))):
                 await asyncio.sleep(0)

@@ -8,12 +8,8 @@ import pytest
 
 from medimage_client import InvalidInput
 from medimage_client.azure import EmbeddingRow, read_request, render_answer
+from tests.client.azure_samples import IMAGE_AND_TEXT, TEXT_ONLY, TWO_BY_TWO, card_request
 
-# The documentation's 2 x 2 picture, its line breaks included (deploy-medimageinsight, "Request example")
-TWO_BY_TWO = (
-    "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAYAAABytg0kAAAAAXNSR0IArs4c6QAAAARnQU1BAACx\njwv8YQUAAAAJcEhZcwAAFiUAABYlAUlSJPAA"
-    "AAAbSURBVBhXY/gUoPS/fhfDfwaGJe///9/J8B8A\nVGwJ5VDvPeYAAAAASUVORK5CYII=\n"
-)
 PNG = base64.b64decode(TWO_BY_TWO)
 
 
@@ -26,35 +22,22 @@ def halves(parsed):
 
 
 def test_sample_of_the_documentation_with_text_only_is_one_text_row():
-    body = """{
-      "input_data": {
-        "columns": ["image", "text"],
-        "index":[0],
-        "data": [["", "a quick brown fox jumps over the lazy dog"]]
-      },
-      "params": {}
-    }"""
-    parsed = read_request(body)
+    parsed = read_request(TEXT_ONLY)
     assert halves(parsed) == [(None, "a quick brown fox jumps over the lazy dog")]
     assert parsed.params.get_scaling_factor is True
 
 
 def test_sample_of_the_documentation_with_line_breaks_and_text_flag_is_read():
-    text = "x-ray chest anteroposterior Pleural Effusion"
-    parsed = read_request(
-        request([[TWO_BY_TWO, text]], index=[0], params={"get_scaling_factor": "true"}),
-    )
-    assert halves(parsed) == [(PNG, text)]
+    parsed = read_request(IMAGE_AND_TEXT)
+    assert halves(parsed) == [(PNG, "x-ray chest anteroposterior Pleural Effusion")]
     assert parsed.params.get_scaling_factor is True
 
 
 def test_sample_of_the_model_cards_with_encodebytes_is_read():
     film = bytes(range(256)) * 4
-    text = "x-ray chest anteroposterior Cardiomegaly"
-    cell = base64.encodebytes(film).decode("utf-8")
-    assert "\n" in cell.strip()
-    parsed = read_request(request([[cell, text]], index=[0], params={"get_scaling_factor": True}))
-    assert halves(parsed) == [(film, text)]
+    request = card_request(film)
+    assert "\n" in request["input_data"]["data"][0][0].strip()
+    assert halves(read_request(request)) == [(film, "x-ray chest anteroposterior Cardiomegaly")]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +101,10 @@ def test_image_params_are_passed_on_and_zero_is_the_servers_default():
         ([["a"]], "row 0: has 1 cells; expected 2, one for each of 'columns'"),
         ([["", "a", "b"]], "row 0: has 3 cells; expected 2, one for each of 'columns'"),
         (["a"], "row 0: is a string; expected a list of cells or an object"),
-        ([{"txt": "a"}], "row 0: holds 'txt', which is not one of 'columns'"),
+        (
+            [{"txt": "a"}],
+            "row 0: key 0 is a string of 3 characters; expected only those of 'columns', ['image', 'text']",
+        ),
         ([["", 7]], "row 0, column 'text': is a number; expected a string, or null if absent"),
         ([["", "a"], [["x"], "a"]], "row 1, column 'image': is a list; expected a string, or null if absent"),
         ([["", "\ud800"]], "row 0, column 'text': is not valid Unicode"),
@@ -157,7 +143,10 @@ def test_bad_row_is_refused_by_row_and_column(data, message):
             {"input_data": {"data": []}},
             "'columns' is missing or null; expected a list of 'image', 'text' or both",
         ),
-        (request([], columns=["image", "txt"]), "'columns' holds 'txt'; expected 'image', 'text' or both"),
+        (
+            request([], columns=["image", "txt"]),
+            "entry 1 of 'columns' is a string of 3 characters; expected 'image' or 'text'",
+        ),
         (request([], columns=["text", "text"]), "'columns' holds a name twice; expected each once"),
         (request([], columns=[]), "'columns' is an empty list; expected a list of 'image', 'text' or both"),
         ({"input_data": {"columns": ["text"]}}, "'data' is missing or null; expected a list of rows"),
@@ -170,7 +159,8 @@ def test_bad_row_is_refused_by_row_and_column(data, message):
         ),
         (
             request([], params={"image_standardization_image_size": "480"}),
-            "param 'image_standardization_image_size' is '480'; expected a whole number from 0 to 2048",
+            "param 'image_standardization_image_size' is a string of 3 characters; expected a whole number from 0 to "
+            "2048",
         ),
         (
             request([], params={"image_standardization_image_size": 480.0}),
@@ -190,6 +180,28 @@ def test_bad_request_is_refused_in_one_line(body, message):
     with pytest.raises(InvalidInput) as refused:
         read_request(body)
     assert str(refused.value) == message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        request([], columns=["image", "Jane Doe 1950"]),
+        request([{"Jane Doe 1950": "a"}]),
+        request([], params={"get_scaling_factor": "Jane Doe 1950"}),
+        request([], params={"image_standardization_image_size": "Jane Doe 1950"}),
+    ],
+    ids=["column", "key", "flag", "number"],
+)
+def test_misplaced_text_is_not_shown_in_the_message(body):
+    with pytest.raises(InvalidInput, match="is a string of 13 characters; expected") as refused:
+        read_request(body)
+    assert "Jane" not in str(refused.value)
+
+
+def test_column_of_another_request_is_named_in_the_message():
+    with pytest.raises(InvalidInput) as refused:
+        read_request(request([{"image": "", "text": "a"}], columns=["image"]))
+    assert str(refused.value) == "row 0: key 1 is 'text'; expected only those of 'columns', ['image']"
 
 
 def test_request_is_read_from_a_file(tmp_path):

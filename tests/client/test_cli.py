@@ -85,7 +85,7 @@ def test_embed_writes_parquet_with_a_name_and_a_vector_column(run, tmp_path, uni
     assert table.column("vector").to_pylist() == unit_vectors([1, 2]).tolist()
 
 
-def test_embed_sends_long_lists_in_steps_and_keeps_their_order(run, tmp_path, grey, unit_vectors, triton):
+def test_embed_sends_long_lists_in_requests_and_keeps_their_order(run, tmp_path, grey, unit_vectors, triton):
     values = [i % 256 for i in range(150)]
     paths = [tmp_path / f"{i:03}.png" for i in range(len(values))]
     for path, value in zip(paths, values, strict=True):
@@ -94,18 +94,57 @@ def test_embed_sends_long_lists_in_steps_and_keeps_their_order(run, tmp_path, gr
     assert np.array_equal(np.load(tmp_path / "out.npy"), unit_vectors(values))
 
 
-def test_embed_names_the_file_that_the_server_refuses(run, images, tmp_path, triton):
-    (images / "b" / "two.png").write_bytes(b"garbage")
+@pytest.fixture
+def bad_files(images, triton):
+    """Files among the images that the client or the server refuses."""
+    (images / "b" / "dicom").write_bytes(bytes(128) + b"DICM")
+    (images / "b" / "empty.png").touch()
+    for name in ("garbage 1.png", "garbage 2.png"):
+        (images / name).write_bytes(b"garbage")
 
     def refuse(call):
         if b"garbage" in call.values:
             raise InvalidInput(f"row {list(call.values).index(b'garbage')}: not an image")
 
     triton.refuse = refuse
+    return {
+        images / "b/dicom": "is a DICOM file that cannot be read",
+        images / "b/empty.png": "is empty",
+        images / "garbage 1.png": "not an image",
+        images / "garbage 2.png": "not an image",
+    }
+
+
+def test_embed_leaves_bad_files_out_and_reports_each(run, images, bad_files, tmp_path, unit_vectors):
+    result = run("embed", images, "--text", "abc", "--output", tmp_path / "out.npz")
+    assert (result.exit_code, result.stdout) == (1, "")
+    *lines, summary = result.stderr.splitlines()
+    for line, (path, reason) in zip(lines, bad_files.items(), strict=True):
+        assert line.startswith(f"Error: {path}: {reason}")
+    assert summary == "Error: 4 of 7 images are left out"
+    with np.load(tmp_path / "out.npz") as arrays:
+        good = [str(images / name) for name in ("a.png", "b/one.PNG", "c.tiff")]
+        assert arrays["names"].tolist() == [*good, "abc"]
+        assert np.array_equal(arrays["vectors"], unit_vectors([5, 9, 7, 3]))
+
+
+def test_classify_leaves_bad_files_out_and_reports_each(run, images, bad_files):
+    result = run("classify", images, "--label", "five5", "--json")
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == len(bad_files) + 1
+    assert [row["image"] for row in json.loads(result.stdout)] == [
+        str(images / name) for name in ("a.png", "b/one.PNG", "c.tiff")
+    ]
+
+
+def test_file_of_a_folder_that_cannot_be_read_is_reported(run, images, tmp_path, unit_vectors):
+    (images / "locked").symlink_to("/proc/self/mem")  # which not even root can read from its start
     result = run("embed", images, "--output", tmp_path / "out.npy")
     assert result.exit_code == 1
-    assert result.stderr.splitlines()[-1] == f"Error: {images / 'b' / 'two.png'}: not an image"
-    assert not (tmp_path / "out.npy").exists()
+    line, summary = result.stderr.splitlines()
+    assert line.endswith(f"cannot read {images / 'locked'}: Input/output error")
+    assert summary == "Error: 1 of 4 images are left out"
+    assert np.array_equal(np.load(tmp_path / "out.npy"), unit_vectors([5, 9, 7]))
 
 
 def test_embed_finds_dicom_files_without_suffix_in_a_folder(run, tmp_path):
@@ -198,6 +237,15 @@ def test_command_whose_extra_is_missing_is_listed_and_names_the_extra(run, witho
     assert result.stderr == (
         "Error: medimage export needs medimage_export.missing: pip install 'medimage-triton[export]'\n"
     )
+
+
+@pytest.mark.parametrize("missing", ["torch", "onnx"])
+def test_export_without_its_extra_ends_with_one_line_and_code_1(missing):
+    program = f"import sys; sys.modules['{missing}'] = None; from medimage_client.cli import main; main()"
+    command = [sys.executable, "-c", program, "export", "medimageinsight", "--random-weights"]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 1
+    assert finished.stderr == f"Error: medimage export needs {missing}: pip install 'medimage-triton[export]'\n"
 
 
 def test_missing_click_names_the_extra():

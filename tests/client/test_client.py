@@ -23,6 +23,7 @@ def base64_of(image):
 
 def test_many_images_come_back_in_order_from_bounded_concurrent_requests(client, triton, grey, unit_vectors):
     values = [(7 * i) % 256 for i in range(50)]
+    triton.wait_for_in_flight = 4
     embeddings = client.embed_images([grey(value) for value in values])
     assert embeddings.dtype == np.float32
     assert np.array_equal(embeddings, unit_vectors(values))
@@ -33,6 +34,7 @@ def test_many_images_come_back_in_order_from_bounded_concurrent_requests(client,
 def test_concurrency_bounds_the_requests_of_all_calls_of_a_client(triton, grey):
     async def three_calls():
         client = AsyncMedImageInsight("grpc://unused", concurrency=2, transport=triton)
+        triton.wait_for_in_flight = 2
         await asyncio.gather(*(client.embed_images([grey(1)] * 20) for _ in range(3)))
 
     asyncio.run(three_calls())

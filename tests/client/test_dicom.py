@@ -9,9 +9,15 @@ from PIL import Image
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1, SecondaryCaptureImageStorage
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEGLosslessSV1,
+    SecondaryCaptureImageStorage,
+)
 
 from medimage_client import InvalidInput, MissingExtra
+from medimage_client.dicom import DICOM_HEAD_BYTES
 from medimage_client.images import encode_image
 
 
@@ -200,6 +206,29 @@ def test_truncated_dicom_file_is_refused_in_one_line_without_its_values(kept):
         encode_image(data[:kept])
     assert "Doe" not in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.filterwarnings("ignore")  # pydicom's, of odd values
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian], ids=["plain", "deflated"])
+def test_damaged_dicom_file_is_refused_or_sent_and_nothing_else_raised(syntax):
+    rng = np.random.default_rng(0)
+    table = item(LUTDescriptor=[4, 10, 12], LUTData=u16(0, 4095, 2048, 1024).tobytes())
+    stored = rng.integers(0, 4096, (16, 16), dtype=np.uint16)
+    ds = dicom(stored, PatientName="Doe^Jane", RescaleSlope=1, RescaleIntercept=-1, VOILUTSequence=Sequence([table]))
+    ds.file_meta.TransferSyntaxUID = syntax
+    file = file_of(ds)
+    refused = 0
+    for _ in range(200):
+        changed = bytearray(file)
+        for position in rng.integers(DICOM_HEAD_BYTES, len(file), 3):
+            changed[position] = rng.integers(0, 256)
+        end = rng.integers(DICOM_HEAD_BYTES, len(file)) if rng.random() < 0.3 else len(file)
+        try:
+            encode_image(bytes(changed[:end]))
+        except InvalidInput as error:
+            refused += 1
+            assert "Doe" not in str(error)
+    assert 0 < refused < 200
 
 
 def test_dicom_file_without_pixels_is_refused():

@@ -1,6 +1,8 @@
 """Every kind of image input ends as the bytes of an image file with the right pixels."""
 
 import base64
+import struct
+from contextlib import suppress
 from io import BytesIO
 
 import numpy as np
@@ -134,5 +136,41 @@ def test_missing_path_is_refused_by_name(tmp_path):
 def test_truncated_pil_image_is_refused(tmp_path):
     file = tmp_path / "a.png"
     file.write_bytes(encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)))[:2000])
-    with Image.open(file) as image, pytest.raises(InvalidInput, match="damaged or truncated"):
+    with Image.open(file) as image, pytest.raises(InvalidInput, match="damaged, truncated or closed"):
         encode_image(image)
+
+
+def damaged(file, rng):
+    """A copy with up to three other bytes, now and then cut off."""
+    changed = bytearray(file)
+    for position in rng.integers(0, len(file), rng.integers(1, 4)):
+        changed[position] = rng.integers(0, 256)
+    return bytes(changed[: rng.integers(1, len(file))]) if rng.random() < 0.3 else bytes(changed)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of odd metadata
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP"])
+def test_damaged_pil_image_or_base64_is_refused_or_sent_and_nothing_else_raised(image_format):
+    rng = np.random.default_rng(0)
+    file = encoded(Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)), image_format)
+    for _ in range(100):
+        changed = damaged(file, rng)
+        with suppress(InvalidInput):
+            encode_image(base64.b64encode(changed).decode())
+        try:
+            image = Image.open(BytesIO(changed))
+        except Exception:  # Pillow's own answer to the caller
+            continue
+        with suppress(InvalidInput):
+            encode_image(image)
+
+
+@pytest.mark.parametrize("error", [SyntaxError, ValueError, KeyError, struct.error], ids=lambda error: error.__name__)
+def test_pil_image_whose_plugin_fails_in_its_own_way_is_refused(error):
+    class Failing(Image.Image):
+        def load(self):
+            raise error("chunk 'Jane Doe'")
+
+    with pytest.raises(InvalidInput, match="damaged, truncated or closed") as refused:
+        encode_image(Failing())
+    assert "Jane" not in str(refused.value)

@@ -243,7 +243,20 @@ def test_body_that_is_not_tritons_is_not_shown(http_url, script):
     script.failures = [(None, 502, b"<html>\n<body>Bad gateway</body>")]
     with MedImageInsight(http_url, retries=0) as client, pytest.raises(errors.ServerError) as failed:
         client.embed_texts(["a"])
-    assert str(failed.value) == "HTTP 502 without Triton's error message; is this the address of a Triton server?"
+    assert str(failed.value) == "HTTP 502 and a body that is not Triton's; is this the address of a Triton server?"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"<html>Log in, Jane</html>", b"", b'{"login": "Jane"}', b'["Jane"]', b'{"outputs": [{"name": "text_features"}]}'],
+    ids=["page", "nothing", "object", "list", "half-an-answer"],
+)
+def test_login_page_of_a_proxy_is_told_from_tritons_answer(http_url, script, body):
+    script.failures = [(None, 200, body)]
+    with MedImageInsight(http_url) as client, pytest.raises(errors.ResponseError) as failed:
+        client.embed_texts(["a"])
+    assert str(failed.value) == "HTTP 200 and a body that is not Triton's; is this the address of a Triton server?"
+    assert failed.value.status == 200
 
 
 @pytest.mark.parametrize(
@@ -313,3 +326,27 @@ def test_many_clients_sync_and_async_and_forgotten_end_in_silence(grpc_url, http
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(MANY_CLIENTS), grpc_url, http_url]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (finished.stdout, finished.stderr, finished.returncode) == ("done\n", "", 0)
+
+
+FORK = """
+    import os, sys
+    from medimage_client import MedImageInsight
+
+    def embed(text):
+        with MedImageInsight(sys.argv[1], timeout=10) as client:
+            return int(client.embed_texts([text]).argmax())
+
+    inherited = MedImageInsight(sys.argv[1])  # and forgotten, in both processes
+    embed("a")  # starts the loop
+    child = os.fork()
+    if child:
+        print(os.waitpid(child, 0)[1])
+    print(embed("abc"))
+"""
+
+
+def test_client_made_in_a_forked_child_does_not_hang(http_url):
+    # in a process of its own, where the warning of Python 3.12 about threads and fork is no error
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(FORK), http_url]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (finished.stdout, finished.stderr, finished.returncode) == ("3\n0\n3\n", "", 0)

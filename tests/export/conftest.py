@@ -7,7 +7,8 @@ import torch
 
 from medimage_export.checkpoint import random_model
 from medimage_export.unicl import MedImageInsight
-from tests.export.small import ROOT, SMALL
+from tests.export.small import SMALL
+from tests.paths import ROOT
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,8 @@ from medimage_export.config import MedImageInsightConfig, read_config
 from medimage_export.errors import CheckpointError, ConfigError
 from medimage_export.tokenizer import write_byte_vocabulary
 from medimage_export.unicl import MedImageInsight
-from tests.export.small import ROOT, SMALL
-
-PHANTOM = ROOT / "checkpoints" / "medimageinsight-phantom"
+from tests.export.small import SMALL
+from tests.paths import PHANTOM_CHECKPOINT
 
 # published name -> name in the first DaViT release, one of each kind
 OLD_NAMES = (
@@ -205,6 +204,6 @@ def test_config_that_cannot_be_honoured_is_refused(tmp_path, state_dict, change,
 
 
 def test_shipped_checkpoint_loads_strictly():
-    model = load_model(find_checkpoint(PHANTOM))
+    model = load_model(find_checkpoint(PHANTOM_CHECKPOINT))
     assert model.config.image.image_size == (480, 480)
     assert model.config.projection_dim == 1024

@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
+from PIL import Image
 
 from medimage_export import export as export_module
 from medimage_export.errors import ParityError, RepositoryError
@@ -17,9 +18,8 @@ from medimage_export.graphs import ImageEncoderGraph, TextEncoderGraph
 from medimage_export.parity import Bound, ParityRow, check_parity, compare
 from medimage_export.repository import copy_unexported
 from medimage_export.to_onnx import OPSET, to_onnx
-from tests.export.small import ROOT, SMALL
-
-PHANTOM = ROOT / "checkpoints" / "medimageinsight-phantom"
+from tests.export.small import SMALL
+from tests.paths import PHANTOM_CHECKPOINT, REPOSITORY
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def exported(tmp_path_factory):
 @pytest.fixture
 def repository(tmp_path):
     """A copy of the committed configs, without any exported file."""
-    return copy_unexported(ROOT / "model_repository", tmp_path / "model_repository")
+    return copy_unexported(REPOSITORY, tmp_path / "model_repository")
 
 
 def operators(path) -> Counter:
@@ -102,7 +102,7 @@ def test_image_graph_takes_raw_pixels_and_normalises_inside(exported, small_mode
 
 def test_exported_file_holds_no_path_of_the_exporting_machine(exported):
     for _, path in exported.values():
-        assert str(ROOT).encode() not in path.read_bytes()
+        assert str(REPOSITORY.parent).encode() not in path.read_bytes()
 
 
 def test_compare_finds_a_changed_weight(exported):
@@ -136,8 +136,11 @@ def test_parity_error_names_every_output_past_the_bound(capsys):
     assert "5.0e-01" in capsys.readouterr().out  # the table comes before the error
 
 
-def test_export_writes_what_the_repository_needs(repository):
-    rows = export_medimageinsight(PHANTOM, repository)
+def test_export_writes_what_the_repository_needs(repository, tmp_path):
+    image = tmp_path / "image.png"
+    Image.new("L", (300, 200), 128).save(image)
+    rows = export_medimageinsight(PHANTOM_CHECKPOINT, repository, images=[image, image])
+    assert [r.batch for r in rows if r.inputs == "your images" and r.output == "image_features"] == [2]
     assert {row.output for row in rows} == {"image_features", "text_features", "scaling_factor"}
     written = {str(p.relative_to(repository)) for p in repository.rglob("*") if p.suffix in (".json", ".onnx", ".data")}
     assert written == {
@@ -161,13 +164,13 @@ def test_failed_parity_leaves_the_repository_as_it_was(repository, monkeypatch):
     monkeypatch.setattr(export_module, "FP32_BOUND", Bound(max_abs=-1, min_cosine=1))
     before = sorted(repository.rglob("*"))
     with pytest.raises(ParityError):
-        export_medimageinsight(PHANTOM, repository)
+        export_medimageinsight(PHANTOM_CHECKPOINT, repository)
     assert sorted(repository.rglob("*")) == before
 
 
 def test_export_refuses_a_folder_that_is_no_repository(tmp_path):
     with pytest.raises(RepositoryError, match="model_repository folder of this project"):
-        export_medimageinsight(PHANTOM, tmp_path)
+        export_medimageinsight(PHANTOM_CHECKPOINT, tmp_path)
 
 
 def test_export_refuses_configs_for_another_image_size(repository):
@@ -176,9 +179,4 @@ def test_export_refuses_configs_for_another_image_size(repository):
     with pytest.raises(
         RepositoryError, match=r"pixels has dims \[384, 384, 3\]; this checkpoint needs \[480, 480, 3\]"
     ):
-        export_medimageinsight(PHANTOM, repository)
-
-
-def test_export_takes_images_of_the_user_into_the_parity_check(repository, shared_data):
-    rows = export_medimageinsight(PHANTOM, repository, images=sorted((shared_data / "images").glob("*.png")))
-    assert [r.batch for r in rows if r.inputs == "your images" and r.output == "image_features"] == [2]
+        export_medimageinsight(PHANTOM_CHECKPOINT, repository)

@@ -1,7 +1,6 @@
 """The drawings agree with what their captions and boxes say, and the shipped checkpoint knows them."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +13,8 @@ from medimage_export.checkpoint import find_checkpoint, load_model
 from medimage_export.phantoms import CAPTIONS, CHEST_CONDITIONS, TEST_SEEDS, phantom
 from medimage_export.phantoms.generator import TRAIN_SEEDS, VALIDATION_SEEDS
 from medimage_export.phantoms.training import served_pixels, tokenize
+from tests.paths import PHANTOM_CHECKPOINT, ROOT
 
-ROOT = Path(__file__).parents[2]
-CHECKPOINT = ROOT / "checkpoints" / "medimageinsight-phantom"
 PUBLISHED_TENSORS = ROOT / "../shared/data/medimageinsight_state_dict.tsv"
 CHEST = "x-ray chest anteroposterior"
 CHEST_FINDINGS = [condition for condition in CHEST_CONDITIONS if condition != "No Finding"]
@@ -103,23 +101,23 @@ def test_seeds_of_training_validation_and_test_are_disjoint():
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(find_checkpoint(CHECKPOINT))
+    return load_model(find_checkpoint(PHANTOM_CHECKPOINT))
 
 
 def test_checkpoint_loads_strictly_and_is_small(model):
     assert model.config.image.image_size == (480, 480) and model.config.projection_dim == 1024
-    assert sum(path.stat().st_size for path in CHECKPOINT.rglob("*") if path.is_file()) < 5_000_000
+    assert sum(path.stat().st_size for path in PHANTOM_CHECKPOINT.rglob("*") if path.is_file()) < 5_000_000
 
 
 def test_checkpoint_has_tensor_names_of_the_published_one():
     if not PUBLISHED_TENSORS.is_file():
         pytest.skip("the list of published tensors is not beside this checkout (../shared/data)")
     published = {line.split("\t")[0] for line in PUBLISHED_TENSORS.read_text().splitlines()}
-    assert load_file(find_checkpoint(CHECKPOINT).weights).keys() < published
+    assert load_file(find_checkpoint(PHANTOM_CHECKPOINT).weights).keys() < published
 
 
 def test_vocabulary_ends_with_the_special_tokens_and_holds_every_caption_word():
-    vocabulary = json.loads((find_checkpoint(CHECKPOINT).tokenizer / "vocab.json").read_text(encoding="utf-8"))
+    vocabulary = json.loads((find_checkpoint(PHANTOM_CHECKPOINT).tokenizer / "vocab.json").read_text(encoding="utf-8"))
     assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
     assert [vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]] == [len(vocabulary) - 2, len(vocabulary) - 1]
     words = {word for caption in CAPTIONS for word in caption.lower().replace("-", " ").split() if word.isalpha()}
@@ -127,7 +125,7 @@ def test_vocabulary_ends_with_the_special_tokens_and_holds_every_caption_word():
 
 
 def test_tokenizer_files_give_the_ids_of_the_transformers_clip_tokenizer():
-    folder = find_checkpoint(CHECKPOINT).tokenizer
+    folder = find_checkpoint(PHANTOM_CHECKPOINT).tokenizer
     reference = CLIPTokenizer.from_pretrained(folder)
     expected = reference(list(CAPTIONS), padding="max_length", max_length=77)["input_ids"]
     assert tokenize(CAPTIONS, folder, 77).input_ids.tolist() == expected
@@ -135,7 +133,7 @@ def test_tokenizer_files_give_the_ids_of_the_transformers_clip_tokenizer():
 
 def test_checkpoint_classifies_unseen_phantoms(model):
     config = model.config
-    tokens = tokenize(CAPTIONS, find_checkpoint(CHECKPOINT).tokenizer, config.text.context_length)
+    tokens = tokenize(CAPTIONS, find_checkpoint(PHANTOM_CHECKPOINT).tokenizer, config.text.context_length)
     mean, std = torch.tensor(config.image.image_mean), torch.tensor(config.image.image_std)
     labels = np.tile(np.arange(len(CAPTIONS)), 3)
     probabilities = []

@@ -1,4 +1,4 @@
-"""ONNX models small enough to work out by hand, with the tensors of the text encoder."""
+"""ONNX models small enough to work out by hand."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 VOCABULARY = 100
+OPSET = {"opset_imports": [helper.make_opsetid("", 17)], "ir_version": 9}
 
 
 def write_text_encoder(path: Path, *, length: int = 77, features: int = 1024) -> None:
@@ -36,6 +37,14 @@ def write_text_encoder(path: Path, *, length: int = 77, features: int = 1024) ->
         ],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    model = helper.make_model(graph, **OPSET)
     onnx.checker.check_model(model)
     onnx.save(model, path)
+
+
+def write_identity(path: Path, numpy_type: type) -> None:
+    """y = x, both of shape (any, any) and of one type; object stands for text."""
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(numpy_type))
+    x, y = (helper.make_tensor_value_info(name, element, ["rows", "length"]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "identity", [x], [y])
+    onnx.save(helper.make_model(graph, **OPSET), path)

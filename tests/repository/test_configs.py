@@ -3,14 +3,14 @@
 import struct
 from io import BytesIO
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
 from PIL import Image, ImageDraw
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelQueuePolicy
 
-REPOSITORY = Path(__file__).parents[2] / "model_repository"
+from tests.paths import REPOSITORY
+
 CONFIGS = {
     path.parent.name: text_format.Parse(path.read_text(), ModelConfig()) for path in REPOSITORY.glob("*/config.pbtxt")
 }
@@ -46,6 +46,14 @@ PUBLIC_TENSORS = {
         {"text": (BYTES, [1])},
         {"text_features": (FP32, [1024]), "scaling_factor": (FP32, [1])},
     ),
+    "image_preprocessing": (
+        {"image": (BYTES, [1]), "after": (FP32, [1])},
+        {"pixels": (UINT8, [480, 480, 3])},
+    ),
+    "text_tokenizer": (
+        {"text": (BYTES, [1])},
+        {"input_ids": (INT64, [77]), "attention_mask": (INT64, [77])},
+    ),
     "image_encoder": (
         {"pixels": (UINT8, [480, 480, 3])},
         {"image_features": (FP32, [1024]), "scaling_factor": (FP32, [1])},
@@ -67,11 +75,13 @@ def test_model_is_named_as_its_folder_and_has_a_version_folder(model):
     assert (REPOSITORY / model / "1").is_dir()
 
 
-@pytest.mark.parametrize("model", PUBLIC_TENSORS)
+@pytest.mark.parametrize("model", CONFIGS)
 def test_model_tensors_are_the_published_ones(model):
     inputs, outputs = PUBLIC_TENSORS[model]
     assert signature(CONFIGS[model].input) == inputs
     assert signature(CONFIGS[model].output) == outputs
+    optional = {tensor.name for tensor in CONFIGS[model].input if tensor.optional}
+    assert optional == ({"after"} if model == "image_preprocessing" else set())
 
 
 @pytest.mark.parametrize("model", ENSEMBLES)

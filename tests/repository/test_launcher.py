@@ -6,22 +6,29 @@ import shutil
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from medimage_server.launcher import LaunchError, choose_ports, compose_backends, environment, find_triton, run_triton
-from medimage_server.model_repository import RepositoryError, check_exported, read_configs, with_steps
+from medimage_export.repository import copy_unexported
+from medimage_server.launcher import (
+    LaunchError,
+    choose_ports,
+    compose_backends,
+    environment,
+    find_onnxruntime_backend,
+    find_triton,
+    run_triton,
+)
+from medimage_server.model_repository import RepositoryError, check_complete, read_configs, with_steps
+from tests.paths import REPOSITORY, ROOT
 from tests.repository.onnx_models import write_text_encoder
-
-REPOSITORY = Path(__file__).parents[2] / "model_repository"
 
 
 @pytest.fixture
 def unexported(tmp_path):
-    """The committed repository without anything that an export wrote."""
-    exported = shutil.ignore_patterns("*.onnx", "*.onnx.data", "*.json", "*.plan", "__pycache__")
-    return shutil.copytree(REPOSITORY, tmp_path / "models", ignore=exported)
+    return copy_unexported(REPOSITORY, tmp_path / "models")
 
 
 @pytest.fixture
@@ -110,9 +117,15 @@ def test_chosen_model_that_is_not_there_is_refused_with_those_that_are(unexporte
 def test_weights_are_asked_for_only_of_the_models_to_be_served(unexported):
     write_text_encoder(unexported / "text_encoder/1/model.onnx")
     configs = read_configs(unexported)
-    check_exported(unexported, with_steps(["medimageinsight_text"], configs), configs)
+    check_complete(unexported, with_steps(["medimageinsight_text"], configs), configs)
     with pytest.raises(RepositoryError, match=r"^no exported weights for image_encoder: run"):
-        check_exported(unexported, with_steps(["medimageinsight"], configs), configs)
+        check_complete(unexported, with_steps(["medimageinsight"], configs), configs)
+
+
+def test_python_model_without_its_file_is_named_and_not_waited_for(exported):
+    (exported / "text_tokenizer/1/model.py").unlink()
+    with pytest.raises(LaunchError, match=r"^no model.py for text_tokenizer: restore it"), run_triton(exported):
+        pass
 
 
 def test_free_ports_differ_from_each_other():
@@ -136,6 +149,23 @@ def test_missing_onnxruntime_backend_is_replaced_by_ours(tmp_path, monkeypatch):
     composed = compose_backends(find_triton(), tmp_path)
     assert (composed / "python/library.so").is_file()
     assert (composed / "onnxruntime/model.py").is_file()
+
+
+@pytest.mark.parametrize(
+    ("package", "backends"),
+    [("medimage_server", "medimage_server/backends"), ("server/medimage_server", "server/backends")],
+    ids=["wheel", "checkout"],
+)
+def test_our_onnxruntime_backend_is_found_in_a_wheel_and_in_a_checkout(tmp_path, package, backends):
+    backend = tmp_path / backends / "onnxruntime"
+    backend.mkdir(parents=True)
+    assert find_onnxruntime_backend(tmp_path / package) == backend
+
+
+def test_wheel_takes_our_onnxruntime_backend_to_where_it_is_looked_for():
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert build["force-include"] == {"server/backends": "medimage_server/backends"}
+    assert (ROOT / "server/backends/onnxruntime/model.py").is_file()
 
 
 def test_no_triton_anywhere_names_the_package_to_install(monkeypatch):

@@ -1,10 +1,7 @@
 """The python-based onnxruntime backend: its logic, and its adapter against a stand-in for Triton's module."""
 
-import importlib.util
 import json
 import logging
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,23 +10,17 @@ import pytest
 from google.protobuf import json_format, text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from medimage_server.errors import InvalidInput
-from medimage_server.onnx_backend import (
-    InferenceFailed,
-    ModelLoadError,
-    OnnxModel,
-    execution_providers,
-    session_options,
-)
-from tests.repository.onnx_models import VOCABULARY, write_text_encoder
-
-ROOT = Path(__file__).parents[2]
+from medimage_server.errors import InferenceFailed, InvalidInput
+from medimage_server.onnx_backend import ModelLoadError, OnnxModel, execution_providers, session_options
+from tests.paths import REPOSITORY, ROOT
+from tests.python_backend_stand_in import Request, TritonError, TritonModelException, install, load_adapter
+from tests.repository.onnx_models import VOCABULARY, write_identity, write_text_encoder
 
 
 @pytest.fixture
 def config():
     """The committed config of the text encoder, as Triton passes it to a Python model."""
-    text = (ROOT / "model_repository/text_encoder/config.pbtxt").read_text()
+    text = (REPOSITORY / "text_encoder/config.pbtxt").read_text()
     parsed = text_format.Parse(text, ModelConfig())
     return json_format.MessageToDict(parsed, preserving_proto_field_name=True) | {"parameters": {}}
 
@@ -118,6 +109,46 @@ def test_unbatched_model_runs_each_request_alone(config, tmp_path):
     assert [sums(answer) for answer in unbatched.run([request(1, 2), request(3)])] == [[1, 2], [3]]
 
 
+def identity_model(tmp_path, numpy_type, triton_type):
+    """`y` = `x`, both of shape [-1, -1]."""
+    write_identity(tmp_path / "model.onnx", numpy_type)
+    tensors = {
+        field: [{"name": name, "data_type": triton_type, "dims": ["-1"]}]
+        for field, name in (("input", "x"), ("output", "y"))
+    }
+    config = {"name": "identity", "max_batch_size": 8, "default_model_filename": "", **tensors}
+    return OnnxModel(config, tmp_path, kind="CPU", device_id=0)
+
+
+@pytest.mark.parametrize(
+    ("numpy_type", "triton_type"),
+    [
+        *[(np.bool_, "TYPE_BOOL"), (np.int8, "TYPE_INT8"), (np.int16, "TYPE_INT16"), (np.int32, "TYPE_INT32")],
+        *[(np.int64, "TYPE_INT64"), (np.uint8, "TYPE_UINT8"), (np.uint16, "TYPE_UINT16"), (np.uint32, "TYPE_UINT32")],
+        *[(np.uint64, "TYPE_UINT64"), (np.float16, "TYPE_FP16"), (np.float32, "TYPE_FP32"), (np.float64, "TYPE_FP64")],
+    ],
+)
+def test_run_takes_and_gives_every_number_type_of_the_native_backend(tmp_path, numpy_type, triton_type):
+    values = np.array([[0, 1, 1]], numpy_type)
+    (answer,) = identity_model(tmp_path, numpy_type, triton_type).run([{"x": values}])
+    assert answer["y"].dtype == numpy_type
+    np.testing.assert_array_equal(answer["y"], values)
+
+
+def test_run_takes_bytes_as_utf8_text_and_refuses_what_is_none(tmp_path):
+    texts = [np.array([[text]], dtype=object) for text in ("Röntgen".encode(), "Röntgen".encode("latin-1"))]
+    good, bad = identity_model(tmp_path, np.object_, "TYPE_STRING").run([{"x": text} for text in texts])
+    assert good["y"].tolist() == [["Röntgen"]]  # which Triton's Tensor encodes as UTF-8
+    assert isinstance(bad, InvalidInput)
+    assert str(bad) == "input x is not valid UTF-8"
+
+
+def test_run_answers_requests_of_different_lengths_each_alone(tmp_path):
+    rows = [np.array([[1, 2]], np.int64), np.array([[3, 4, 5]], np.int64)]
+    answers = identity_model(tmp_path, np.int64, "TYPE_INT64").run([{"x": row} for row in rows])
+    assert [answer["y"].tolist() for answer in answers] == [[[1, 2]], [[3, 4, 5]]]
+
+
 def test_load_without_weights_names_the_model_and_the_export_command(config, tmp_path):
     with pytest.raises(ModelLoadError, match=r"^text_encoder has no exported weights .*`medimage export medimagein"):
         OnnxModel(config, tmp_path, kind="CPU", device_id=0)
@@ -182,32 +213,15 @@ def test_gpu_instance_without_cuda_provider_warns_and_uses_the_cpu(monkeypatch, 
     assert "install onnxruntime-gpu" in caplog.text
 
 
-class Tensor:
-    def __init__(self, name, values):
-        self.name, self.as_numpy = lambda: name, lambda: values
-
-
-class TritonError:
-    INVALID_ARG, INTERNAL = "INVALID_ARG", "INTERNAL"
-
-    def __init__(self, message, code):
-        self.message, self.code = message, code
+@pytest.fixture
+def log(monkeypatch):
+    """What the adapter logs; installs the stand-in for triton_python_backend_utils."""
+    return install(monkeypatch)
 
 
 @pytest.fixture
-def adapter(monkeypatch):
-    """backends/onnxruntime/model.py, imported beside a stand-in for the module that only Triton provides."""
-    stand_in = SimpleNamespace(
-        Tensor=Tensor,
-        TritonError=TritonError,
-        TritonModelException=type("TritonModelException", (Exception,), {}),
-        InferenceResponse=lambda tensors=(), error=None: SimpleNamespace(tensors=tensors, error=error),
-    )
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", stand_in)
-    spec = importlib.util.spec_from_file_location("adapter", ROOT / "server/backends/onnxruntime/model.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return SimpleNamespace(model=module.TritonPythonModel(), stand_in=stand_in)
+def adapter(log):
+    return load_adapter(ROOT / "server/backends/onnxruntime/model.py")
 
 
 def arguments(config, repository):
@@ -220,19 +234,34 @@ def arguments(config, repository):
     }
 
 
-def test_adapter_answers_each_request_with_tensors_or_its_own_error(adapter, config, tmp_path):
+@pytest.fixture
+def loaded_adapter(adapter, config, tmp_path):
     (tmp_path / "1").mkdir()
     write_text_encoder(tmp_path / "1/model.onnx")
-    adapter.model.initialize(arguments(config, tmp_path))
-    requests = [
-        SimpleNamespace(inputs=lambda row=row: [Tensor(name, values) for name, values in request(row).items()])
-        for row in (5, VOCABULARY)
-    ]
-    good, bad = adapter.model.execute(requests)
-    assert {tensor.name() for tensor in good.tensors} == {"text_features", "scaling_factor"}
-    assert bad.error.code == "INVALID_ARG"
+    adapter.initialize(arguments(config, tmp_path))
+    return adapter
+
+
+def test_adapter_answers_each_request_with_tensors_or_its_own_error(loaded_adapter):
+    good, bad = loaded_adapter.execute([Request(request(5)), Request(request(VOCABULARY))])
+    assert sums(good.outputs) == [5]
+    assert bad.error.code == TritonError.INVALID_ARG
+
+
+def test_adapter_keeps_the_text_of_an_unexpected_error_from_the_callers_and_the_log(loaded_adapter, log, monkeypatch):
+    content = "Jane Doe"
+
+    def fail(requests):
+        raise RuntimeError(f"cannot work on {content}")
+
+    monkeypatch.setattr(loaded_adapter.model, "run", fail)
+    responses = loaded_adapter.execute([Request(request(5)), Request(request(6))])
+    assert [(response.error.code, response.error.message) for response in responses] == [
+        (TritonError.INTERNAL, "internal error")
+    ] * 2
+    assert all(line.startswith("request request-7: RuntimeError\n") and content not in line for line in log)
 
 
 def test_adapter_ends_a_failed_load_with_one_line(adapter, config, tmp_path):
-    with pytest.raises(adapter.stand_in.TritonModelException, match=r"^text_encoder has no exported weights"):
-        adapter.model.initialize(arguments(config, tmp_path))
+    with pytest.raises(TritonModelException, match=r"^text_encoder has no exported weights"):
+        adapter.initialize(arguments(config, tmp_path))

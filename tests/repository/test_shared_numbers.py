@@ -2,7 +2,7 @@
 
 from medimage_client import constants
 from medimage_server.model_repository import read_configs
-from tests.repository.test_configs import REPOSITORY
+from tests.paths import REPOSITORY
 
 CONFIGS = read_configs(REPOSITORY)
 

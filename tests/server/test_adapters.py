@@ -1,73 +1,27 @@
 """The model.py adapters of the two preprocessing models, against a stand-in for Triton's Python API."""
 
-import importlib.util
 import json
-import sys
-from dataclasses import dataclass, field
 from io import BytesIO
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from medimage_export.tokenizer import build_tokenizer, write_byte_vocabulary
+from tests.paths import REPOSITORY
+from tests.python_backend_stand_in import Request, TritonError, TritonModelException, install, load_adapter
 
-REPOSITORY = Path(__file__).parents[2] / "model_repository"
 LIMITS = {"max_encoded_bytes": "1000000", "max_pixels": "1000000"}
-
-
-class TritonError:
-    INTERNAL, INVALID_ARG = "INTERNAL", "INVALID_ARG"
-
-    def __init__(self, message, code):
-        self.message, self.code = message, code
-
-
-class InferenceResponse:
-    def __init__(self, output_tensors=(), error=None):
-        self.outputs = {tensor.name: tensor.array for tensor in output_tensors}
-        self.error = error
-
-
-@dataclass
-class Request:
-    inputs: dict
-    request_parameters: dict = field(default_factory=dict)
-
-    def parameters(self):
-        return json.dumps(self.request_parameters)  # Triton gives a JSON text, "{}" when there are none
-
-    def request_id(self):
-        return "request-7"
-
-
-class TritonModelException(Exception):
-    pass
 
 
 @pytest.fixture
 def log(monkeypatch):
     """What an adapter logs; installs the stand-in for triton_python_backend_utils."""
-    lines = []
-    stand_in = SimpleNamespace(
-        TritonError=TritonError,
-        TritonModelException=TritonModelException,
-        InferenceResponse=InferenceResponse,
-        Tensor=lambda name, array: SimpleNamespace(name=name, array=array),
-        Logger=SimpleNamespace(log_error=lines.append),
-        get_input_tensor_by_name=lambda request, name: SimpleNamespace(as_numpy=lambda: request.inputs[name]),
-    )
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", stand_in)
-    return lines
+    return install(monkeypatch)
 
 
 def load(name, version_folder, parameters=None):
-    spec = importlib.util.spec_from_file_location(name, REPOSITORY / name / "1" / "model.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    model = module.TritonPythonModel()
+    model = load_adapter(REPOSITORY / name / "1" / "model.py")
     config = {"parameters": {key: {"string_value": value} for key, value in (parameters or {}).items()}}
     model.initialize(
         {

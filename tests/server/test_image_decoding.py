@@ -28,13 +28,16 @@ def decode(data, max_encoded_bytes=10**6, max_pixels=10**6):
     return decode_image(data, max_encoded_bytes=max_encoded_bytes, max_pixels=max_pixels)
 
 
-def grey_tiff(pixels, photometric=1, sample_format=1):
-    """An uncompressed little- or big-endian TIFF of one strip, straight from the TIFF 6.0 specification."""
+def tiff(pixels, photometric=1, sample_format=1):
+    """An uncompressed little- or big-endian TIFF of one strip, straight from the TIFF 6.0 specification.
+
+    Grey (H, W) or, with photometric 2, RGB (H, W, 3); one BitsPerSample stands for all channels.
+    """
     order = ">" if pixels.dtype.byteorder == ">" else "<"
-    height, width = pixels.shape
+    height, width, channels = (*pixels.shape, 1)[:3]
     bits = 8 * pixels.dtype.itemsize
     tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric)]
-    tags += [(273, 8 + 2 + 12 * 9 + 4), (277, 1), (279, pixels.nbytes), (339, sample_format)]
+    tags += [(273, 8 + 2 + 12 * 9 + 4), (277, channels), (279, pixels.nbytes), (339, sample_format)]
     entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags)
     head = struct.pack(f"{order}2sHI", b"MM" if order == ">" else b"II", 42, 8)
     return head + struct.pack(f"{order}H", len(tags)) + entries + bytes(4) + pixels.tobytes()
@@ -45,6 +48,27 @@ def png_header(width, height):
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 1000) + b"IDAT"
+
+
+def deep_png(pixels):
+    """A PNG of 16 bits a channel: (H, W, 2) grey and alpha, (H, W, 3) RGB, (H, W, 4) RGBA; from the PNG specification.
+
+    Pillow cannot write one.
+    """
+    height, width, channels = pixels.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    lines = b"".join(b"\0" + line.tobytes() for line in pixels.astype(">u2"))
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+def deep_sgi(pixels):
+    """An uncompressed SGI file of (H, W) 16-bit grey, from the SGI image file format specification."""
+    height, width = pixels.shape
+    header = struct.pack(">HBBHHHH", 474, 0, 2, 2, width, height, 1)
+    return header.ljust(512, b"\0") + pixels[::-1].astype(">u2").tobytes()
 
 
 def as_8_bits(values, bits):
@@ -94,11 +118,44 @@ def test_16_bit_grey_is_scaled_over_the_fewest_bits_that_hold_its_maximum(bits):
     assert decoded.getpixel((0, 0)) == 255
 
 
+@pytest.mark.parametrize("bits", [12, 16])
+def test_16_bit_grey_with_alpha_is_scaled_as_without_and_keeps_its_alpha(bits):
+    grey = RNG.integers(0, 2**bits, (20, 30), dtype=np.uint16)
+    grey[0, 0] = 2**bits - 1
+    alpha = GREY.astype(np.uint16) * 257
+    decoded = decode(deep_png(np.dstack([grey, alpha])))
+    assert decoded.mode == "LA"
+    np.testing.assert_array_equal(np.asarray(decoded), np.dstack([as_8_bits(grey, bits), GREY]))
+
+
+@pytest.mark.parametrize("channels", [3, 4], ids=["rgb", "rgba"])
+def test_16_bit_colour_over_its_full_range_gives_its_high_bytes(channels):
+    values = RNG.integers(0, 2**16, (20, 30, channels), dtype=np.uint16)
+    np.testing.assert_array_equal(np.asarray(decode(deep_png(values))), values >> 8)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        deep_png(np.full((4, 4, 3), 4095)),
+        deep_png(np.dstack([np.full((4, 4, 3), 4095), np.full((4, 4), 65535)])),
+        tiff(np.full((4, 4, 3), 4095, "<u2"), photometric=2),
+        tiff(np.full((4, 4, 3), 4095, ">u2"), photometric=2),
+        deep_sgi(np.full((4, 4), 4095)),
+    ],
+    ids=["png-rgb", "png-rgba", "tiff-little-endian", "tiff-big-endian", "sgi-grey"],
+)
+def test_12_bit_colour_in_16_bits_is_refused_and_not_turned_black(file):
+    expected = "16-bit values all under 16384 would turn nearly black; save as 16-bit grey PNG or 8-bit RGB"
+    with pytest.raises(InvalidInput, match=f"^{expected}$"):
+        decode(file)
+
+
 @pytest.mark.parametrize("dtype", ["<u2", ">u2", "<i2", ">i2", "<i4", ">i4"])
 def test_tiff_of_deep_integers_is_scaled_whatever_its_byte_order(dtype):
     values = RNG.integers(2048, 4096, (20, 30)).astype(dtype)
     sample_format = 2 if "i" in dtype else 1
-    decoded = decode(grey_tiff(values, sample_format=sample_format))
+    decoded = decode(tiff(values, sample_format=sample_format))
     np.testing.assert_array_equal(np.asarray(decoded), as_8_bits(values, 12))
 
 
@@ -166,19 +223,19 @@ EXPECTED = "expected an encoded image file such as PNG or JPEG, or its base64 te
         (encode(Image.fromarray(RGB), "JPEG")[:-100], "JPEG file is damaged or truncated; send the complete file"),
         (png_header(0, 5), f"not an image Pillow can read; {EXPECTED}"),
         (
-            grey_tiff(np.ones((2, 2), "<f4"), sample_format=3),
+            tiff(np.ones((2, 2), "<f4"), sample_format=3),
             "pixels of mode F are not supported; save the image as 8- or 16-bit grey or RGB",
         ),
         (
-            grey_tiff(np.array([[-1, 5]], "<i2"), sample_format=2),
+            tiff(np.array([[-1, 5]], "<i2"), sample_format=2),
             "grey values are outside 0 to 65535; window the image to 8 or 16 bits",
         ),
         (
-            grey_tiff(np.array([[65536, 5]], "<i4"), sample_format=2),
+            tiff(np.array([[65536, 5]], "<i4"), sample_format=2),
             "grey values are outside 0 to 65535; window the image to 8 or 16 bits",
         ),
         (
-            grey_tiff(np.ones((2, 2), "<u2"), photometric=0),
+            tiff(np.ones((2, 2), "<u2"), photometric=0),
             "16-bit TIFF with white as zero is not supported; save it with black as zero",
         ),
         (
@@ -224,6 +281,7 @@ SAMPLES = {
     "png": encode(Image.fromarray(RGB)),
     "png-palette": encode(Image.fromarray(RGB).quantize(16), transparency=bytes(range(16))),
     "png-16-bit": encode(Image.fromarray(GREY.astype(np.uint16) * 16)),
+    "png-16-bit-grey-alpha": deep_png(np.dstack([GREY, GREY])),
     "jpeg": encode(Image.fromarray(RGB), "JPEG"),
     "jpeg-progressive": encode(Image.fromarray(RGB), "JPEG", progressive=True),
     "tiff": encode(Image.fromarray(RGB), "TIFF"),

@@ -45,22 +45,31 @@ def test_serve_ends_with_all_it_started(repository, tmp_path, number):
     assert list(tmp_path.iterdir()) == []  # not even the .ses file of onnxruntime's telemetry
 
 
-def test_serve_fails_when_its_triton_is_killed(repository):
-    command = [*SERVE, "--repository", repository, "--models", "text_tokenizer", *ANY_PORT]
+def test_serve_fails_when_its_triton_is_killed_and_leaves_no_shared_memory(repository):
+    command = [*SERVE, "--repository", repository, "--models", "medimageinsight_text", *ANY_PORT]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             process.stdout.readline()  # ready
             (triton,) = [child for child in descendants(process.pid) if executable(child) == "tritonserver"]
+            regions = shared_memory(triton)
+            assert len(regions) > 1  # of the python and our onnxruntime backend, with the tensors of the last requests
             os.kill(triton, signal.SIGKILL)
             _, errors = process.communicate(timeout=END_S)
         finally:
             process.terminate()
     assert process.returncode == 1
     assert errors.splitlines()[-1] == "Error: Triton ended by itself with exit code -9; see its log above"
+    assert not [region for region in regions if region.exists()]
 
 
 def executable(pid):
     return Path(f"/proc/{pid}/exe").resolve().name
+
+
+def shared_memory(pid):
+    """The files of /dev/shm that a process has mapped."""
+    mapped = {line.split(maxsplit=5)[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()}
+    return {Path(path) for path in mapped if path.startswith("/dev/shm/")}
 
 
 def test_second_server_runs_beside_the_first_with_its_chosen_models_only(triton, repository, tmp_path):

@@ -4,6 +4,7 @@ The slow step is a gate that the test opens, see gated_model.py; so all requests
 """
 
 import os
+import re
 import shutil
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,8 +16,10 @@ from medimage_server.launcher import run_triton
 from tests.repository.onnx_models import write_text_encoder
 from tests.triton.requests import Answers, bytes_input, embed_texts
 
+GATED_MODEL = Path(__file__).with_name("gated_model.py")
 SHORT_QUEUE = 2  # the slow model's max_queue_size
 UNAVAILABLE = "StatusCode.UNAVAILABLE"
+END_S = 20.0  # Triton ends in about 4 s; one that waits for a request that never ends takes 30 s
 
 LEAF = """
 name: "{name}"
@@ -68,11 +71,10 @@ def gate(tmp_path_factory):
 def client(unexported, gate, tmp_path_factory):
     """Triton with `slow_ensemble`, and with our text models behind a gated tokenizer under its committed config."""
     repository = shutil.copytree(unexported, tmp_path_factory.mktemp("overload") / "models")
-    gated_model = Path(__file__).with_name("gated_model.py")
-    shutil.copy(gated_model, repository / "text_tokenizer/1/model.py")
+    shutil.copy(GATED_MODEL, repository / "text_tokenizer/1/model.py")
     write_text_encoder(repository / "text_encoder/1/model.onnx")
     (repository / "slow/1").mkdir(parents=True)
-    shutil.copy(gated_model, repository / "slow/1/model.py")
+    shutil.copy(GATED_MODEL, repository / "slow/1/model.py")
     (repository / "slow/config.pbtxt").write_text(LEAF.format(name="slow", max_queue_size=SHORT_QUEUE))
     (repository / "slow_ensemble/1").mkdir(parents=True)
     (repository / "slow_ensemble/config.pbtxt").write_text(ENSEMBLE)
@@ -130,3 +132,49 @@ def test_request_that_waits_longer_than_its_own_timeout_is_refused_while_it_wait
     assert "Request timeout expired" in message
     with gate.open():
         assert outcomes(answers.take(1)) == [(None, None)]
+
+
+def slow_down(step, repository):
+    """Gate one step of the ensembles, under its committed config but for a short queue."""
+    config = repository / step / "config.pbtxt"
+    short = re.sub(r"max_queue_size: \d+", f"max_queue_size: {SHORT_QUEUE}", config.read_text())
+    config.write_text(short.replace('"onnxruntime"', '"python"').replace('"model.onnx"', '"model.py"'))
+    shutil.copy(GATED_MODEL, repository / step / "1/model.py")
+
+
+@pytest.mark.parametrize(
+    ("slow_step", "leave_the_queue"),
+    [("image_preprocessing", 2 * 2), ("image_encoder", 2 * 16)],  # two instances, one request each; batches of 16
+    ids=["image_preprocessing", "image_encoder"],
+)
+def test_full_queue_on_the_image_path_refuses_serves_on_and_lets_the_server_end(
+    repository, tmp_path, monkeypatch, slow_step, leave_the_queue
+):
+    ensembles = ("medimageinsight_image", "medimageinsight")
+    repository = shutil.copytree(repository, tmp_path / "models")
+    slow_down(slow_step, repository)
+    gate = Gate(tmp_path / "gate")
+    monkeypatch.setenv("MEDIMAGE_TEST_GATE", str(gate.path))
+    drawing = (repository / "image_preprocessing/warmup/drawing").read_bytes()[4:]
+    sent, may_be_kept = 50, SHORT_QUEUE + leave_the_queue
+    with ExitStack() as stack:
+        with gate.open():  # for the warm-up
+            server = stack.enter_context(run_triton(repository, models=ensembles, log=tmp_path / "log"))
+        client = stack.enter_context(grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}"))
+        for model in ensembles:
+            answers = Answers(client, model)
+            inputs = [bytes_input("image", [drawing])]
+            if model == "medimageinsight":
+                inputs.append(bytes_input("text", [b"heart"]))
+            for key in range(sent):
+                answers.send(key, inputs)
+            for status, message in outcomes(answers.take(sent - may_be_kept)):
+                assert status == UNAVAILABLE
+                assert f"in ensemble '{model}'" in message
+                assert "Exceeds maximum queue size" in message
+            with gate.open():
+                assert outcomes(answers.take(may_be_kept)).count((None, None)) >= SHORT_QUEUE
+                answers.send("afterwards", inputs)
+                assert outcomes(answers.take(1)) == [(None, None)]
+        server.process.terminate()
+        assert server.process.wait(END_S) == 0

@@ -16,7 +16,7 @@ from PIL import Image
 
 from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_server.launcher import choose_ports
-from tests.triton.conftest import CHECKPOINT, ROOT
+from tests.paths import PHANTOM_CHECKPOINT, ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -62,7 +62,7 @@ def run(workplace):
             r"^(medimage (?:score|embed|classify) .*)", rf"\1 --url grpc://localhost:{ports['grpc']}", command
         )
         serve = "medimage serve " + " ".join(f"--{name}-port {port}" for name, port in ports.items())
-        return command.replace("/data/medimageinsight", str(CHECKPOINT)).replace("medimage serve", serve)
+        return command.replace("/data/medimageinsight", str(PHANTOM_CHECKPOINT)).replace("medimage serve", serve)
 
     def start(command: str, **options) -> subprocess.Popen:
         return subprocess.Popen(["bash", "-c", local(command)], cwd=workplace, env=environment, text=True, **options)

@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from medimage_export.checkpoint import find_checkpoint, load_model
 from medimage_export.graphs import ImageEncoderGraph, TextEncoderGraph
-from tests.triton.conftest import CHECKPOINT
+from tests.paths import PHANTOM_CHECKPOINT
 from tests.triton.requests import WAIT_S, Answers, array_input, bytes_input, embed_images, embed_texts
 
 MODELS = [
@@ -45,7 +45,7 @@ def drawn_png(seed):
 
 @pytest.fixture(scope="module")
 def pytorch():
-    return load_model(find_checkpoint(CHECKPOINT)).eval()
+    return load_model(find_checkpoint(PHANTOM_CHECKPOINT)).eval()
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -96,6 +96,21 @@ def test_bad_images_among_concurrent_requests_take_no_neighbour_down(triton):
             assert "row 0: " in error.message()
         else:
             np.testing.assert_allclose(result.as_numpy("image_features"), alone[key], rtol=0, atol=TOLERANCE)
+
+
+def test_waiting_images_are_preprocessed_one_request_at_a_time(triton):
+    """Batched, they would wait for each other in one process while the other had nothing to do."""
+
+    def counts():
+        (statistics,) = triton.grpc.get_inference_statistics("image_preprocessing").model_stats
+        return np.array([statistics.inference_count, statistics.execution_count])
+
+    before = counts()
+    answers = Answers(triton.grpc, "image_preprocessing")
+    for seed in range(40):
+        answers.send(seed, [bytes_input("image", [drawn_png(seed)])])
+    assert [error for _, _, error in answers.take(40)] == [None] * 40
+    assert (counts() - before).tolist() == [40, 40]
 
 
 @pytest.mark.parametrize("model", ["image_preprocessing", "medimageinsight_image"])

@@ -1,16 +1,18 @@
 """`medimage classify`: image files and labels to a table of probabilities."""
 
+import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 from numpy.typing import NDArray
 
+from medimage_client.async_client import AsyncMedImageInsight
 from medimage_client.cli.options import image_paths, server_options
-from medimage_client.cli.progress import embed_files
-from medimage_client.client import MedImageInsight
+from medimage_client.cli.progress import EmbeddedFiles, embed_files
 
 
 @click.command()
@@ -39,18 +41,23 @@ def classify(
     """Probabilities of labels for image files, or folders of them, without training.
 
     Labels follow the pattern of the model's training, modality anatomy view finding: "x-ray chest anteroposterior
-    Pneumonia".
+    Pneumonia". A file that is no image is left out and reported, and the exit code is 1.
     """
     all_labels = [*labels, *read_labels(labels_file)]
     if not all_labels:
         raise click.UsageError("no labels; give --label or --labels")
     if "{}" not in template:
         raise click.BadParameter("has no {}, the place of the label", param_hint="--template")
-    with MedImageInsight(url, timeout=timeout) as client:
-        features = embed_files(client, paths)
-        scores = client.classify(features, all_labels, template=template, multilabel=multilabel)
-    names = [str(path) for path in paths]
+
+    async def classify_all() -> tuple[EmbeddedFiles, NDArray[np.float32]]:
+        async with AsyncMedImageInsight(url, timeout=timeout) as client:
+            images = await embed_files(client, paths)
+            return images, await client.classify(images.features, all_labels, template=template, multilabel=multilabel)
+
+    images, scores = asyncio.run(classify_all())
+    names = [str(path) for path in images.paths]
     click.echo(render_json(names, all_labels, scores) if as_json else render_table(names, all_labels, scores))
+    images.report_refused()
 
 
 def read_labels(path: Path | None) -> list[str]:

@@ -1,14 +1,15 @@
 """`medimage embed`: image files and texts to a file of embeddings."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
 import numpy as np
 
+from medimage_client.async_client import AsyncMedImageInsight
 from medimage_client.cli.options import image_paths, server_options
-from medimage_client.cli.progress import embed_files
-from medimage_client.client import MedImageInsight
+from medimage_client.cli.progress import EmbeddedFiles, embed_files
 from medimage_client.embedder import Embeddings
 from medimage_client.errors import MissingExtra
 
@@ -31,15 +32,22 @@ def embed(paths: list[Path], texts: tuple[str, ...], output: Path, url: str, tim
 
     Each row of 1024 numbers is named by its file or text: .npz has the arrays `names` and `vectors`, .parquet the
     columns `name` and `vector`; .npy has the vectors alone, and the names lie beside it, one a line, in .names.txt.
+    A file that is no image is left out and reported, and the exit code is 1.
     """
     if not paths and not texts:
         raise click.UsageError("nothing to embed; give PATHS, --text or both")
-    with MedImageInsight(url, timeout=timeout) as client:
-        vectors = np.concatenate([embed_files(client, paths), client.embed_texts(texts)])
+
+    async def embed_all() -> tuple[EmbeddedFiles, Embeddings]:
+        async with AsyncMedImageInsight(url, timeout=timeout) as client:
+            return await embed_files(client, paths), await client.embed_texts(texts)
+
+    images, text_features = asyncio.run(embed_all())
+    vectors = np.concatenate([images.features, text_features])
     try:
-        WRITERS[output.suffix](output, [*map(str, paths), *texts], vectors)
+        WRITERS[output.suffix](output, [*map(str, images.paths), *texts], vectors)
     except OSError as error:
         raise click.FileError(str(output), error.strerror) from error
+    images.report_refused()
 
 
 def check_output(path: Path) -> Path:

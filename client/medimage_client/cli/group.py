@@ -26,6 +26,11 @@ class CommandGroup(click.Group):
             return super().invoke(ctx)
         except MedImageError as error:
             raise click.ClickException(str(error)) from error
+        except ModuleNotFoundError as error:
+            entry_point = commands_of_other_packages().get(ctx.invoked_subcommand or "")
+            if entry_point is None:
+                raise
+            raise click.ClickException(f"medimage {entry_point.name} {remedy(entry_point, error)}") from error
 
 
 def commands_of_other_packages() -> dict[str, EntryPoint]:
@@ -36,17 +41,20 @@ def load(entry_point: EntryPoint) -> click.Command:
     try:
         command: click.Command = entry_point.load()
     except ModuleNotFoundError as error:
-        return unavailable(entry_point, missing=error.name)
+        return unavailable(entry_point, error)
     return command
 
 
-def unavailable(entry_point: EntryPoint, missing: str | None) -> click.Command:
-    """Stands for a command that cannot be loaded, and says how to get it."""
+def remedy(entry_point: EntryPoint, missing: ModuleNotFoundError) -> str:
     extra = entry_point.module.split(".")[0].removeprefix("medimage_")  # packages are named after their extra
-    remedy = f"needs {missing}: pip install 'medimage-triton[{extra}]'"
+    return f"needs {missing.name}: pip install 'medimage-triton[{extra}]'"
+
+
+def unavailable(entry_point: EntryPoint, missing: ModuleNotFoundError) -> click.Command:
+    """Stands in the help for a command that cannot be loaded, and fails as it would."""
 
     def fail(args: tuple[str, ...]) -> None:
-        raise click.ClickException(f"medimage {entry_point.name} {remedy}")
+        raise missing
 
     return click.Command(
         entry_point.name,
@@ -54,7 +62,7 @@ def unavailable(entry_point: EntryPoint, missing: str | None) -> click.Command:
         params=[click.Argument(["args"], nargs=-1, type=click.UNPROCESSED)],  # whatever follows
         context_settings={"ignore_unknown_options": True},
         add_help_option=False,
-        help=f"({remedy})",
+        help=f"({remedy(entry_point, missing)})",
     )
 
 

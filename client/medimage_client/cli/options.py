@@ -55,5 +55,8 @@ def find_images(ctx: click.Context, parameter: click.Parameter, paths: Iterable[
 def is_image(file: Path) -> bool:
     if file.suffix.lower() in IMAGE_SUFFIXES:
         return True
-    with file.open("rb") as opened:  # DICOM files often have no suffix
-        return is_dicom(opened.read(DICOM_HEAD_BYTES))
+    try:
+        with file.open("rb") as opened:  # DICOM files often have no suffix
+            return is_dicom(opened.read(DICOM_HEAD_BYTES))
+    except OSError:
+        return True  # for all we know; who reads it next reports it

@@ -1,40 +1,64 @@
-"""Images of a command through the client, with a progress bar."""
+"""Image files of a command through the client, with a progress bar; bad ones are left out and reported."""
 
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import numpy as np
 
-from medimage_client.client import MedImageInsight
-from medimage_client.constants import DEFAULT_CONCURRENCY, EMBEDDING_SIZE, IMAGES_PER_REQUEST
-from medimage_client.embedder import Embeddings
+from medimage_client.async_client import AsyncMedImageInsight
+from medimage_client.constants import EMBEDDING_SIZE, IMAGES_PER_REQUEST
+from medimage_client.embedder import Embeddings, gather
 from medimage_client.errors import InvalidInput
 
-INDEX = re.compile(r"images\[(\d+)\]")  # how the client names an image
-STEP = 4 * DEFAULT_CONCURRENCY * IMAGES_PER_REQUEST  # images between two moves of the bar; keeps the server busy
+INDEX = re.compile(r"images\[(\d+)\]: ")  # how the client names an image
 
 
-def embed_files(client: MedImageInsight, paths: Sequence[Path]) -> Embeddings:
-    """Embeddings (n, 1024) of image files; a bar goes to standard error if that is a terminal.
+@dataclass(frozen=True, slots=True)
+class EmbeddedFiles:
+    paths: list[Path]
+    features: Embeddings  # (n, 1024), one row a path
+    refused: list[str]  # of the other files, name and reason
 
-    Raises:
-        InvalidInput: names the file.
-    """
-    features = [np.empty((0, EMBEDDING_SIZE), dtype=np.float32)]
+    def report_refused(self) -> None:
+        """One line a file on standard error, and exit code 1 if there is any; call it when the rest is written."""
+        for line in self.refused:
+            click.echo(f"Error: {line}", err=True)
+        if self.refused:
+            n_files = len(self.refused) + len(self.paths)
+            raise click.ClickException(f"{len(self.refused)} of {n_files} images are left out")
+
+
+async def embed_files(client: AsyncMedImageInsight, paths: Sequence[Path]) -> EmbeddedFiles:
+    """Embed image files, in order; a bar goes to standard error if that is a terminal."""
+    groups = [paths[start : start + IMAGES_PER_REQUEST] for start in range(0, len(paths), IMAGES_PER_REQUEST)]
     with click.progressbar(length=len(paths), label="Images", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
-        for start in range(0, len(paths), STEP):
-            step = paths[start : start + STEP]
-            try:
-                features.append(client.embed_images(step))
-            except InvalidInput as error:
-                raise name_file(error, step) from error
-            bar.update(len(step))
-    return np.concatenate(features)
+
+        async def embed(group: Sequence[Path]) -> EmbeddedFiles:
+            embedded = await embed_group(client, group)
+            bar.update(len(group))
+            return embedded
+
+        parts = await gather([embed(group) for group in groups])
+    return EmbeddedFiles(
+        paths=[path for part in parts for path in part.paths],
+        features=np.concatenate([np.empty((0, EMBEDDING_SIZE), np.float32), *(part.features for part in parts)]),
+        refused=[line for part in parts for line in part.refused],
+    )
 
 
-def name_file(error: InvalidInput, paths: Sequence[Path]) -> InvalidInput:
-    """The error with a file's name in the place of its index."""
-    return InvalidInput(INDEX.sub(lambda match: str(paths[int(match[1])]), str(error), count=1))
+async def embed_group(client: AsyncMedImageInsight, paths: Sequence[Path]) -> EmbeddedFiles:
+    """Embed the files of one request; again without the one at fault, as long as there is one."""
+    paths = list(paths)
+    refused: list[str] = []
+    while True:
+        try:
+            return EmbeddedFiles(paths, await client.embed_images(paths), refused)
+        except InvalidInput as error:
+            at_fault = INDEX.match(str(error))
+            if at_fault is None:
+                raise
+            refused.append(f"{paths.pop(int(at_fault[1]))}: {str(error)[at_fault.end() :]}")

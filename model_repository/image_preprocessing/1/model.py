@@ -1,12 +1,11 @@
 """Triton adapter of medimage_server.image_preprocessing: `image` -> `pixels`."""
 
 import json
-import traceback
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
-from medimage_server.errors import InvalidInput
+from medimage_server.error_response import error_response
 from medimage_server.image_preprocessing import ImagePreprocessor, Settings
 
 
@@ -27,15 +26,6 @@ class TritonPythonModel:
         try:
             images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
             pixels = self.preprocess(images, json.loads(request.parameters()))
-        except InvalidInput as error:
-            return refusal(str(error), pb_utils.TritonError.INVALID_ARG)
         except Exception as error:
-            # type and place, but not the error's text, which may quote the input
-            where = "".join(traceback.format_tb(error.__traceback__))
-            pb_utils.Logger.log_error(f"request {request.request_id()}: {type(error).__name__}\n{where}")
-            return refusal("internal error", pb_utils.TritonError.INTERNAL)
+            return error_response(pb_utils, request, error)
         return pb_utils.InferenceResponse([pb_utils.Tensor("pixels", pixels)])
-
-
-def refusal(message, code):
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
-from medimage_server.errors import InvalidInput
+from medimage_server.error_response import error_response
 from medimage_server.onnx_backend import ModelLoadError, OnnxModel
 
 
@@ -22,13 +22,15 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(str(error)) from None
 
     def execute(self, requests):
-        tensors = [{tensor.name(): tensor.as_numpy() for tensor in request.inputs()} for request in requests]
-        return [_response(answer) for answer in self.model.run(tensors)]
+        try:
+            tensors = [{tensor.name(): tensor.as_numpy() for tensor in request.inputs()} for request in requests]
+            answers = self.model.run(tensors)
+            return [_response(request, answer) for request, answer in zip(requests, answers, strict=True)]
+        except Exception as error:  # what leaves execute fails the whole batch, and hands its text to every caller
+            return [error_response(pb_utils, request, error) for request in requests]
 
 
-def _response(answer):
-    if isinstance(answer, InvalidInput):
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(answer), pb_utils.TritonError.INVALID_ARG))
+def _response(request, answer):
     if isinstance(answer, Exception):
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(answer), pb_utils.TritonError.INTERNAL))
+        return error_response(pb_utils, request, answer)
     return pb_utils.InferenceResponse([pb_utils.Tensor(name, values) for name, values in answer.items()])

@@ -1,0 +1,80 @@
+"""A stand-in for `triton_python_backend_utils`, the Python API that there is only inside Triton's python backend."""
+
+import importlib.util
+import json
+import sys
+from types import SimpleNamespace
+
+
+class Tensor:
+    def __init__(self, name, array):
+        self._name, self._array = name, array
+
+    def name(self):
+        return self._name
+
+    def as_numpy(self):
+        return self._array
+
+
+class TritonError:
+    INTERNAL, INVALID_ARG = "INTERNAL", "INVALID_ARG"
+
+    def __init__(self, message, code):
+        self.message, self.code = message, code
+
+
+class TritonModelException(Exception):
+    pass
+
+
+class Request:
+    """A request with its input arrays by name, and its parameters."""
+
+    def __init__(self, inputs, parameters=None):
+        self._inputs = [Tensor(name, array) for name, array in inputs.items()]
+        self._parameters = parameters or {}
+
+    def inputs(self):
+        return self._inputs
+
+    def parameters(self):
+        return json.dumps(self._parameters)  # Triton gives a JSON text, "{}" when there are none
+
+    def request_id(self):
+        return "request-7"
+
+
+class InferenceResponse:
+    """A response with its output arrays by name, or its error."""
+
+    def __init__(self, output_tensors=(), error=None):
+        self.outputs = {tensor.name(): tensor.as_numpy() for tensor in output_tensors}
+        self.error = error
+
+
+def get_input_tensor_by_name(request, name):
+    return next((tensor for tensor in request.inputs() if tensor.name() == name), None)
+
+
+def install(monkeypatch):
+    """Let adapters import the stand-in; returns the list of lines that they log."""
+    lines = []
+    module = SimpleNamespace(
+        InferenceResponse=InferenceResponse,
+        Logger=SimpleNamespace(log_error=lines.append),
+        Tensor=Tensor,
+        TritonError=TritonError,
+        TritonModelException=TritonModelException,
+        get_input_tensor_by_name=get_input_tensor_by_name,
+    )
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", module)
+    return lines
+
+
+def load_adapter(path):
+    """The TritonPythonModel of a model.py, not yet initialised."""
+    spec = importlib.util.spec_from_file_location("adapter", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.TritonPythonModel()
