@@ -171,7 +171,7 @@ def test_wheel_takes_our_onnxruntime_backend_to_where_it_is_looked_for():
 def test_no_triton_anywhere_names_the_package_to_install(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(LaunchError, match=r"^no tritonserver .*pip install 'medimage-triton\[server\]'`$"):
+    with pytest.raises(LaunchError, match=r"^no tritonserver .*pip install 'medimage-triton\[triton\]'`$"):
         find_triton()
 
 
