@@ -30,7 +30,7 @@ fix: $(VENV)/.dev  ## what check asks for, as far as a tool can do it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-perf: $(VENV)/.runtime  ## both encoders at full size, side by side; takes about ten minutes on two cores
+perf: $(VENV)/.runtime  ## both encoders at full size, side by side; takes about seven minutes on two cores
 	$(BIN)/python perf/encoders.py
 
 clean:
