@@ -46,7 +46,7 @@ def test_client_without_extras_needs_only_its_base_dependencies():
         assert third_party == {p for p in third_party if place.startswith(CLIENT_EXTRAS.get(p, "nowhere"))}, place
 
 
-def test_server_room_knows_nothing_of_triton_requests():
+def test_server_room_imports_nothing_of_triton():
     assert "triton_python_backend_utils" not in imported_packages(ROOT / "server" / "medimage_server")
 
 

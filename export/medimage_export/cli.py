@@ -1,6 +1,8 @@
 """`medimage export`: a checkpoint into the model repository."""
 
 import resource
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -36,6 +38,7 @@ def medimageinsight(checkpoint: Path | None, random_weights: bool, repository: P
     # here, so that `medimage export --help` need not wait for torch
     from medimage_export.export import export_medimageinsight
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as Ctrl-C: leaves the export's block, which cleans up
     started = time.monotonic()
     try:
         export_medimageinsight(checkpoint, repository, images=images)

@@ -16,10 +16,11 @@ from tokenizers import Tokenizer
 
 from medimage_export.checkpoint import CheckpointFiles, find_checkpoint, load_model, random_model
 from medimage_export.config import DaViTConfig, MedImageInsightConfig
+from medimage_export.errors import ExportError
 from medimage_export.graphs import ImageEncoderGraph, TextEncoderGraph
 from medimage_export.parity import Bound, Feed, ParityRow, check_parity, compare
 from medimage_export.phantoms import CAPTIONS, phantom
-from medimage_export.repository import check_configs, version_folder
+from medimage_export.repository import check_configs, check_is_repository, put_in_place, staging_folder
 from medimage_export.to_onnx import to_onnx
 from medimage_export.tokenizer import build_tokenizer, write_byte_vocabulary
 from medimage_export.unicl import MedImageInsight
@@ -41,40 +42,37 @@ def export_medimageinsight(
         CheckpointError, ConfigError: the checkpoint is not exactly what its config says.
         RepositoryError: not this project's model repository, or its configs do not fit the checkpoint.
         ParityError: ONNX Runtime does not give PyTorch's numbers.
+        ExportError: one of `images` cannot be read.
     """
+    check_is_repository(repository)
     model, tokenizer, source = _full_size_random() if checkpoint is None else _loaded(find_checkpoint(checkpoint))
     config = model.config
     check_configs(repository, config)
-    # Beside the version folder: the same file system, and Triton looks only at folders named by a number.
-    with tempfile.TemporaryDirectory(dir=repository / "image_encoder", prefix=".export-") as scratch:
-        staging = Path(scratch)
-        encoders = (
-            ("image_encoder", ImageEncoderGraph(model).eval(), image_feeds(config.image, images)),
-            ("text_encoder", TextEncoderGraph(model).eval(), text_feeds(tokenizer)),
-        )
+    encoders = (
+        ("image_encoder", ImageEncoderGraph(model).eval(), image_feeds(config.image, images)),
+        ("text_encoder", TextEncoderGraph(model).eval(), text_feeds(tokenizer)),
+    )
+    with staging_folder(repository) as staging:
         parity = []
         for name, graph, feeds in encoders:
             path = staging / name / "model.onnx"
-            path.parent.mkdir()
             to_onnx(graph, path)
             session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
             parity += compare(name, graph, session, feeds)
         check_parity(parity, FP32_BOUND)
 
-        for name, _, _ in encoders:
-            for file in (staging / name).iterdir():
-                file.replace(version_folder(repository, name) / file.name)
-    tokenizer.save(str(version_folder(repository, "text_tokenizer") / "tokenizer.json"))
-    preprocessing = {"image_size": list(config.image.image_size), "interpolation": config.image.interpolation}
-    _write_json(version_folder(repository, "image_preprocessing") / "preprocessing.json", preprocessing)
-    manifest = {
-        "checkpoint": source,
-        "format": "onnx",
-        "precision": "fp32",
-        "versions": {module.__name__: module.__version__ for module in (torch, onnx, onnxruntime)},
-        "parity": [asdict(row) for row in parity],
-    }
-    _write_json(version_folder(repository, "medimageinsight") / "manifest.json", manifest)
+        tokenizer.save(str(staging / "text_tokenizer" / "tokenizer.json"))
+        preprocessing = {"image_size": list(config.image.image_size), "interpolation": config.image.interpolation}
+        _write_json(staging / "image_preprocessing" / "preprocessing.json", preprocessing)
+        manifest = {
+            "checkpoint": source,
+            "format": "onnx",
+            "precision": "fp32",
+            "versions": {module.__name__: module.__version__ for module in (torch, onnx, onnxruntime)},
+            "parity": [asdict(row) for row in parity],
+        }
+        _write_json(staging / "medimageinsight" / "manifest.json", manifest)
+        put_in_place(staging, repository)
     return parity
 
 
@@ -95,14 +93,22 @@ def _full_size_random() -> tuple[MedImageInsight, Tokenizer, dict[str, str]]:
 
 
 def image_feeds(config: DaViTConfig, images: Sequence[Path]) -> dict[str, Feed]:
-    """Batches of noise, of phantoms and of the given files, as pixels of the encoder's size."""
+    """Batches of noise, of phantoms and of each given file, as pixels of the encoder's size.
+
+    Raises:
+        ExportError: a file is no image that Pillow can read.
+    """
     height, width = config.image_size
     noise = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), dtype=np.uint8)
-    phantoms = [Image.fromarray(phantom(caption, seed=0).image) for caption in (CAPTIONS[0], CAPTIONS[-1])]
-    feeds = {"noise": {"pixels": noise}, "phantoms": {"pixels": _resized(phantoms, config)}}
-    if images:
-        feeds["your images"] = {"pixels": _resized([Image.open(path) for path in images], config)}
-    return feeds
+    drawings = [Image.fromarray(phantom(caption, seed=0).image) for caption in (CAPTIONS[0], CAPTIONS[-1])]
+    feeds = {"noise": noise, "phantoms": np.stack([_resized(drawing, config) for drawing in drawings])}
+    for number, path in enumerate(images, start=1):  # not by name: a file's name may be a patient's
+        try:
+            with Image.open(path) as image:
+                feeds[f"image {number}"] = _resized(image, config)[None]
+        except Exception as exc:  # of almost any type for a damaged file
+            raise ExportError(f"{path} is not an image that Pillow can read: {type(exc).__name__}") from exc
+    return {name: {"pixels": pixels} for name, pixels in feeds.items()}
 
 
 def text_feeds(tokenizer: Tokenizer) -> dict[str, Feed]:
@@ -114,9 +120,9 @@ def text_feeds(tokenizer: Tokenizer) -> dict[str, Feed]:
     }
 
 
-def _resized(images: Sequence[Image.Image], config: DaViTConfig) -> np.ndarray:
+def _resized(image: Image.Image, config: DaViTConfig) -> np.ndarray:
     height, width = config.image_size
-    return np.stack([np.asarray(i.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)) for i in images])
+    return np.array(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _encoded(tokenizer: Tokenizer, texts: list[str]) -> Feed:

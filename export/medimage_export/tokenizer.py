@@ -48,11 +48,7 @@ def build_tokenizer(folder: Path, context_length: int) -> Tokenizer:
         )
     except Exception as error:  # the Rust side raises plain Exception
         raise CheckpointError(f"{merges_path}: the merges do not fit vocab.json: {error}") from error
-    tokenizer = Tokenizer(model)
-    tokenizer.normalizer = Lowercase()
-    tokenizer.pre_tokenizer = Sequence(
-        [Split(Regex(CLIP_PIECE), behavior="removed", invert=True), ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    tokenizer = clip_tokenizer(model)
     tokenizer.add_special_tokens([AddedToken(token, normalized=True) for token in (START_OF_TEXT, END_OF_TEXT)])
     tokenizer.post_processor = TemplateProcessing(
         single=f"{START_OF_TEXT} $A {END_OF_TEXT}",
@@ -60,6 +56,16 @@ def build_tokenizer(folder: Path, context_length: int) -> Tokenizer:
     )
     tokenizer.enable_truncation(context_length)
     tokenizer.enable_padding(length=context_length, pad_id=vocabulary[END_OF_TEXT], pad_token=END_OF_TEXT)
+    return tokenizer
+
+
+def clip_tokenizer(model: BPE) -> Tokenizer:
+    """Lower case, CLIP's pieces and their byte symbols, then `model` in each piece; no special tokens."""
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = Lowercase()
+    tokenizer.pre_tokenizer = Sequence(
+        [Split(Regex(CLIP_PIECE), behavior="removed", invert=True), ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     return tokenizer
 
 

@@ -193,8 +193,12 @@ def choose_ports(host: str, wanted: Mapping[str, int]) -> dict[str, int]:
     """Replace each 0 by a free port.
 
     Raises:
-        LaunchError: a wanted port is taken or not ours to open, or the host is not an address of this machine.
+        LaunchError: two wanted ports are the same, one is taken or not ours to open, or the host is not an address of
+            this machine.
     """
+    fixed = [port for port in wanted.values() if port]
+    if len(set(fixed)) < len(fixed):
+        raise LaunchError(f"ports {', '.join(f'{name} {port}' for name, port in wanted.items())} are not all different")
     ports = {}
     with ExitStack() as held:  # held together, so that no port is given out twice
         for name, port in wanted.items():

@@ -3,11 +3,9 @@
 from pathlib import Path
 
 import pytest
-import torch
 
-from medimage_export.checkpoint import random_model
 from medimage_export.unicl import MedImageInsight
-from tests.export.small import SMALL
+from tests.export.small import perturbed_model
 from tests.paths import ROOT
 
 
@@ -22,10 +20,5 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def small_model() -> MedImageInsight:
-    """Random weights, with the norms' and biases' initial ones and zeros replaced so that each of them matters."""
-    model = random_model(SMALL)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return model
+    """A model of its own for each test, which may change it."""
+    return perturbed_model()

@@ -128,6 +128,11 @@ def test_python_model_without_its_file_is_named_and_not_waited_for(exported):
         pass
 
 
+def test_one_port_for_two_services_is_refused():
+    with pytest.raises(LaunchError, match=r"^ports http 8000, grpc 8000, metrics 0 are not all different$"):
+        choose_ports("127.0.0.1", {"http": 8000, "grpc": 8000, "metrics": 0})
+
+
 def test_free_ports_differ_from_each_other():
     ports = choose_ports("127.0.0.1", dict.fromkeys(["http", "grpc", "metrics"], 0))
     assert len(set(ports.values())) == 3

@@ -120,7 +120,10 @@ def test_command_line_example_runs(three_commands, run, command):
 
 @pytest.mark.parametrize("number", range(len(blocks("### curl"))), ids=["image", "text"])
 def test_curl_example_is_answered(three_commands, run, number):
-    run(blocks("### curl")[number][1])
+    features = ("image_features", "text_features")[number]
+    outputs = {output["name"]: output["data"] for output in json.loads(run(blocks("### curl")[number][1]))["outputs"]}
+    assert outputs.keys() == {features, "scaling_factor"}
+    assert len(outputs[features]) == 1024
 
 
 def test_make_commands_exist():

@@ -42,7 +42,7 @@ def _spots(study: Study) -> list[Array]:
 
 
 def draw_dermoscopy(study: Study, condition: str) -> Drawing:
-    """A naevus is one even, nearly round brown patch; a melanoma is ragged and of several colours."""
+    """A nevus is one even, nearly round brown patch; a melanoma is ragged and of several colours."""
     grid, rng = study.grid, study.anatomy
     picture = np.empty((grid.size, grid.size, 3), dtype=np.float32)
     picture[:] = np.array([0.88, 0.68, 0.58]) * rng.uniform(0.88, 1.05)

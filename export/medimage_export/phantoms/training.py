@@ -34,7 +34,7 @@ EPOCHS = 24
 BATCH = 24
 LEARNING_RATE = 2e-3
 WARMUP_STEPS = 30
-SEPARATION_STEPS = 30  # after them no two captions have a cosine above 0.25
+SEPARATION_STEPS = 30  # after them no two captions have a cosine above about 0.25
 MAX_LOGIT_SCALE = float(np.log(100))  # the bound of CLIP's training
 
 # The keys of the published 2024.09.27/config.yaml that describe the model. Smaller are the widths, the depths, and the

@@ -4,9 +4,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
 
-from medimage_export.tokenizer import CLIP_PIECE, END_OF_TEXT, END_OF_WORD, START_OF_TEXT, byte_symbols
+from medimage_export.tokenizer import END_OF_TEXT, END_OF_WORD, START_OF_TEXT, byte_symbols, clip_tokenizer
 
 
 def write_vocabulary(folder: Path, captions: Sequence[str]) -> int:
@@ -32,15 +33,8 @@ def write_vocabulary(folder: Path, captions: Sequence[str]) -> int:
 
 def _learn_merges(captions: Sequence[str]) -> list[tuple[str, str]]:
     """Byte pairs, most frequent first, until every word of the captions is one symbol."""
-    learner = Tokenizer(models.BPE(end_of_word_suffix=END_OF_WORD))
-    learner.normalizer = normalizers.Lowercase()
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(CLIP_PIECE), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    trainer = trainers.BpeTrainer(vocab_size=2000, end_of_word_suffix=END_OF_WORD, show_progress=False)
+    learner = clip_tokenizer(BPE(end_of_word_suffix=END_OF_WORD))
+    trainer = BpeTrainer(vocab_size=2000, end_of_word_suffix=END_OF_WORD, show_progress=False)
     learner.train_from_iterator(captions, trainer)
     return [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
 
