@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -113,8 +112,5 @@ def expected_vectors():
 
 
 @pytest.fixture
-def recorded_answer():
-    file = Path(__file__).parents[2] / "../shared/data/medimageinsight_recorded_response.json"
-    if not file.is_file():
-        pytest.skip("the recorded answer of the Azure endpoint is not here: it is not part of the project")
-    return json.loads(file.read_text())
+def recorded_answer(shared_data):
+    return json.loads((shared_data / "medimageinsight_recorded_response.json").read_text())

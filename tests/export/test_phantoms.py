@@ -13,9 +13,8 @@ from medimage_export.checkpoint import find_checkpoint, load_model
 from medimage_export.phantoms import CAPTIONS, CHEST_CONDITIONS, TEST_SEEDS, phantom
 from medimage_export.phantoms.generator import TRAIN_SEEDS, VALIDATION_SEEDS
 from medimage_export.phantoms.training import served_pixels, tokenize
-from tests.paths import PHANTOM_CHECKPOINT, ROOT
+from tests.paths import PHANTOM_CHECKPOINT
 
-PUBLISHED_TENSORS = ROOT / "../shared/data/medimageinsight_state_dict.tsv"
 CHEST = "x-ray chest anteroposterior"
 CHEST_FINDINGS = [condition for condition in CHEST_CONDITIONS if condition != "No Finding"]
 SEEDS = (1, 2, 3)
@@ -109,10 +108,9 @@ def test_checkpoint_loads_strictly_and_is_small(model):
     assert sum(path.stat().st_size for path in PHANTOM_CHECKPOINT.rglob("*") if path.is_file()) < 5_000_000
 
 
-def test_checkpoint_has_tensor_names_of_the_published_one():
-    if not PUBLISHED_TENSORS.is_file():
-        pytest.skip("the list of published tensors is not beside this checkout (../shared/data)")
-    published = {line.split("\t")[0] for line in PUBLISHED_TENSORS.read_text().splitlines()}
+def test_checkpoint_has_tensor_names_of_the_published_one(shared_data):
+    rows = (shared_data / "medimageinsight_state_dict.tsv").read_text().splitlines()
+    published = {row.split("\t")[0] for row in rows}
     assert load_file(find_checkpoint(PHANTOM_CHECKPOINT).weights).keys() < published
 
 

@@ -13,8 +13,6 @@ from medimage_server.errors import InvalidInput
 from medimage_server.text_tokenizer import TextTokenizer
 from tests.server.slow_clip_tokenizer import END, START, SlowClipTokenizer, byte_symbols
 
-SHARED_DATA = Path(__file__).parents[2] / "../shared/data"
-GOLDENS = SHARED_DATA / "clip_tokenizer_goldens.json"
 CONTEXT_LENGTH = 77
 
 WORDS = ["x", "ray", "chest", "pneumonia", "pneumothorax", "effusion", "no", "finding", "cardiomegaly", "œdème"]
@@ -61,9 +59,7 @@ def write_vocabulary(folder: Path) -> None:
 def folder(request, tmp_path_factory):
     """A CLIP tokenizer folder: vocab.json and merges.txt."""
     if request.param == "published":
-        if not SHARED_DATA.is_dir():
-            pytest.skip("the published vocabulary is not here (../shared/data)")
-        return SHARED_DATA / "clip_tokenizer"
+        return request.getfixturevalue("shared_data") / "clip_tokenizer"
     folder = tmp_path_factory.mktemp("vocabulary")
     write_vocabulary(folder)
     return folder
@@ -87,11 +83,10 @@ def test_generated_texts_get_the_ids_of_the_slow_tokenizer(folder, tokenize):
         assert mask.tolist() == [1] * len(expected) + [0] * (CONTEXT_LENGTH - len(expected))
 
 
-@pytest.mark.skipif(not GOLDENS.is_file(), reason="the goldens are not here (../shared/data)")
-def test_published_vocabulary_gives_the_recorded_ids(tmp_path):
+def test_published_vocabulary_gives_the_recorded_ids(shared_data, tmp_path):
     path = tmp_path / "tokenizer.json"
-    build_tokenizer(SHARED_DATA / "clip_tokenizer", CONTEXT_LENGTH).save(str(path))
-    goldens = json.loads(GOLDENS.read_text(encoding="utf-8"))
+    build_tokenizer(shared_data / "clip_tokenizer", CONTEXT_LENGTH).save(str(path))
+    goldens = json.loads((shared_data / "clip_tokenizer_goldens.json").read_text(encoding="utf-8"))
     input_ids, attention_mask = TextTokenizer.from_file(path)([text.encode("utf-8") for text in goldens])
     for golden, ids, mask in zip(goldens.values(), input_ids, attention_mask, strict=True):
         assert ids.tolist() == golden["ids"] + [golden["pad"]] * (CONTEXT_LENGTH - golden["n"])

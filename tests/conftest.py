@@ -1,0 +1,16 @@
+"""Reference data recorded from the published model, which is not part of the project."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.paths import ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Tensor list, config, tokenizer files and goldens, a recorded answer, real images."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the reference data of the published model is not beside this checkout")
+    return folder
