@@ -38,25 +38,25 @@ from medimage_server.text_tokenizer import TextTokenizer
 
 ROOT = Path(__file__).parents[1]
 RUNTIMES = ("PyTorch eager", "ONNX Runtime", "Triton gRPC")
+ROUNDS = 5  # measured, after one that is not
 TEXTS = 16
+OUTPUT = ROOT / "perf" / "results" / "encoders.json"
 
 
 @click.command()
-@click.option("--rounds", default=5, show_default=True, help="Measured rounds, after one that is not measured.")
 @click.option("--repository", type=click.Path(path_type=Path, exists=True), help="An earlier --random-weights export.")
-@click.option("--output", type=click.Path(path_type=Path), default=ROOT / "perf" / "results" / "encoders.json")
-def main(rounds: int, repository: Path | None, output: Path) -> None:
+def main(repository: Path | None) -> None:
+    """Measure both encoders at full size, side by side."""
     with tempfile.TemporaryDirectory() as scratch:
         if repository is None:
             repository = copy_unexported(ROOT / "model_repository", Path(scratch) / "model_repository")
             export_medimageinsight(None, repository)
         with run_triton(repository, log=Path(scratch) / "triton.log") as server:
             with MedImageInsight(f"grpc://{server.host}:{server.grpc_port}", timeout=600) as client:
-                results = [measure(name, calls, rounds) for name, calls in cases(repository, client)]
+                results = [measure(name, calls) for name, calls in cases(repository, client)]
             peak_bytes = peak_memory(server.process.pid)
-    report = {"machine": machine(), "rounds": rounds, "triton_peak_bytes": peak_bytes, "results": results}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(report, indent=2) + "\n")
+    report = {"machine": machine(), "rounds": ROUNDS, "triton_peak_bytes": peak_bytes, "results": results}
+    OUTPUT.write_text(json.dumps(report, indent=2) + "\n")
     print_table(report)
 
 
@@ -112,11 +112,11 @@ def runtimes(
     return eager, lambda: session.run(None, feed)[0], served
 
 
-def measure(case: str, calls: tuple[Callable[[], np.ndarray], ...], rounds: int) -> dict[str, object]:
+def measure(case: str, calls: tuple[Callable[[], np.ndarray], ...]) -> dict[str, object]:
     """Median and spread of each runtime over alternating rounds, and the largest difference of its vectors."""
     vectors = [call() for call in calls]  # also the warm-up
     times_ms: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         for call, times in zip(calls, times_ms, strict=True):
             started = time.perf_counter()
             call()

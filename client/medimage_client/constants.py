@@ -3,8 +3,8 @@
 EMBEDDING_SIZE = 1024  # of both towers: UNICL_MODEL, DIM_PROJECTION in the checkpoint's config.yaml
 
 # A call with many inputs becomes several requests. Their sizes and number are small enough for a CPU to answer within
-# the time limit (one image of the full-size model takes it 4.5 s), and 4 x 4 images or 4 x 16 texts fill the largest
-# batch that the server's dynamic batching makes of them, 16 and 64.
+# the time limit (one full-size image takes two cores 7 s, perf/results), and 4 x 4 images or 4 x 16 texts fill the
+# largest batch that the server's dynamic batching makes of them, 16 and 64.
 IMAGES_PER_REQUEST = 4
 TEXTS_PER_REQUEST = 16
 DEFAULT_CONCURRENCY = 4  # requests in flight of one client
@@ -12,7 +12,8 @@ MAX_REQUEST_BYTES = 48 * 2**20  # of images in one request; Tritons with an --ht
 MAX_IMAGE_SIZE_PX = 2048  # image_standardization_image_size; the server takes its limit from here
 MAX_JPEG_QUALITY = 100  # image_standardization_jpeg_compression_ratio; the server takes its limit from here
 
-DEFAULT_TIMEOUT_S = 120.0  # of one request with its retries; 16 images in flight take a CPU about 72 s
+# Of one request with its retries; 16 full-size images in flight take two CPU cores nearly as long.
+DEFAULT_TIMEOUT_S = 120.0
 
 DEFAULT_RETRIES = 4  # after the first attempt
 FIRST_DELAY_S = 0.5  # before the first retry; doubles with each
