@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from medimage_client import MedImageError, MedImageInsight
 from medimage_export.errors import ExportError
-from medimage_export.export import export_medimageinsight
+from medimage_export.medimageinsight.export import export_medimageinsight
 from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_export.repository import copy_unexported
 from medimage_server.launcher import LaunchError, run_triton

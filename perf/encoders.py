@@ -25,10 +25,10 @@ import torch
 from PIL import Image
 
 from medimage_client import MedImageInsight
-from medimage_export.checkpoint import random_model
-from medimage_export.config import MedImageInsightConfig
-from medimage_export.export import export_medimageinsight
-from medimage_export.graphs import ImageEncoderGraph, TextEncoderGraph
+from medimage_export.medimageinsight.checkpoint import random_model
+from medimage_export.medimageinsight.config import MedImageInsightConfig
+from medimage_export.medimageinsight.export import export_medimageinsight
+from medimage_export.medimageinsight.graphs import ImageEncoderGraph, TextEncoderGraph
 from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_export.repository import copy_unexported
 from medimage_server.image_preprocessing import ImagePreprocessor, Settings

@@ -36,7 +36,7 @@ def medimageinsight(checkpoint: Path | None, random_weights: bool, repository: P
     if (checkpoint is None) != random_weights:
         raise click.UsageError("give either --checkpoint DIR or --random-weights")
     # here, so that `medimage export --help` need not wait for torch
-    from medimage_export.export import export_medimageinsight
+    from medimage_export.medimageinsight.export import export_medimageinsight
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as Ctrl-C: leaves the export's block, which cleans up
     started = time.monotonic()

@@ -9,8 +9,8 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from medimage_export.config import MedImageInsightConfig
 from medimage_export.errors import RepositoryError
+from medimage_export.medimageinsight.config import MedImageInsightConfig
 
 VERSION = "1"
 EXPORTED_INTO = ("image_encoder", "image_preprocessing", "medimageinsight", "text_encoder", "text_tokenizer")

@@ -3,16 +3,27 @@
 import logging
 import warnings
 from pathlib import Path
+from typing import ClassVar
 
 import onnx
 import torch
-
-from medimage_export.graphs import ImageEncoderGraph, TextEncoderGraph
+from torch import Tensor, nn
 
 OPSET = 20  # 17 brought LayerNormalization, 20 Gelu: both then stay one node for every runtime to fuse
 
 
-def to_onnx(graph: ImageEncoderGraph | TextEncoderGraph, path: Path) -> None:
+class Graph(nn.Module):
+    """What Triton serves of a model: the batch is the first axis of every tensor."""
+
+    INPUTS: ClassVar[tuple[str, ...]]
+    OUTPUTS: ClassVar[tuple[str, ...]]
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Inputs to trace with: two, because a batch of one would be traced as a constant."""
+        raise NotImplementedError
+
+
+def to_onnx(graph: Graph, path: Path) -> None:
     """Write `path`, with the weights beside it in `<path>.data`; the batch is the one dynamic axis."""
     batch = torch.export.Dim("batch")
     with warnings.catch_warnings():

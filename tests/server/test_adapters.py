@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medimage_export.tokenizer import build_tokenizer, write_byte_vocabulary
+from medimage_export.medimageinsight.tokenizer import build_tokenizer, write_byte_vocabulary
 from tests.paths import REPOSITORY
 from tests.python_backend_stand_in import Request, TritonError, TritonModelException, install, load_adapter
 

@@ -8,7 +8,7 @@ from unicodedata import ucd_3_2_0
 import numpy as np
 import pytest
 
-from medimage_export.tokenizer import build_tokenizer
+from medimage_export.medimageinsight.tokenizer import build_tokenizer
 from medimage_server.errors import InvalidInput
 from medimage_server.text_tokenizer import TextTokenizer
 from tests.server.slow_clip_tokenizer import END, START, SlowClipTokenizer, byte_symbols

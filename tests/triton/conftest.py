@@ -8,7 +8,7 @@ import pytest
 import tritonclient.grpc as grpc
 import tritonclient.http as http
 
-from medimage_export.export import export_medimageinsight
+from medimage_export.medimageinsight.export import export_medimageinsight
 from medimage_export.repository import copy_unexported
 from medimage_server.launcher import LaunchError, find_triton, run_triton
 from tests.paths import PHANTOM_CHECKPOINT, REPOSITORY

@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw
 from tokenizers import Tokenizer
 from tritonclient.utils import InferenceServerException
 
-from medimage_export.checkpoint import find_checkpoint, load_model
-from medimage_export.graphs import ImageEncoderGraph, TextEncoderGraph
+from medimage_export.medimageinsight.checkpoint import find_checkpoint, load_model
+from medimage_export.medimageinsight.graphs import ImageEncoderGraph, TextEncoderGraph
 from tests.paths import PHANTOM_CHECKPOINT
 from tests.triton.requests import WAIT_S, Answers, array_input, bytes_input, embed_images, embed_texts
 

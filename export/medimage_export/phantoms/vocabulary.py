@@ -7,7 +7,13 @@ from pathlib import Path
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from medimage_export.tokenizer import END_OF_TEXT, END_OF_WORD, START_OF_TEXT, byte_symbols, clip_tokenizer
+from medimage_export.medimageinsight.tokenizer import (
+    END_OF_TEXT,
+    END_OF_WORD,
+    START_OF_TEXT,
+    byte_symbols,
+    clip_tokenizer,
+)
 
 
 def write_vocabulary(folder: Path, captions: Sequence[str]) -> int:

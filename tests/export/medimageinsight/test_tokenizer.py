@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from medimage_export.errors import CheckpointError, ConfigError
-from medimage_export.tokenizer import build_tokenizer, write_byte_vocabulary
+from medimage_export.medimageinsight.tokenizer import build_tokenizer, write_byte_vocabulary
 
 
 @pytest.fixture

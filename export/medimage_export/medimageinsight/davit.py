@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medimage_export.config import DaViTConfig
+from medimage_export.medimageinsight.config import DaViTConfig
 
 MLP_RATIO = 4  # a code default of the reference, not in config.yaml
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from medimage_export.text_transformer import LayerNorm, TextTransformer
-from tests.export.small import SMALL
+from medimage_export.medimageinsight.text_transformer import LayerNorm, TextTransformer
+from tests.export.medimageinsight.small import SMALL
 
 END = SMALL.text.vocab_size - 1
 

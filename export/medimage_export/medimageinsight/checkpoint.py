@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from medimage_export.config import MedImageInsightConfig, read_config
 from medimage_export.errors import CheckpointError
-from medimage_export.unicl import MedImageInsight
+from medimage_export.medimageinsight.config import MedImageInsightConfig, read_config
+from medimage_export.medimageinsight.unicl import MedImageInsight
 
 MAX_NAMES = 50  # listed per kind of mismatch: more only hide the cause
 

@@ -11,14 +11,14 @@ import torch
 from onnx import numpy_helper
 from PIL import Image
 
-from medimage_export import export as export_module
+from medimage_export.medimageinsight import export as export_module
 from medimage_export.errors import ParityError, RepositoryError
-from medimage_export.export import FP32_BOUND, export_medimageinsight
-from medimage_export.graphs import ImageEncoderGraph, TextEncoderGraph
+from medimage_export.medimageinsight.export import FP32_BOUND, export_medimageinsight
+from medimage_export.medimageinsight.graphs import ImageEncoderGraph, TextEncoderGraph
 from medimage_export.parity import Bound, ParityRow, check_parity, compare
 from medimage_export.repository import copy_unexported
 from medimage_export.to_onnx import OPSET, to_onnx
-from tests.export.small import SMALL, perturbed_model
+from tests.export.medimageinsight.small import SMALL, perturbed_model
 from tests.paths import PHANTOM_CHECKPOINT, REPOSITORY
 
 

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 from transformers import CLIPTokenizer
 
-from medimage_export.checkpoint import find_checkpoint, load_model
+from medimage_export.medimageinsight.checkpoint import find_checkpoint, load_model
 from medimage_export.phantoms import CAPTIONS, CHEST_CONDITIONS, TEST_SEEDS, phantom
 from medimage_export.phantoms.generator import TRAIN_SEEDS, VALIDATION_SEEDS
-from medimage_export.phantoms.training import served_pixels, tokenize
+from medimage_export.phantoms.medimageinsight_training import served_pixels, tokenize
 from tests.paths import PHANTOM_CHECKPOINT
 
 CHEST = "x-ray chest anteroposterior"

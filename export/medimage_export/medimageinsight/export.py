@@ -14,16 +14,16 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer
 
-from medimage_export.checkpoint import CheckpointFiles, find_checkpoint, load_model, random_model
-from medimage_export.config import DaViTConfig, MedImageInsightConfig
 from medimage_export.errors import ExportError
-from medimage_export.graphs import ImageEncoderGraph, TextEncoderGraph
+from medimage_export.medimageinsight.checkpoint import CheckpointFiles, find_checkpoint, load_model, random_model
+from medimage_export.medimageinsight.config import DaViTConfig, MedImageInsightConfig
+from medimage_export.medimageinsight.graphs import ImageEncoderGraph, TextEncoderGraph
+from medimage_export.medimageinsight.tokenizer import build_tokenizer, write_byte_vocabulary
+from medimage_export.medimageinsight.unicl import MedImageInsight
 from medimage_export.parity import Bound, Feed, ParityRow, check_parity, compare
 from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_export.repository import check_configs, check_is_repository, put_in_place, staging_folder
 from medimage_export.to_onnx import to_onnx
-from medimage_export.tokenizer import build_tokenizer, write_byte_vocabulary
-from medimage_export.unicl import MedImageInsight
 
 # Largest difference allowed to one number of a unit vector, and the least cosine; full-size weights measured 1e-7.
 FP32_BOUND = Bound(max_abs=1e-5, min_cosine=0.999999)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medimage_export.config import TextConfig
+from medimage_export.medimageinsight.config import TextConfig
 
 MLP_RATIO = 4
 # Added to the score of a padded key. Its exp() is 0 in fp32 and fp16, and unlike -inf it stays finite in both.

@@ -7,13 +7,20 @@ import pytest
 import torch
 from PIL import Image
 
-from medimage_export.checkpoint import find_checkpoint, random_model
-from medimage_export.config import DaViTConfig, MedImageInsightConfig, TextConfig
-from medimage_export.graphs import ImageEncoderGraph
+from medimage_export.medimageinsight.checkpoint import find_checkpoint, random_model
+from medimage_export.medimageinsight.config import DaViTConfig, MedImageInsightConfig, TextConfig
+from medimage_export.medimageinsight.graphs import ImageEncoderGraph
+from medimage_export.medimageinsight.unicl import MedImageInsight
 from medimage_export.phantoms import CAPTIONS, phantom, training
-from medimage_export.phantoms.training import CONFIG_YAML, Examples, separate_captions, served_pixels, tokenize, train
+from medimage_export.phantoms.medimageinsight_training import (
+    CONFIG_YAML,
+    Examples,
+    separate_captions,
+    served_pixels,
+    tokenize,
+    train,
+)
 from medimage_export.phantoms.vocabulary import write_vocabulary
-from medimage_export.unicl import MedImageInsight
 from medimage_server.image_preprocessing import ImagePreprocessor, Settings
 from tests.paths import PHANTOM_CHECKPOINT
 

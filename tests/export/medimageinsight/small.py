@@ -2,9 +2,9 @@
 
 import torch
 
-from medimage_export.checkpoint import random_model
-from medimage_export.config import DaViTConfig, MedImageInsightConfig, TextConfig
-from medimage_export.unicl import MedImageInsight
+from medimage_export.medimageinsight.checkpoint import random_model
+from medimage_export.medimageinsight.config import DaViTConfig, MedImageInsightConfig, TextConfig
+from medimage_export.medimageinsight.unicl import MedImageInsight
 
 SMALL = MedImageInsightConfig(
     DaViTConfig(embed_dims=(16, 32, 64, 128), num_heads=(2, 4, 8, 16), num_groups=(2, 4, 8, 16), depths=(1, 1, 2, 1)),

@@ -2,8 +2,8 @@
 
 import pytest
 
-from medimage_export.unicl import MedImageInsight
-from tests.export.small import perturbed_model
+from medimage_export.medimageinsight.unicl import MedImageInsight
+from tests.export.medimageinsight.small import perturbed_model
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import torch
 from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
 from transformers.models.florence2.modeling_florence2 import Florence2VisionBackbone, Florence2VisionChannelAttention
 
-from medimage_export.davit import ChannelAttention, DaViT, WindowAttention
-from tests.export.small import SMALL
+from medimage_export.medimageinsight.davit import ChannelAttention, DaViT, WindowAttention
+from tests.export.medimageinsight.small import SMALL
 
 FLORENCE_NAMES = (
     (".proj.", ".conv.", "convs."),

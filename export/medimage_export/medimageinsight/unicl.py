@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from medimage_export.config import MedImageInsightConfig
-from medimage_export.davit import DaViT
-from medimage_export.text_transformer import TextTransformer
+from medimage_export.medimageinsight.config import MedImageInsightConfig
+from medimage_export.medimageinsight.davit import DaViT
+from medimage_export.medimageinsight.text_transformer import TextTransformer
 
 
 class MedImageInsight(nn.Module):

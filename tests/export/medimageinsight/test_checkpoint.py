@@ -8,12 +8,12 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from medimage_export.checkpoint import find_checkpoint, load_model, rename_key
-from medimage_export.config import MedImageInsightConfig, read_config
 from medimage_export.errors import CheckpointError, ConfigError
-from medimage_export.tokenizer import write_byte_vocabulary
-from medimage_export.unicl import MedImageInsight
-from tests.export.small import SMALL
+from medimage_export.medimageinsight.checkpoint import find_checkpoint, load_model, rename_key
+from medimage_export.medimageinsight.config import MedImageInsightConfig, read_config
+from medimage_export.medimageinsight.tokenizer import write_byte_vocabulary
+from medimage_export.medimageinsight.unicl import MedImageInsight
+from tests.export.medimageinsight.small import SMALL
 from tests.paths import PHANTOM_CHECKPOINT
 
 # published name -> name in the first DaViT release, one of each kind

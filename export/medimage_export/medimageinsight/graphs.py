@@ -5,12 +5,13 @@ ids and every runtime gives the same vectors.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from medimage_export.unicl import MedImageInsight
+from medimage_export.medimageinsight.unicl import MedImageInsight
+from medimage_export.to_onnx import Graph
 
 
-class ImageEncoderGraph(nn.Module):
+class ImageEncoderGraph(Graph):
     """pixels (B, height, width, 3) uint8 RGB -> image_features (B, E) unit vectors, scaling_factor (B, 1)."""
 
     INPUTS = ("pixels",)
@@ -28,11 +29,10 @@ class ImageEncoderGraph(nn.Module):
         return features, self.model.logit_scale.expand(pixels.shape[0], 1)
 
     def example(self) -> tuple[Tensor, ...]:
-        """Inputs to trace with: two, because a batch of one would be traced as a constant."""
         return (torch.zeros((2, *self.model.config.image.image_size, 3), dtype=torch.uint8),)
 
 
-class TextEncoderGraph(nn.Module):
+class TextEncoderGraph(Graph):
     """input_ids, attention_mask (B, T) int64 -> text_features (B, E) unit vectors, scaling_factor (B, 1)."""
 
     INPUTS = ("input_ids", "attention_mask")
@@ -47,6 +47,5 @@ class TextEncoderGraph(nn.Module):
         return features, self.model.logit_scale.expand(input_ids.shape[0], 1)
 
     def example(self) -> tuple[Tensor, ...]:
-        """Inputs to trace with, see ImageEncoderGraph."""
         ids = torch.zeros((2, self.model.config.text.context_length), dtype=torch.int64)
         return ids, torch.ones_like(ids)

@@ -1,0 +1,1 @@
+"""MedImageInsight: its PyTorch modules, strict loading, and the graphs that Triton serves."""
