@@ -4,16 +4,30 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from medimage_export.errors import ExportError
 
+if TYPE_CHECKING:
+    from medimage_export.cxrreportgen.decoder_graph import Precision
+
+F = TypeVar("F", bound=Callable[..., Any])
+
 
 @click.group()
 def export() -> None:
     """Export a checkpoint into the model repository."""
+
+
+def repository_option(command: F) -> F:
+    return click.option(
+        "--repository", type=click.Path(path_type=Path), default=Path("model_repository"), show_default=True
+    )(command)
 
 
 @export.command()
@@ -23,7 +37,7 @@ def export() -> None:
     help="Published folder (config.yaml, vision_model/, language_model/), or an MLflow package that holds it.",
 )
 @click.option("--random-weights", is_flag=True, help="Full size without a checkpoint, for benchmarks.")
-@click.option("--repository", type=click.Path(path_type=Path), default=Path("model_repository"), show_default=True)
+@repository_option
 @click.option(
     "--image",
     "images",
@@ -33,16 +47,53 @@ def export() -> None:
 )
 def medimageinsight(checkpoint: Path | None, random_weights: bool, repository: Path, images: tuple[Path, ...]) -> None:
     """Export MedImageInsight as ONNX, and check it against PyTorch."""
-    if (checkpoint is None) != random_weights:
-        raise click.UsageError("give either --checkpoint DIR or --random-weights")
-    # here, so that `medimage export --help` need not wait for torch
+    # here and below, so that `medimage export --help` need not wait for torch
     from medimage_export.medimageinsight.export import export_medimageinsight
 
+    with running(checkpoint, random_weights, repository):
+        export_medimageinsight(checkpoint, repository, images=images)
+
+
+@export.command()
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="Hugging Face folder of MAIRA-2 or of a CXRReportGen (config.json, tokenizer.json, safetensors), or an MLflow "
+    "package that holds it.",
+)
+@click.option("--random-weights", is_flag=True, help="CXRReportGen's size without a checkpoint, for benchmarks.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int4"]),
+    default="fp32",
+    show_default=True,
+    help="fp16 is for GPUs. int4 keeps the decoder's weights in 4 bits, for CPUs.",
+)
+@repository_option
+def cxrreportgen(checkpoint: Path | None, random_weights: bool, precision: "Precision", repository: Path) -> None:
+    """Export CXRReportGen or MAIRA-2 as ONNX, and check it against transformers."""
+    from medimage_export.cxrreportgen.export import export_cxrreportgen
+
+    with running(checkpoint, random_weights, repository):
+        export_cxrreportgen(checkpoint, repository, precision=precision, progress=show_progress)
+
+
+@contextmanager
+def running(checkpoint: Path | None, random_weights: bool, repository: Path) -> Iterator[None]:
+    """What every export does around its work: one line for an error, and time and peak memory at the end."""
+    if (checkpoint is None) != random_weights:
+        raise click.UsageError("give either --checkpoint DIR or --random-weights")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as Ctrl-C: leaves the export's block, which cleans up
     started = time.monotonic()
     try:
-        export_medimageinsight(checkpoint, repository, images=images)
+        yield
     except (ExportError, OSError) as exc:
         raise click.ClickException(str(exc)) from exc
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB
     click.echo(f"exported to {repository} in {time.monotonic() - started:.0f} s, peak memory {peak_gb:.1f} GB")
+
+
+def show_progress(line: str) -> None:
+    """A line on standard error, which on a terminal takes the place of the one before."""
+    terminal = sys.stderr.isatty()
+    click.echo(f"\r\033[K{line}" if terminal else line, err=True, nl=not terminal)

@@ -45,8 +45,9 @@ def compare(
     for kind, feed in feeds.items():
         with torch.inference_mode():
             expected = reference(*(torch.from_numpy(array) for array in feed.values()))
+        outputs = expected if isinstance(expected, tuple) else (expected,)
         found = session.run(names, dict(feed))
-        for name, want, got in zip(names, expected, found, strict=True):
+        for name, want, got in zip(names, outputs, found, strict=True):
             rows.append(_row(model, name, kind, want.numpy().astype(np.float64), got.astype(np.float64)))
     return rows
 
@@ -64,10 +65,10 @@ def check_parity(rows: Sequence[ParityRow], bound: Bound) -> None:
     Raises:
         ParityError: names every output at fault.
     """
-    print(f"{'model':<15}{'output':<16}{'inputs':<12}{'batch':>6}{'max |err|':>12}{'min cosine':>13}")
+    print(f"{'model':<18}{'output':<16}{'inputs':<12}{'batch':>6}{'max |err|':>12}{'min cosine':>13}")
     for r in rows:
-        print(f"{r.model:<15}{r.output:<16}{r.inputs:<12}{r.batch:>6}{r.max_abs:>12.1e}{r.min_cosine:>13.8f}")
-    print(f"{'bound':<49}{bound.max_abs:>12.1e}{bound.min_cosine:>13.8f}", flush=True)
+        print(f"{r.model:<18}{r.output:<16}{r.inputs:<12}{r.batch:>6}{r.max_abs:>12.1e}{r.min_cosine:>13.8f}")
+    print(f"{'bound':<52}{bound.max_abs:>12.1e}{bound.min_cosine:>13.8f}", flush=True)
     # `not (a <= b)` so that NaN fails too
     failed = [r for r in rows if not (r.max_abs <= bound.max_abs and r.min_cosine >= bound.min_cosine)]
     if failed:

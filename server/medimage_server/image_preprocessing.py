@@ -11,32 +11,29 @@ Two profiles:
 Scale and normalisation are in the exported graph.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Literal, cast, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from medimage_client.constants import MAX_IMAGE_SIZE_PX, MAX_JPEG_QUALITY
 from medimage_server.errors import InvalidInput
-from medimage_server.image_decoding import decode_image
+from medimage_server.exported import exported_json
+from medimage_server.image_requests import ImageBounds, Pixels, fill_rows, positive
 
-Pixels = NDArray[np.uint8]
 Profile = Literal["azure", "reference"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(ImageBounds):
     """What the model was exported with and what its operator chose."""
 
     profile: Profile
-    max_encoded_bytes: int  # of one image file, after base64
-    max_pixels: int  # width x height of one image; Pillow's own bound of 179 million stays
     image_size: tuple[int, int]  # (height, width) that the encoder takes
     interpolation: Image.Resampling
 
@@ -48,21 +45,16 @@ class Settings:
             FileNotFoundError: the model was not exported yet.
             ValueError: a parameter or key is missing or has a value that is not allowed.
         """
-        if not preprocessing.is_file():
-            raise FileNotFoundError(f"{preprocessing}: not found; run `medimage export medimageinsight` to write it")
-        try:
-            exported = json.loads(preprocessing.read_text(encoding="utf-8"))
+        with exported_json(preprocessing, "medimageinsight") as exported:
             height, width = exported["image_size"]
             interpolation = Image.Resampling[exported["interpolation"].upper()]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{preprocessing}: not what `medimage export medimageinsight` writes") from error
         profile = parameters.get("profile")
         if profile not in get_args(Profile):
             raise ValueError(f"parameter profile is {profile!r}; expected one of {list(get_args(Profile))}")
         return cls(
             profile=cast(Profile, profile),
-            max_encoded_bytes=_positive(parameters, "max_encoded_bytes"),
-            max_pixels=_positive(parameters, "max_pixels"),
+            max_encoded_bytes=positive(parameters, "max_encoded_bytes"),
+            max_pixels=positive(parameters, "max_pixels"),
             image_size=(height, width),
             interpolation=interpolation,
         )
@@ -110,27 +102,15 @@ class ImagePreprocessor:
         """
         standardization = Standardization.from_request(request_parameters)
         pixels = np.empty((len(images), *self.settings.image_size, 3), dtype=np.uint8)
-        for row, data in enumerate(images):
-            try:
-                pixels[row] = self._preprocess(data, standardization)
-            except InvalidInput as error:
-                raise InvalidInput(f"row {row}: {error}") from None
+        fill_rows(pixels, images, partial(self._preprocess, standardization=standardization))
         return pixels
 
     def _preprocess(self, data: bytes, standardization: Standardization) -> Pixels:
-        settings = self.settings
-        image = decode_image(data, max_encoded_bytes=settings.max_encoded_bytes, max_pixels=settings.max_pixels)
-        if settings.profile == "azure":
+        image = self.settings.decode(data)
+        if self.settings.profile == "azure":
             image = standardization.apply(image)
-        height, width = settings.image_size
-        return np.asarray(image.convert("RGB").resize((width, height), settings.interpolation))
-
-
-def _positive(parameters: Mapping[str, str], name: str) -> int:
-    value = parameters.get(name, "")
-    if not value.isdecimal() or int(value) == 0:
-        raise ValueError(f"parameter {name} is {value!r}; expected a positive integer")
-    return int(value)
+        height, width = self.settings.image_size
+        return np.asarray(image.convert("RGB").resize((width, height), self.settings.interpolation))
 
 
 def _integer(parameters: Mapping[str, object], name: str, default: int, maximum: int) -> int:

@@ -21,8 +21,7 @@ from torch import Tensor
 from medimage_export.errors import CheckpointError
 from medimage_export.medimageinsight.config import MedImageInsightConfig, read_config
 from medimage_export.medimageinsight.unicl import MedImageInsight
-
-MAX_NAMES = 50  # listed per kind of mismatch: more only hide the cause
+from medimage_export.state_dict import check_shapes
 
 # Names of older checkpoints -> published names, applied in this order; the reference loader accepts the same.
 RENAMES = tuple(
@@ -111,7 +110,7 @@ def load_model(files: CheckpointFiles) -> MedImageInsight:
         raise CheckpointError(f"{files.weights}: two tensors have the same published name")
     with torch.device("meta"):  # allocates nothing: assign=True below puts the checkpoint's own tensors in
         model = MedImageInsight(config)
-    _check_state_dict(model.state_dict(), renamed, files.weights)
+    check_shapes(_shapes(model.state_dict()), _shapes(renamed), files.weights)
     model.load_state_dict(renamed, assign=True)
     return model.eval().requires_grad_(False)
 
@@ -122,22 +121,5 @@ def random_model(config: MedImageInsightConfig, *, seed: int = 0) -> MedImageIns
     return MedImageInsight(config).eval().requires_grad_(False)
 
 
-def _check_state_dict(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
-    shapes = (
-        f"{key} {list(found[key].shape)} instead of {list(expected[key].shape)}"
-        for key in sorted(expected.keys() & found.keys())
-        if found[key].shape != expected[key].shape
-    )
-    problems = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - expected.keys()),
-        "mis-shaped": list(shapes),
-    }
-    listed = [f"{len(names)} {kind}: {_listing(names)}" for kind, names in problems.items() if names]
-    if listed:
-        raise CheckpointError(f"{path.name} does not match config.yaml; {'; '.join(listed)}")
-
-
-def _listing(names: list[str]) -> str:
-    more = len(names) - MAX_NAMES
-    return ", ".join(names[:MAX_NAMES]) + (f", and {more} more" if more > 0 else "")
+def _shapes(state_dict: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state_dict.items()}

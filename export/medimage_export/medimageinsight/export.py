@@ -1,9 +1,8 @@
 """MedImageInsight: checkpoint folder -> what Triton serves, checked before it is put in place."""
 
 import hashlib
-import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,9 +21,10 @@ from medimage_export.medimageinsight.tokenizer import build_tokenizer, write_byt
 from medimage_export.medimageinsight.unicl import MedImageInsight
 from medimage_export.parity import Bound, Feed, ParityRow, check_parity, compare
 from medimage_export.phantoms import CAPTIONS, phantom
-from medimage_export.repository import check_configs, check_is_repository, put_in_place, staging_folder
+from medimage_export.repository import check_configs, check_is_repository, put_in_place, staging_folder, write_json
 from medimage_export.to_onnx import to_onnx
 
+MODELS = ("image_encoder", "image_preprocessing", "medimageinsight", "text_encoder", "text_tokenizer")
 # Largest difference allowed to one number of a unit vector, and the least cosine; full-size weights measured 1e-7.
 FP32_BOUND = Bound(max_abs=1e-5, min_cosine=0.999999)
 
@@ -44,15 +44,15 @@ def export_medimageinsight(
         ParityError: ONNX Runtime does not give PyTorch's numbers.
         ExportError: one of `images` cannot be read.
     """
-    check_is_repository(repository)
+    check_is_repository(repository, MODELS)
     model, tokenizer, source = _full_size_random() if checkpoint is None else _loaded(find_checkpoint(checkpoint))
     config = model.config
-    check_configs(repository, config)
+    check_configs(repository, _dims(config))
     encoders = (
         ("image_encoder", ImageEncoderGraph(model).eval(), image_feeds(config.image, images)),
         ("text_encoder", TextEncoderGraph(model).eval(), text_feeds(tokenizer)),
     )
-    with staging_folder(repository) as staging:
+    with staging_folder(repository, MODELS) as staging:
         parity = []
         for name, graph, feeds in encoders:
             path = staging / name / "model.onnx"
@@ -63,7 +63,7 @@ def export_medimageinsight(
 
         tokenizer.save(str(staging / "text_tokenizer" / "tokenizer.json"))
         preprocessing = {"image_size": list(config.image.image_size), "interpolation": config.image.interpolation}
-        _write_json(staging / "image_preprocessing" / "preprocessing.json", preprocessing)
+        write_json(staging / "image_preprocessing" / "preprocessing.json", preprocessing)
         manifest = {
             "checkpoint": source,
             "format": "onnx",
@@ -71,9 +71,21 @@ def export_medimageinsight(
             "versions": {module.__name__: module.__version__ for module in (torch, onnx, onnxruntime)},
             "parity": [asdict(row) for row in parity],
         }
-        _write_json(staging / "medimageinsight" / "manifest.json", manifest)
+        write_json(staging / "medimageinsight" / "manifest.json", manifest)
         put_in_place(staging, repository)
     return parity
+
+
+def _dims(config: MedImageInsightConfig) -> dict[tuple[str, str], Sequence[int]]:
+    height, width = config.image.image_size
+    return {
+        ("image_preprocessing", "pixels"): [height, width, 3],
+        ("image_encoder", "pixels"): [height, width, 3],
+        ("image_encoder", "image_features"): [config.projection_dim],
+        ("text_tokenizer", "input_ids"): [config.text.context_length],
+        ("text_encoder", "input_ids"): [config.text.context_length],
+        ("text_encoder", "text_features"): [config.projection_dim],
+    }
 
 
 def _loaded(files: CheckpointFiles) -> tuple[MedImageInsight, Tokenizer, dict[str, str]]:
@@ -131,7 +143,3 @@ def _encoded(tokenizer: Tokenizer, texts: list[str]) -> Feed:
         "input_ids": np.array([e.ids for e in encodings], dtype=np.int64),
         "attention_mask": np.array([e.attention_mask for e in encodings], dtype=np.int64),
     }
-
-
-def _write_json(path: Path, content: Mapping[str, object]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -149,7 +149,7 @@ def test_checkpoint_that_differs_is_refused_with_all_names(tmp_path, state_dict)
     with pytest.raises(CheckpointError) as caught:
         load_model(find_checkpoint(write_checkpoint(tmp_path, state_dict)))
     assert str(caught.value) == (
-        "medimageinsigt-v1.0.0.pt does not match config.yaml; 1 missing: image_encoder.norms.bias; "
+        "medimageinsigt-v1.0.0.pt does not match its config; 1 missing: image_encoder.norms.bias; "
         "1 unexpected: image_encoder.head.weight; 1 mis-shaped: lang_projection [3, 5] instead of [64, 1024]"
     )
 

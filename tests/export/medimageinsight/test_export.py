@@ -11,8 +11,8 @@ import torch
 from onnx import numpy_helper
 from PIL import Image
 
-from medimage_export.medimageinsight import export as export_module
 from medimage_export.errors import ParityError, RepositoryError
+from medimage_export.medimageinsight import export as export_module
 from medimage_export.medimageinsight.export import FP32_BOUND, export_medimageinsight
 from medimage_export.medimageinsight.graphs import ImageEncoderGraph, TextEncoderGraph
 from medimage_export.parity import Bound, ParityRow, check_parity, compare

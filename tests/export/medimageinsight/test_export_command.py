@@ -3,8 +3,8 @@
 import pytest
 from click.testing import CliRunner, Result
 
-from medimage_export.medimageinsight import export as export_module
 from medimage_export.cli import export
+from medimage_export.medimageinsight import export as export_module
 from medimage_export.repository import copy_unexported
 from tests.export.medimageinsight.small import SMALL
 from tests.paths import PHANTOM_CHECKPOINT, REPOSITORY

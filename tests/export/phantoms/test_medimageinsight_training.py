@@ -11,7 +11,8 @@ from medimage_export.medimageinsight.checkpoint import find_checkpoint, random_m
 from medimage_export.medimageinsight.config import DaViTConfig, MedImageInsightConfig, TextConfig
 from medimage_export.medimageinsight.graphs import ImageEncoderGraph
 from medimage_export.medimageinsight.unicl import MedImageInsight
-from medimage_export.phantoms import CAPTIONS, phantom, training
+from medimage_export.phantoms import CAPTIONS, phantom
+from medimage_export.phantoms import medimageinsight_training as training
 from medimage_export.phantoms.medimageinsight_training import (
     CONFIG_YAML,
     Examples,

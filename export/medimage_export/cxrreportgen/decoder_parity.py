@@ -1,0 +1,185 @@
+"""Does the exported decoder generate what transformers' decoder generates?
+
+The ONNX decoder runs as it does in serving: one prefill, then steps on its KV cache, each with the likeliest token. The
+reference sees prompt and generated tokens in one pass without a cache. Its logits at every generated position must be
+those of the step, and its likeliest token that of the step: then its own greedy decoding would have gone the same way.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from medimage_export.cxrreportgen.config import DecoderConfig
+from medimage_export.errors import ParityError
+
+Array = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class DecoderBound:
+    """The worst that a precision may do to the logits of one position."""
+
+    max_abs: float
+    min_cosine: float
+    same_tokens: bool  # whether every token must be the reference's
+
+
+BOUNDS = {
+    "fp32": DecoderBound(max_abs=1e-4, min_cosine=0.99999, same_tokens=True),
+    "fp16": DecoderBound(max_abs=np.inf, min_cosine=0.999, same_tokens=False),
+    "int4": DecoderBound(max_abs=np.inf, min_cosine=0.999, same_tokens=False),  # activations are rounded to 8 bits
+}
+
+
+@dataclass(frozen=True)
+class DecoderParityRow:
+    """The worst errors over the generated positions of one batch."""
+
+    inputs: str  # what was fed, in a few words
+    prompt: int  # tokens of the longest prompt
+    batch: int
+    new_tokens: int
+    max_abs: float
+    min_cosine: float
+    same_tokens: int  # of batch * new_tokens
+
+
+class CachedDecoder:
+    """The exported decoder with KV buffers of one batch."""
+
+    def __init__(self, path: Path, config: DecoderConfig) -> None:
+        self.config = config
+        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self.dtype = np.float16 if self.session.get_inputs()[0].type == "tensor(float16)" else np.float32
+
+    def generate(self, prompts: Sequence[Array], table: Array, new_tokens: int) -> tuple[NDArray[np.int64], Array]:
+        """Greedy tokens (B, new_tokens) and the logits that chose them (B, new_tokens, V).
+
+        Args:
+            prompts: embeddings (tokens, H) of each row, of any lengths: the batch is padded on the right.
+            table: token embeddings (V, H).
+        """
+        longest = max(map(len, prompts)) + new_tokens
+        shape = (len(prompts), self.config.num_kv_heads, longest, self.config.head_dim)
+        self.cache = {
+            f"past_key_values.{i}.{part}": np.zeros(shape, self.dtype)
+            for i in range(self.config.num_layers)
+            for part in ("key", "value")
+        }
+        sequences = list(prompts)
+        tokens, logits = [], []
+        for step in range(new_tokens):
+            # longrope: the first sequence past the limit takes the other table, and so all of its cache is made anew
+            fresh = step == 0 or any(self._is_long(len(rows)) != self._is_long(len(rows) - 1) for rows in sequences)
+            logits.append(self._run(sequences, 0 if fresh else 1))
+            tokens.append(logits[-1].argmax(-1))
+            sequences = [np.vstack([rows, table[token]]) for rows, token in zip(sequences, tokens[-1], strict=True)]
+        return np.stack(tokens, 1), np.stack(logits, 1)
+
+    def _is_long(self, length: int) -> bool:
+        return self.config.rope_type == "longrope" and length > self.config.original_max_position_embeddings
+
+    def _run(self, sequences: Sequence[Array], new: int) -> Array:
+        """Logits (B, V) after the last token of each row; `new` tokens a row are not in the cache yet, 0 for all."""
+        lengths = np.array([len(rows) for rows in sequences])
+        width = new or int(lengths.max())
+        embeds = np.zeros((len(sequences), width, self.config.hidden_size), self.dtype)
+        positions = np.zeros((len(sequences), width), np.int64)
+        for row, rows in enumerate(sequences):
+            first = len(rows) - new if new else 0
+            embeds[row, : len(rows) - first] = rows[first:]
+            positions[row] = np.arange(first, first + width) + self.config.max_length * self._is_long(len(rows))
+        feed = {
+            "inputs_embeds": embeds,
+            "position_ids": np.minimum(positions, self._last_row(sequences)),  # of padding: any row that exists
+            "seqlens_k": (lengths - 1).astype(np.int32),
+            "total_sequence_length": np.array(lengths.max(), np.int32),
+        }
+        logits, *present = self.session.run(None, feed | self.cache)
+        self.cache = dict(zip(self.cache, present, strict=True))
+        return logits
+
+    def _last_row(self, sequences: Sequence[Array]) -> int:
+        return self.config.max_length * (1 + any(self._is_long(len(rows)) for rows in sequences)) - 1
+
+
+def compare_decoder(
+    decoder: CachedDecoder,
+    reference: PreTrainedModel,
+    batches: Mapping[str, Sequence[Array]],
+    table: Array,
+    new_tokens: int,
+) -> list[DecoderParityRow]:
+    """One row for each batch of prompts (see `CachedDecoder.generate`), named by the keys of `batches`."""
+    rows = []
+    for name, prompts in batches.items():
+        tokens, logits = decoder.generate(prompts, table, new_tokens)
+        expected = np.stack(
+            [
+                reference_logits(reference, decoder.config, np.vstack([prompt, table[generated[:-1]]]), new_tokens)
+                for prompt, generated in zip(prompts, tokens, strict=True)
+            ]
+        )
+        cosine = (expected * logits).sum(-1) / (np.linalg.norm(expected, axis=-1) * np.linalg.norm(logits, axis=-1))
+        rows.append(
+            DecoderParityRow(
+                name,
+                max(map(len, prompts)),
+                len(prompts),
+                new_tokens,
+                float(np.abs(expected - logits).max()),
+                float(cosine.min()),
+                int((expected.argmax(-1) == tokens).sum()),
+            )
+        )
+    return rows
+
+
+def reference_logits(reference: PreTrainedModel, config: DecoderConfig, sequence: Array, last: int) -> Array:
+    """Logits (last, V) after each of the last tokens of a sequence (tokens, H).
+
+    With longrope a sequence that passes the limit takes two passes, as transformers' generate() makes its cache anew
+    there: one of the part below the limit, and one of the whole.
+    """
+    limit = config.original_max_position_embeddings
+    crosses = config.rope_type == "longrope" and len(sequence) - last < limit < len(sequence)
+
+    def run(end: int, keep: int) -> Array:
+        embeds = torch.from_numpy(np.ascontiguousarray(sequence[:end], np.float32))[None]
+        with torch.inference_mode():
+            return reference(inputs_embeds=embeds, use_cache=False, logits_to_keep=keep).logits[0].numpy()
+
+    if not crosses:
+        return run(len(sequence), last)
+    above = len(sequence) - limit
+    return np.vstack([run(limit, last - above), run(len(sequence), above)])
+
+
+def check_decoder_parity(rows: Sequence[DecoderParityRow], bound: DecoderBound) -> None:
+    """Print the table, then raise once if any row is past the bound; NaN is past every bound.
+
+    Raises:
+        ParityError: names every row at fault.
+    """
+    print(f"{'decoder':<24}{'prompt':>7}{'batch':>6}{'new':>5}{'max |err|':>12}{'min cosine':>13}{'same tokens':>13}")
+    for r in rows:
+        print(
+            f"{r.inputs:<24}{r.prompt:>7}{r.batch:>6}{r.new_tokens:>5}{r.max_abs:>12.1e}{r.min_cosine:>13.8f}"
+            f"{r.same_tokens:>7} of {r.batch * r.new_tokens}"
+        )
+    print(f"{'bound':<42}{bound.max_abs:>12.1e}{bound.min_cosine:>13.8f}{'all' * bound.same_tokens:>7}", flush=True)
+    failed = [
+        row.inputs
+        for row in rows
+        # `not (a <= b)` so that NaN fails too
+        if not (row.max_abs <= bound.max_abs and row.min_cosine >= bound.min_cosine)
+        or (bound.same_tokens and row.same_tokens < row.batch * row.new_tokens)
+    ]
+    if failed:
+        raise ParityError(f"the decoder is past its bound, or chose other tokens: {', '.join(failed)}")

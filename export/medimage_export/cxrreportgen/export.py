@@ -1,0 +1,235 @@
+"""CXRReportGen / MAIRA-2: checkpoint folder -> what Triton serves, checked before it is put in place."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+import transformers
+from PIL import Image
+from tokenizers import AddedToken, Tokenizer, decoders
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
+
+from medimage_export.cxrreportgen.checkpoint import (
+    DECODER,
+    RandomTensors,
+    Tensors,
+    expected_shapes,
+    find_checkpoint,
+    load_image_encoder,
+    load_reference_decoder,
+    open_checkpoint,
+)
+from medimage_export.cxrreportgen.config import PHI3_MINI, CXRReportGenConfig, TokenStrings
+from medimage_export.cxrreportgen.decoder_graph import Precision, QuantizedTensors, write_decoder
+from medimage_export.cxrreportgen.decoder_parity import (
+    BOUNDS,
+    Array,
+    CachedDecoder,
+    DecoderParityRow,
+    check_decoder_parity,
+    compare_decoder,
+)
+from medimage_export.cxrreportgen.image_encoder import ImageEncoder
+from medimage_export.errors import CheckpointError
+from medimage_export.parity import Bound, Feed, ParityRow, check_parity, compare
+from medimage_export.phantoms import CAPTIONS, phantom
+from medimage_export.repository import check_configs, check_is_repository, put_in_place, staging_folder, write_json
+from medimage_export.to_onnx import to_onnx
+
+MODELS = ("cxr_image_encoder", "cxr_image_preprocessing", "cxrreportgen_stream")
+COORDINATES = range(100)  # of either axis, see the box grammar
+MAX_IMAGES = 3  # current frontal, current lateral, prior frontal
+
+# One image token; full-size random weights measured 1e-6 in fp32, and a cosine of 0.99998 in fp16. int4 is the
+# decoder's: the image encoder stays fp32, since it runs once a study.
+IMAGE_BOUNDS = {
+    "fp32": Bound(max_abs=1e-4, min_cosine=0.99999),
+    "fp16": Bound(max_abs=float("inf"), min_cosine=0.999),
+    "int4": Bound(max_abs=1e-4, min_cosine=0.99999),
+}
+CHECKED_TOKENS = 8  # generated for each batch of the parity check
+SHORT_PROMPTS = (5, 40, 17)  # tokens; unequal, because a batch is padded
+TEXT_TOKENS = 200  # about those of MAIRA-2's prompt without its images
+
+
+def export_cxrreportgen(
+    checkpoint: Path | None,
+    repository: Path,
+    *,
+    precision: Precision = "fp32",
+    progress: Callable[[str], None] = lambda line: None,
+) -> list[DecoderParityRow]:
+    """Export image encoder, decoder, token embeddings, tokenizer and settings into the model repository.
+
+    Nothing in the repository changes unless the parity checks pass. Weights are read one at a time. `checkpoint=None`
+    exports CXRReportGen's size with random weights and a vocabulary of bytes, for benchmarks; its decoder is checked on
+    short prompts alone.
+
+    Raises:
+        CheckpointError, ConfigError: the checkpoint is not exactly what its config says.
+        RepositoryError: not this project's model repository, or its configs do not fit the checkpoint.
+        ParityError: ONNX Runtime does not give the reference's numbers.
+    """
+    check_is_repository(repository, MODELS)
+    config, tensors, tokenizer = _full_size_random() if checkpoint is None else _opened(find_checkpoint(checkpoint))
+    size = config.vision.image_size
+    check_configs(
+        repository,
+        {("cxr_image_preprocessing", "pixels"): [size, size], ("cxr_image_encoder", "pixels"): [size, size]},
+    )
+    with staging_folder(repository, MODELS) as staging:
+        progress("image encoder")
+        encoder = load_image_encoder(config, tensors)
+        image_parity = _export_image_encoder(encoder, staging / "cxr_image_encoder" / "model.onnx", precision)
+        images = _image_tokens(encoder)
+        del encoder
+
+        folder = staging / "cxrreportgen_stream"
+        write_decoder(
+            config.decoder, tensors, folder / "decoder.onnx", precision, lambda line: progress(f"decoder: {line}")
+        )
+        table = tensors.read(f"{DECODER}model.embed_tokens.weight").float().numpy()
+        np.save(folder / "embed_tokens.npy", table.astype(np.float32 if precision == "fp32" else np.float16))
+        progress("decoder: parity check")
+        decoder = CachedDecoder(folder / "decoder.onnx", config.decoder)
+        # what four bits cost is not the question here, but whether the graph computes with them as it should
+        weights = QuantizedTensors(tensors) if precision == "int4" else tensors
+        reference = load_reference_decoder(config.decoder, weights)
+        batches = parity_prompts(config, table, images, with_images=checkpoint is not None)
+        decoder_parity = compare_decoder(decoder, reference, batches, table, CHECKED_TOKENS)
+        check_decoder_parity(decoder_parity, BOUNDS[precision])
+
+        tokenizer.save(str(folder / "tokenizer.json"))
+        write_json(folder / "generation.json", generation_settings(config))
+        write_json(
+            staging / "cxr_image_preprocessing" / "preprocessing.json",
+            {"image_size": size, "stretch": config.vision.stretch},
+        )
+        manifest = {
+            "checkpoint": "random weights" if checkpoint is None else checkpoint.resolve().name,
+            "format": "onnx",
+            "precision": precision,
+            "versions": {module.__name__: module.__version__ for module in (torch, onnx, onnxruntime, transformers)},
+            "parity": [asdict(row) for row in (*image_parity, *decoder_parity)],
+        }
+        write_json(folder / "manifest.json", manifest)
+        put_in_place(staging, repository)
+    return decoder_parity
+
+
+def generation_settings(config: CXRReportGenConfig) -> dict[str, object]:
+    """What the server has to know to ask the decoder: `generation.json`."""
+    decoder = config.decoder
+    long_rope = {"after": decoder.original_max_position_embeddings, "first_row": decoder.max_length}
+    return {
+        "tokens_per_image": config.vision.tokens_per_image,
+        "max_length": decoder.max_length,
+        "eos_token_ids": list(config.eos_token_ids),
+        "long_rope": long_rope if decoder.rope_type == "longrope" else None,
+        "tokens": asdict(config.tokens),
+        "prompt": asdict(config.prompt),
+    }
+
+
+def parity_prompts(
+    config: CXRReportGenConfig, table: Array, images: Array, *, with_images: bool = True
+) -> Mapping[str, Sequence[Array]]:
+    """Batches of prompts, as embeddings: unequal short ones, and one, two and three images with text around them.
+
+    Left out is what is longer than the model allows.
+    """
+    generator = np.random.default_rng(0)
+
+    def text(tokens: int) -> Array:
+        return table[generator.integers(0, len(table), tokens)]
+
+    batches = {"unequal lengths": [text(tokens) for tokens in SHORT_PROMPTS]}
+    for count in range(1, MAX_IMAGES + 1 if with_images else 1):
+        around = [text(TEXT_TOKENS // (count + 1)) for _ in range(count + 1)]
+        prompt = np.vstack([part for pair in zip(around, images[:count], strict=False) for part in pair] + [around[-1]])
+        if len(prompt) + CHECKED_TOKENS <= config.decoder.max_length:
+            batches[f"{count} image{'s' * (count > 1)}"] = [prompt]
+    return batches
+
+
+def _export_image_encoder(encoder: ImageEncoder, path: Path, precision: Precision) -> list[ParityRow]:
+    exported = encoder
+    if precision == "fp16":
+        exported = copy.deepcopy(encoder)
+        exported.vision_tower.half(), exported.multi_modal_projector.half()  # not the normalisation before them
+    to_onnx(exported, path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    rows = compare("cxr_image_encoder", encoder, session, _image_feeds(encoder.config))
+    check_parity(rows, IMAGE_BOUNDS[precision])
+    return rows
+
+
+def _image_feeds(config: CXRReportGenConfig) -> dict[str, Feed]:
+    size = config.vision.image_size
+    noise = np.random.default_rng(0).integers(0, 256, (1, size, size), dtype=np.uint8)
+    return {"noise": {"pixels": noise}, "phantoms": {"pixels": np.stack(_drawings(size)[:2])}}
+
+
+def _image_tokens(encoder: ImageEncoder) -> Array:
+    """Of MAX_IMAGES drawings: (MAX_IMAGES, tokens_per_image, H) float32."""
+    with torch.inference_mode():
+        return encoder(torch.from_numpy(np.stack(_drawings(encoder.config.vision.image_size)))).numpy()
+
+
+def _drawings(size: int) -> list[np.ndarray]:
+    drawn = (phantom(caption, seed=0).image for caption in CAPTIONS[:MAX_IMAGES])
+    return [np.asarray(Image.fromarray(image).convert("L").resize((size, size))) for image in drawn]
+
+
+def _opened(folder: Path) -> tuple[CXRReportGenConfig, Tensors, Tokenizer]:
+    config, tensors = open_checkpoint(folder)
+    path = folder / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as exc:  # the Rust side raises plain Exception
+        raise CheckpointError(f"{path}: not a tokenizer of the tokenizers library: {exc}") from exc
+    _check_vocabulary(tokenizer, config, path)
+    return config, tensors, tokenizer
+
+
+def _check_vocabulary(tokenizer: Tokenizer, config: CXRReportGenConfig, path: Path) -> None:
+    """Raise CheckpointError unless the tokenizer has every token of the grammar and no id that the decoder lacks."""
+    missing = [token for token in _added_tokens(config.tokens) if tokenizer.token_to_id(token) is None]
+    if missing:
+        raise CheckpointError(f"{path}: lacks {len(missing)} tokens of the output grammar, e.g. {missing[:5]}")
+    highest, rows = max(tokenizer.get_vocab().values()), config.decoder.vocab_size
+    if max(highest, *config.eos_token_ids) >= rows:
+        raise CheckpointError(
+            f"{path}: has ids up to {highest}, and the end is {list(config.eos_token_ids)}; the decoder has {rows} rows"
+        )
+
+
+def _added_tokens(tokens: TokenStrings) -> list[str]:
+    coordinates = [axis.format(i) for axis in (tokens.x, tokens.y) for i in COORDINATES]
+    return [tokens.image, tokens.obj_start, tokens.obj_end, tokens.box_start, tokens.box_end, *coordinates]
+
+
+def _full_size_random() -> tuple[CXRReportGenConfig, Tensors, Tokenizer]:
+    config = CXRReportGenConfig(decoder=PHI3_MINI, eos_token_ids=(2,))
+    return config, RandomTensors(expected_shapes(config)), byte_tokenizer(config)
+
+
+def byte_tokenizer(config: CXRReportGenConfig) -> Tokenizer:
+    """Spells text byte by byte, with the tokens of the grammar and as many others as the decoder has rows."""
+    special = ["<unk>", "<s>", "</s>"]
+    added = _added_tokens(config.tokens)
+    symbols = [*special, *sorted(ByteLevel.alphabet())]
+    symbols += [f"unused{i}" for i in range(config.decoder.vocab_size - len(symbols) - len(added))]
+    tokenizer = Tokenizer(BPE({symbol: id for id, symbol in enumerate([*symbols, *added])}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token) for token in special])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in added])
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return tokenizer
