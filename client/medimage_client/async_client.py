@@ -1,18 +1,20 @@
 """The asyncio client of MedImageInsight. `client.py` offers the same without asyncio."""
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medimage_client.azure import Answer, EmbeddingRow, Layout, RequestParams, read_request, render_answer
+from medimage_client.azure import Request
+from medimage_client.azure_embeddings import Answer, EmbeddingRow, Layout, RequestParams, read_request, render_answer
+from medimage_client.connection import Connection, gather
 from medimage_client.constants import DEFAULT_CONCURRENCY, DEFAULT_RETRIES, DEFAULT_TIMEOUT_S, EMBEDDING_SIZE
-from medimage_client.embedder import IMAGES, TEXTS, Embedded, Embedder, Embeddings, gather
+from medimage_client.embedder import IMAGES, TEXTS, Embedded, Embedder, Embeddings
 from medimage_client.errors import InvalidInput
 from medimage_client.images import ImageInput, encode_image
-from medimage_client.transport import Endpoint, Transport
+from medimage_client.texts import check_text
+from medimage_client.transport import Transport
 from medimage_client.windowing import Window
 from medimage_client.zero_shot import probabilities
 
@@ -44,14 +46,10 @@ class AsyncMedImageInsight:
         concurrency: int = DEFAULT_CONCURRENCY,
         transport: Transport | None = None,
     ) -> None:
-        if timeout <= 0 or retries < 0 or concurrency < 1:
-            raise InvalidInput(
-                f"timeout={timeout}, retries={retries}, concurrency={concurrency}; expected timeout > 0, retries >= 0 "
-                "and concurrency >= 1"
-            )
-        self._embedder = Embedder(
-            Endpoint.parse(url), timeout=timeout, retries=retries, concurrency=concurrency, transport=transport
+        self._connection = Connection(
+            url, timeout=timeout, retries=retries, concurrency=concurrency, transport=transport
         )
+        self._embedder = Embedder(self._connection)
 
     async def __aenter__(self) -> Self:
         return self
@@ -61,11 +59,11 @@ class AsyncMedImageInsight:
 
     async def close(self) -> None:
         """Close the connection. A later call opens another."""
-        await self._embedder.close()
+        await self._connection.close()
 
     async def is_ready(self) -> bool:
         """Whether the server answers now and has the models loaded; not retried."""
-        return await self._embedder.is_ready()
+        return await self._connection.is_ready([IMAGES.model, TEXTS.model])
 
     async def embed_images(
         self,
@@ -158,12 +156,12 @@ class AsyncMedImageInsight:
 
     async def score(
         self,
-        request: Mapping[str, Any] | str | bytes | os.PathLike[str],
+        request: Request,
         *,
         layout: Layout = "rows",
         timeout: float | None = None,
     ) -> Answer:
-        """Answer a request of Azure's MedImageInsight endpoint in its own JSON; see `azure.py`.
+        """Answer a request of Azure's MedImageInsight endpoint in its own JSON; see `azure_embeddings.py`.
 
         Args:
             request: the decoded object, its JSON text, or the path (`os.PathLike`) of a JSON file.
@@ -234,12 +232,7 @@ def check_list(values: object, name: str) -> None:
 
 def check_texts(texts: Sequence[object], name: Callable[[int], str]) -> None:
     for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InvalidInput(f"{name(i)}: is of type {type(text).__name__}; expected str")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise InvalidInput(f"{name(i)}: is not valid Unicode; expected no lone surrogates") from None
+        check_text(text, name(i))
 
 
 def check_embeddings(array: NDArray[Any]) -> NDArray[Any]:

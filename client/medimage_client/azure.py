@@ -1,19 +1,20 @@
-"""The JSON of Azure's MedImageInsight endpoint: requests to typed rows, embeddings to its answer layouts.
-
-Free of transport, so that a server can use it too. What is accepted follows the model card's MLmodel signature, the
-documentation (MicrosoftDocs/azure-ai-docs, deploy-medimageinsight.md) and the clients in
-microsoft/healthcareai-examples:
+"""The JSON that Azure's endpoints take, as far as it is common to the models: a table of rows, and params.
 
     {"input_data": {"columns": ["image", "text"], "index": [0], "data": [["<base64>", "x-ray chest …"]]}, "params": {}}
 
-- rows are lists in the order of `columns`, or objects; one of the two columns may be left out;
-- "" and null stand for an absent half; a row without both is refused;
+What is accepted follows the model cards' MLmodel signatures, the documentation (MicrosoftDocs/azure-ai-docs,
+deploy-medimageinsight.md, deploy-cxrreportgen.md) and the clients in microsoft/healthcareai-examples:
+
+- rows are lists in the order of `columns`, or objects; columns may be in any order, and some may be left out;
+- "" and null stand for an absent cell;
 - base64 may have line breaks or a `data:` prefix; a URL is refused, nothing is ever downloaded;
 - `index` may be absent; if given, it has one entry a row;
-- `params`, or any of them, may be absent or null; `get_scaling_factor` may be the text "true" or "false", as in the
-  documentation's own example; unknown params are ignored, as Azure does.
+- `params` may be absent or null.
 
-Unknown columns, which Azure drops silently, are refused: a misspelt one would lose half of every row.
+Unknown columns, which Azure drops silently, are refused: a misspelt one would lose a part of every row.
+
+`azure_embeddings.py` and `azure_reports.py` hold what each model makes of it. All of this is free of transport, so that
+a server can use it too.
 """
 
 import json
@@ -21,75 +22,48 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from medimage_client.base64_text import decode_base64
-from medimage_client.constants import MAX_IMAGE_SIZE_PX, MAX_JPEG_QUALITY
 from medimage_client.errors import InvalidInput
 
-COLUMNS = ("image", "text")
-IMAGE_PARAMS = {  # and the largest value that the server takes
-    "image_standardization_image_size": MAX_IMAGE_SIZE_PX,
-    "image_standardization_jpeg_compression_ratio": MAX_JPEG_QUALITY,
-}
-
-Layout = Literal["rows", "card", "object"]
-Answer = list[dict[str, Any]] | dict[str, Any]
+Request = Mapping[str, Any] | str | bytes | os.PathLike[str]  # a decoded object, JSON text, or the path of a JSON file
 
 
 @dataclass(frozen=True, slots=True)
-class RequestRow:
-    """One row of `data`, at least one half present."""
+class Table:
+    """A request whose outer form is right."""
 
-    image: bytes | None = field(repr=False)  # an encoded image file
-    text: str | None = field(repr=False)
+    rows: Sequence[Mapping[str, object]] = field(repr=False)  # cells by column; a column may be absent
+    params: Mapping[str, object] = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class RequestParams:
-    """The `params` of a request, named as in the model's MLmodel signature.
+def read_table(request: Request, columns: Sequence[str]) -> Table:
+    """A request's rows and params.
+
+    Args:
+        columns: those that the model knows.
 
     Raises:
-        InvalidInput: a number is not whole or out of range.
+        InvalidInput: not the form above; the message names the row and column.
     """
-
-    get_scaling_factor: bool = True
-    image_standardization_image_size: int = 0  # side in pixels; 0: the server's own, 512
-    image_standardization_jpeg_compression_ratio: int = 0  # JPEG quality; 0: the server's own, 75
-
-    def __post_init__(self) -> None:
-        for name, maximum in IMAGE_PARAMS.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= maximum:
-                raise InvalidInput(f"param {name!r} is {short(value)}; expected a whole number from 0 to {maximum}")
-
-    def for_images(self) -> dict[str, int]:
-        """The request parameters of the image models: those that differ from the server's own."""
-        return {name: value for name in IMAGE_PARAMS if (value := getattr(self, name))}
+    request = read_json(request)
+    input_data = request.get("input_data")
+    if not isinstance(input_data, Mapping):
+        raise InvalidInput(f"'input_data' is {kind(input_data)}; expected an object with 'columns' and 'data'")
+    params = request.get("params")
+    if params is None:
+        params = {}
+    if not isinstance(params, Mapping):
+        raise InvalidInput(f"'params' is {kind(params)}; expected an object")
+    return Table(read_rows(input_data, columns), params)
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddingRequest:
-    rows: tuple[RequestRow, ...]
-    params: RequestParams
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class EmbeddingRow:
-    """The answer to one row. Its embeddings are L2-normalised, (1024,) float32; None where the row had no such half."""
-
-    image_features: NDArray[np.float32] | None
-    text_features: NDArray[np.float32] | None
-
-
-def read_request(request: Mapping[str, Any] | str | bytes | os.PathLike[str]) -> EmbeddingRequest:
-    """A request as a decoded object, JSON text, or the path of a JSON file.
+def read_json(request: Request) -> Mapping[str, Any]:
+    """The request as a decoded object.
 
     Raises:
-        InvalidInput: not the schema above; the message names the row and column.
+        InvalidInput: an unreadable file, or not the JSON of an object.
     """
     if isinstance(request, os.PathLike):
         try:
@@ -103,15 +77,11 @@ def read_request(request: Mapping[str, Any] | str | bytes | os.PathLike[str]) ->
             raise InvalidInput("the request is not valid JSON") from None
     if not isinstance(request, Mapping):
         raise InvalidInput(f"the request is {kind(request)}; expected an object with 'input_data'")
-
-    input_data = request.get("input_data")
-    if not isinstance(input_data, Mapping):
-        raise InvalidInput(f"'input_data' is {kind(input_data)}; expected an object with 'columns' and 'data'")
-    return EmbeddingRequest(read_rows(input_data), read_params(request.get("params")))
+    return request
 
 
-def read_rows(input_data: Mapping[str, Any]) -> tuple[RequestRow, ...]:
-    columns = read_columns(input_data.get("columns"))
+def read_rows(input_data: Mapping[str, Any], known: Sequence[str]) -> list[Mapping[str, object]]:
+    columns = read_columns(input_data.get("columns"), known)
     data = input_data.get("data")
     if not isinstance(data, list):
         raise InvalidInput(f"'data' is {kind(data)}; expected a list of rows")
@@ -120,40 +90,36 @@ def read_rows(input_data: Mapping[str, Any]) -> tuple[RequestRow, ...]:
         raise InvalidInput(f"'index' is {kind(index)}; expected a list with one entry for each row of 'data'")
     if index is not None and len(index) != len(data):
         raise InvalidInput(f"'index' has {len(index)} entries and 'data' {len(data)} rows; expected as many")
-    return tuple(read_row(n, row, columns) for n, row in enumerate(data))
+    return [read_row(n, row, columns, known) for n, row in enumerate(data)]
 
 
-def read_columns(columns: object) -> list[str]:
+def read_columns(columns: object, known: Sequence[str]) -> list[str]:
     if not isinstance(columns, list) or not columns:
-        raise InvalidInput(f"'columns' is {kind(columns)}; expected a list of 'image', 'text' or both")
+        raise InvalidInput(f"'columns' is {kind(columns)}; expected a list of names, of {list(known)}")
     for i, column in enumerate(columns):
-        if column not in COLUMNS:
-            raise InvalidInput(f"entry {i} of 'columns' is {short(column)}; expected 'image' or 'text'")
+        if column not in known:
+            raise InvalidInput(f"entry {i} of 'columns' is {short(column, known)}; expected one of {list(known)}")
     if len(set(columns)) != len(columns):
         raise InvalidInput("'columns' holds a name twice; expected each once")
     return columns
 
 
-def read_row(n: int, row: object, columns: Sequence[str]) -> RequestRow:
+def read_row(n: int, row: object, columns: Sequence[str], known: Sequence[str]) -> Mapping[str, object]:
     if isinstance(row, list):
         if len(row) != len(columns):
             raise InvalidInput(f"row {n}: has {len(row)} cells; expected {len(columns)}, one for each of 'columns'")
-        cells = dict(zip(columns, row, strict=True))
-    elif isinstance(row, dict):
-        for i, name in enumerate(row):
-            if name not in columns:
-                raise InvalidInput(f"row {n}: key {i} is {short(name)}; expected only those of 'columns', {columns}")
-        cells = row
-    else:
+        return dict(zip(columns, row, strict=True))
+    if not isinstance(row, dict):
         raise InvalidInput(f"row {n}: is {kind(row)}; expected a list of cells or an object")
+    for i, name in enumerate(row):
+        if name not in columns:
+            raise InvalidInput(f"row {n}: key {i} is {short(name, known)}; expected only those of 'columns', {columns}")
+    return row
 
-    image, text = (read_cell(n, column, cells.get(column)) for column in COLUMNS)
-    if image is None and text is None:
-        raise InvalidInput(f"row {n}, columns 'image' and 'text': both are empty; expected at least one")
-    return RequestRow(image=None if image is None else read_image(n, image), text=text)
 
-
-def read_cell(n: int, column: str, cell: object) -> str | None:
+def read_text(n: int, row: Mapping[str, object], column: str) -> str | None:
+    """The text in a cell of row n, None if it is absent."""
+    cell = row.get(column)
     if cell is None or cell == "":
         return None
     if not isinstance(cell, str):
@@ -165,8 +131,12 @@ def read_cell(n: int, column: str, cell: object) -> str | None:
     return cell
 
 
-def read_image(n: int, cell: str) -> bytes:
-    where = f"row {n}, column 'image'"
+def read_image(n: int, row: Mapping[str, object], column: str) -> bytes | None:
+    """The encoded image file in a cell of row n, None if it is absent."""
+    cell = read_text(n, row, column)
+    if cell is None:
+        return None
+    where = f"row {n}, column {column!r}"
     if cell.lstrip()[:8].lower().startswith(("http://", "https://")):
         raise InvalidInput(f"{where}: is a URL; nothing is downloaded, send the image file itself as base64")
     try:
@@ -176,65 +146,6 @@ def read_image(n: int, cell: str) -> bytes:
     if not image:
         raise InvalidInput(f"{where}: holds only white space; expected an image file as base64, or null if absent")
     return image
-
-
-def read_params(params: object) -> RequestParams:
-    if params is None:
-        return RequestParams()
-    if not isinstance(params, Mapping):
-        raise InvalidInput(f"'params' is {kind(params)}; expected an object")
-    numbers = {name: params[name] for name in IMAGE_PARAMS if params.get(name) is not None}
-    return RequestParams(get_scaling_factor=read_flag(params, "get_scaling_factor"), **numbers)
-
-
-def read_flag(params: Mapping[str, Any], name: str) -> bool:
-    match params.get(name):
-        case None:
-            return True
-        case bool(value):
-            return value
-        case str(value) if value.lower() in ("true", "false"):
-            return value.lower() == "true"
-        case value:
-            raise InvalidInput(f"param {name!r} is {short(value)}; expected true or false")
-
-
-def render_answer(rows: Sequence[EmbeddingRow], *, scaling_factor: float | None, layout: Layout = "rows") -> Answer:
-    """The answer's JSON object; every number is the exact value of its float32.
-
-    - `rows`, what the recorded endpoint answers: one object a row, `image_features` nested (1, 1024), `text_features`
-      flat (1024,), `scaling_factor`;
-    - `card`, the model card's example: one object a key, in a list, with the vectors of all rows;
-    - `object`, the documentation's schema: the same in one object.
-
-    Only keys that apply are there. No rows give an empty answer.
-
-    Args:
-        scaling_factor: log of the logit scale, as Azure returns it (callers apply exp); None if not asked for.
-    """
-    if layout == "rows":
-        return [render_row(row, scaling_factor) for row in rows]
-    images = [row.image_features.tolist() for row in rows if row.image_features is not None]
-    texts = [row.text_features.tolist() for row in rows if row.text_features is not None]
-    answer: dict[str, Any] = {}
-    if images:
-        answer["image_features"] = images
-    if texts:
-        answer["text_features"] = texts
-    if rows and scaling_factor is not None:
-        answer["scaling_factor"] = scaling_factor
-    return answer if layout == "object" else [{key: value} for key, value in answer.items()]
-
-
-def render_row(row: EmbeddingRow, scaling_factor: float | None) -> dict[str, Any]:
-    answer: dict[str, Any] = {}
-    if row.image_features is not None:
-        answer["image_features"] = [row.image_features.tolist()]
-    if row.text_features is not None:
-        answer["text_features"] = row.text_features.tolist()
-    if scaling_factor is not None:
-        answer["scaling_factor"] = scaling_factor
-    return answer
 
 
 def kind(value: object) -> str:
@@ -257,8 +168,8 @@ def kind(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-def short(value: object) -> str:
-    """A number, a boolean or a column's name as it is; of any other text its length, for it may be a misplaced cell."""
-    if isinstance(value, int | float) or value in COLUMNS:
+def short(value: object, names: Sequence[str] = ()) -> str:
+    """A number, a boolean or one of the names as it is; of another text its length, for it may be a misplaced cell."""
+    if isinstance(value, int | float) or value in names:
         return repr(value)
     return f"a string of {len(value)} characters" if isinstance(value, str) else kind(value)

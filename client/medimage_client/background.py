@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -57,6 +57,17 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     except BaseException:
         future.cancel()
         raise
+
+
+class Closeable(Protocol):
+    async def close(self) -> None: ...
+
+
+def close_forgotten(client: Closeable, pid: int) -> None:
+    """The finalizer of a synchronous client, made in process `pid`."""
+    if os.getpid() == pid:  # else the connection belongs to the parent of this forked child
+        # Not waited for: the garbage collector may call this on the background loop itself.
+        submit(client.close())
 
 
 def stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:

@@ -2,15 +2,16 @@
 
 import os
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medimage_client.async_client import AsyncMedImageInsight
-from medimage_client.azure import Answer, Layout
-from medimage_client.background import event_loop, run, submit
+from medimage_client.azure import Request
+from medimage_client.azure_embeddings import Answer, Layout
+from medimage_client.background import close_forgotten, event_loop, run
 from medimage_client.constants import DEFAULT_CONCURRENCY, DEFAULT_RETRIES, DEFAULT_TIMEOUT_S
 from medimage_client.embedder import Embeddings
 from medimage_client.images import ImageInput
@@ -43,7 +44,7 @@ class MedImageInsight:
             url, timeout=timeout, retries=retries, concurrency=concurrency, transport=transport
         )
         event_loop()  # before the finalizer, see background.start
-        weakref.finalize(self, close, self._client, os.getpid())
+        weakref.finalize(self, close_forgotten, self._client, os.getpid())
 
     def __enter__(self) -> Self:
         return self
@@ -99,16 +100,10 @@ class MedImageInsight:
 
     def score(
         self,
-        request: Mapping[str, Any] | str | bytes | os.PathLike[str],
+        request: Request,
         *,
         layout: Layout = "rows",
         timeout: float | None = None,
     ) -> Answer:
         """Answer a request of Azure's endpoint in its own JSON; see `AsyncMedImageInsight.score`."""
         return run(self._client.score(request, layout=layout, timeout=timeout))
-
-
-def close(client: AsyncMedImageInsight, pid: int) -> None:
-    if os.getpid() == pid:  # else the connection belongs to the parent of this forked child
-        # Not waited for: the garbage collector may call this on the background loop itself.
-        submit(client.close())

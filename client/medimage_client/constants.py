@@ -15,10 +15,16 @@ MAX_JPEG_QUALITY = 100  # image_standardization_jpeg_compression_ratio; the serv
 # Of one request with its retries; 16 full-size images in flight take two CPU cores nearly as long.
 DEFAULT_TIMEOUT_S = 120.0
 
+# Of one report with its retries, or of one stream to its end: a CPU takes minutes for the prompt of three images and a
+# few hundred tokens after it. A healthy server ends a request after as long (time_limit_s of cxrreportgen_stream).
+DEFAULT_REPORT_TIMEOUT_S = 600.0
+
 DEFAULT_RETRIES = 4  # after the first attempt
 FIRST_DELAY_S = 0.5  # before the first retry; doubles with each
 MAX_DELAY_S = 8.0
 JITTER = 0.5  # a delay is shortened by up to this part, so that clients refused together do not return together
+
+REPORT_IMAGE_SIZE_PX = 518  # side of the square that CXRReportGen sees; crop_size in MAIRA-2's preprocessor_config.json
 
 DEFAULT_URL = "grpc://localhost:8001"  # Triton's own default port; of the command line
 DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}  # Triton's, but a proxy's for https

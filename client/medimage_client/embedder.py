@@ -2,17 +2,17 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medimage_client.connection import Connection, gather
 from medimage_client.constants import EMBEDDING_SIZE, IMAGES_PER_REQUEST, MAX_REQUEST_BYTES, TEXTS_PER_REQUEST
-from medimage_client.errors import InvalidInput, ServerError, TransportError, Unavailable
-from medimage_client.retries import with_retries
-from medimage_client.transport import Call, Endpoint, Transport
+from medimage_client.errors import InvalidInput, ServerError
+from medimage_client.transport import Call
 
 Embeddings = NDArray[np.float32]
 T = TypeVar("T")
@@ -44,28 +44,10 @@ class Embedded:
 
 
 class Embedder:
-    """A connection, made by the first call, and the bounds that hold over all calls."""
+    """Both towers over one connection."""
 
-    def __init__(
-        self, endpoint: Endpoint, *, timeout: float, retries: int, concurrency: int, transport: Transport | None
-    ) -> None:
-        self._endpoint = endpoint
-        self._timeout = timeout
-        self._retries = retries
-        self._slots = asyncio.Semaphore(concurrency)
-        self._transport = transport
-
-    async def close(self) -> None:
-        transport, self._transport = self._transport, None
-        if transport is not None:
-            await transport.close()
-
-    async def is_ready(self) -> bool:
-        try:
-            async with asyncio.timeout(self._timeout):
-                return await self._connection().is_ready([IMAGES.model, TEXTS.model])
-        except (TimeoutError, TransportError, Unavailable):
-            return False
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
 
     async def embed(
         self,
@@ -91,9 +73,8 @@ class Embedder:
         """
 
         async def send(values: Sequence[bytes], start: int) -> Embedded:
-            call = Call(tower.model, tower.input_name, (tower.output_name, SCALING_FACTOR), values, parameters)
             try:
-                return await self._send(call, timeout)
+                return await self._send(tower, values, parameters, timeout)
             except InvalidInput as error:
                 row = ROW.match(str(error))
                 if row is None:  # the request as a whole, not one input
@@ -107,7 +88,7 @@ class Embedder:
                 raise InvalidInput(f"{name(index)}: {error}") from error
 
         async def embed_some(indices: range) -> list[Embedded]:
-            async with self._slots:
+            async with self._connection.slots:
                 values = await asyncio.to_thread(lambda: [encode_named(i) for i in indices])
                 return [await send(part, indices[start]) for start, part in split_by_size(values)]
 
@@ -120,24 +101,19 @@ class Embedder:
             return Embedded(np.empty((0, EMBEDDING_SIZE), dtype=np.float32), scaling_factor=None)
         return Embedded(np.concatenate([part.features for part in parts]), parts[0].scaling_factor)
 
-    async def _send(self, call: Call, timeout: float | None) -> Embedded:
-        outputs = await with_retries(
-            lambda seconds_left: self._connection().infer(call, timeout=seconds_left),
-            retries=self._retries,
-            timeout=self._timeout if timeout is None else timeout,
-        )
+    async def _send(
+        self, tower: Tower, values: Sequence[bytes], parameters: Mapping[str, int], timeout: float | None
+    ) -> Embedded:
+        tensor = np.array(values, dtype=np.object_).reshape(-1, 1)
+        call = Call(tower.model, {tower.input_name: tensor}, (tower.output_name, SCALING_FACTOR), parameters)
+        outputs = await self._connection.infer(call, timeout=timeout)
         features, scaling_factor = (outputs[name] for name in call.output_names)
-        if features.shape != (len(call.values), EMBEDDING_SIZE):
+        if features.shape != (len(values), EMBEDDING_SIZE):
             raise ServerError(
-                f"{call.model} answered {call.output_names[0]} of shape {features.shape}; "
-                f"expected {(len(call.values), EMBEDDING_SIZE)}"
+                f"{call.model} answered {tower.output_name} of shape {features.shape}; "
+                f"expected {(len(values), EMBEDDING_SIZE)}"
             )
         return Embedded(features.astype(np.float32, copy=False), float(scaling_factor.flat[0]))
-
-    def _connection(self) -> Transport:
-        if self._transport is None:
-            self._transport = self._endpoint.connect()
-        return self._transport
 
 
 def split_by_size(values: Sequence[bytes]) -> Iterator[tuple[int, Sequence[bytes]]]:
@@ -149,14 +125,3 @@ def split_by_size(values: Sequence[bytes]) -> Iterator[tuple[int, Sequence[bytes
             start, size = end, 0
         size += len(value)
     yield start, values[start:]
-
-
-async def gather(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Results in order. The first failure ends the others, which `asyncio.gather` would leave running."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(coroutine) for coroutine in coroutines]
-    except BaseExceptionGroup as failures:
-        first = failures.exceptions[0]
-        raise first from first.__cause__
-    return [task.result() for task in tasks]

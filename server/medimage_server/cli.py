@@ -23,7 +23,7 @@ PORT = click.IntRange(0, 65535)
     "--models",
     multiple=True,
     metavar="NAME",
-    help="Serve only this model and the models it is made of; may be repeated. Default: all.",
+    help="Serve only this model and the models it is made of; may be repeated. Default: all that were exported.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is the network.")
 @click.option("--http-port", type=PORT, default=8000, show_default=True, help="0 picks a free port.")
@@ -42,6 +42,7 @@ def serve(
         with run_triton(
             repository, models=models, host=host, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port
         ) as server:
+            click.echo(f"serving: {', '.join(server.models)}")
             click.echo(
                 f"ready: grpc://{host}:{server.grpc_port}  http://{host}:{server.http_port}  "
                 f"metrics http://{host}:{server.metrics_port}/metrics  (Ctrl-C ends it)"

@@ -22,7 +22,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from time import monotonic
 
-from medimage_server.model_repository import RepositoryError, check_complete, read_configs, with_steps
+from medimage_server.model_repository import RepositoryError, check_complete, exported_models, read_configs, with_parts
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -44,6 +44,7 @@ class TritonServer:
     http_port: int
     grpc_port: int
     metrics_port: int
+    models: tuple[str, ...]  # that it serves, parts before what they are part of
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def run_triton(
 
     Args:
         repository: folder with one subfolder per model.
-        models: serve only these and, for ensembles, the models they are made of; empty means all.
+        models: serve only these and the models they are made of; empty means all that were exported.
         host: the address to listen on; 0.0.0.0 opens the server to the network.
         http_port, grpc_port, metrics_port: 0 picks a free one.
         log: file for Triton's log; None leaves it on this process's stdout and stderr.
@@ -86,8 +87,8 @@ def run_triton(
     repository = repository.absolute()
     try:
         configs = read_configs(repository)
-        check_complete(repository, with_steps(models or configs, configs), configs)
-        chosen = with_steps(models, configs)
+        chosen = with_parts(models, configs) if models else exported_models(repository, configs)
+        check_complete(repository, chosen, configs)
     except RepositoryError as error:
         raise LaunchError(str(error)) from error
     installation = find_triton()
@@ -98,7 +99,7 @@ def run_triton(
         backends = compose_backends(installation, scratch)
         command = [
             str(installation.executable),
-            f"--model-repository={repository}",
+            f"--model-repository={select_models(repository, chosen, scratch)}",
             f"--backend-directory={backends}",
             *(f"--backend-config={name},shm-region-prefix-name={scratch.name}" for name in python_backends(backends)),
             "--disable-auto-complete-config",
@@ -106,8 +107,7 @@ def run_triton(
             "--exit-on-error=true",
             *(f"--{name}-address={host}" for name in ports),
             *(f"--{name}-port={port}" for name, port in ports.items()),
-            f"--model-control-mode={'explicit' if chosen else 'none'}",
-            *(f"--load-model={model}" for model in chosen),
+            "--model-control-mode=none",  # no caller may load or unload
         ]
         output = stack.enter_context(log.open("wb")) if log else None
         process = subprocess.Popen(
@@ -119,9 +119,18 @@ def run_triton(
             start_new_session=True,  # Ctrl-C reaches us alone, and stub processes are ended with their server
         )
         stack.callback(_stop, process, scratch.name)
-        server = TritonServer(process, host, ports["http"], ports["grpc"], ports["metrics"])
+        server = TritonServer(process, host, ports["http"], ports["grpc"], ports["metrics"], tuple(chosen))
         _wait_until_ready(server, log)
         yield server
+
+
+def select_models(repository: Path, models: Sequence[str], scratch: Path) -> Path:
+    """A repository of links to these models alone: Triton serves all that it finds."""
+    selected = scratch / "models"
+    selected.mkdir()
+    for model in models:
+        (selected / model).symlink_to(repository / model)
+    return selected
 
 
 def find_triton() -> Installation:

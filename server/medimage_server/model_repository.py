@@ -30,8 +30,11 @@ def read_configs(repository: Path) -> dict[str, ModelConfig]:
     return configs
 
 
-def with_steps(models: Iterable[str], configs: dict[str, ModelConfig]) -> list[str]:
-    """The models and, for ensembles, all models they are made of, each once, steps before their ensemble.
+def with_parts(models: Iterable[str], configs: dict[str, ModelConfig]) -> list[str]:
+    """The models and all models they are made of, each once, parts before what they are part of.
+
+    Parts are an ensemble's steps, and the models that a python model calls by itself, which its config names in the
+    parameter `calls`.
 
     Raises:
         RepositoryError: a name is not in the repository.
@@ -40,8 +43,7 @@ def with_steps(models: Iterable[str], configs: dict[str, ModelConfig]) -> list[s
     for model in models:
         if model not in configs:
             raise RepositoryError(f"no model {model} in the repository; it has {', '.join(configs)}")
-        steps = [step.model_name for step in configs[model].ensemble_scheduling.step]
-        ordered.update(dict.fromkeys([*with_steps(steps, configs), model]))
+        ordered.update(dict.fromkeys([*with_parts(_parts(configs[model]), configs), model]))
     return list(ordered)
 
 
@@ -51,20 +53,43 @@ def check_complete(repository: Path, models: Sequence[str], configs: dict[str, M
     Raises:
         RepositoryError: names the models without.
     """
-
-    def without(backend: str, file: str) -> list[str]:
-        return [
-            model
-            for model in models
-            if configs[model].backend == backend
-            and not any((repository / model).glob(f"[0-9]*/{configs[model].default_model_filename or file}"))
-        ]
-
     # Triton 2.51 would not fail on these but wait for ever for the process that cannot start.
-    if missing := without("python", "model.py"):
+    if missing := _without_file(repository, models, configs, backend="python"):
         raise RepositoryError(f"no model.py for {', '.join(missing)}: restore it from the project's model_repository")
-    if missing := without("onnxruntime", "model.onnx"):
+    if missing := _without_file(repository, models, configs, backend="onnxruntime"):
         raise RepositoryError(
             f"no exported weights for {', '.join(missing)}: "
-            f"run `medimage export medimageinsight --checkpoint DIR --repository {repository}`"
+            f"run `medimage export MODEL --checkpoint DIR --repository {repository}`"
         )
+
+
+def exported_models(repository: Path, configs: dict[str, ModelConfig]) -> list[str]:
+    """The models that can be served because all their parts have exported weights, parts first; all if none can.
+
+    Raises:
+        RepositoryError: a part is not in the repository.
+    """
+
+    def is_exported(model: str) -> bool:
+        return not _without_file(repository, with_parts([model], configs), configs, backend="onnxruntime")
+
+    parts = {part for config in configs.values() for part in _parts(config)}
+    whole = [model for model in configs if model not in parts and is_exported(model)]
+    return with_parts(whole or configs, configs)
+
+
+def _parts(config: ModelConfig) -> list[str]:
+    calls = config.parameters["calls"].string_value if "calls" in config.parameters else ""
+    return [*(step.model_name for step in config.ensemble_scheduling.step), *calls.split()]
+
+
+def _without_file(
+    repository: Path, models: Iterable[str], configs: dict[str, ModelConfig], *, backend: str
+) -> list[str]:
+    default = {"python": "model.py", "onnxruntime": "model.onnx"}[backend]
+    return [
+        model
+        for model in models
+        if configs[model].backend == backend
+        and not any((repository / model).glob(f"[0-9]*/{configs[model].default_model_filename or default}"))
+    ]

@@ -85,9 +85,7 @@ class OnnxModel:
         self.outputs = _signatures(config["output"], can_batch=self.can_batch)
         path = version_directory / (config["default_model_filename"] or "model.onnx")
         if not path.is_file():
-            raise ModelLoadError(
-                f"{self.name} has no exported weights ({path.name}): run `medimage export medimageinsight`"
-            )
+            raise ModelLoadError(f"{self.name} has no exported weights ({path.name}): run `medimage export`")
         try:
             self.session = ort.InferenceSession(
                 path,

@@ -13,6 +13,7 @@ from PIL import Image
 from medimage_client import InvalidInput, TransportError
 from medimage_client.cli.group import medimage
 from medimage_client.images import encode_image
+from tests.client.fake_triton import values_of
 
 
 @pytest.fixture
@@ -103,8 +104,8 @@ def bad_files(images, triton):
         (images / name).write_bytes(b"garbage")
 
     def refuse(call):
-        if b"garbage" in call.values:
-            raise InvalidInput(f"row {list(call.values).index(b'garbage')}: not an image")
+        if b"garbage" in values_of(call):
+            raise InvalidInput(f"row {values_of(call).index(b'garbage')}: not an image")
 
     triton.refuse = refuse
     return {
@@ -219,7 +220,7 @@ def test_help_lists_the_commands_of_other_packages_without_importing_torch():
     program += "try: main()\nfinally: print('torch' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     commands = [line.split()[0] for line in output.partition("Commands:\n")[2].splitlines() if line.startswith("  ")]
-    assert commands == ["classify", "embed", "export", "score", "serve"]
+    assert commands == ["classify", "embed", "evaluate", "export", "report", "score", "serve"]
     assert output.splitlines()[-1] == "False"
 
 

@@ -6,8 +6,8 @@ import sys
 import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler
 
 import grpc
 import numpy as np
@@ -17,6 +17,7 @@ from tritonclient.utils import InferenceServerException, deserialize_bytes_tenso
 
 from medimage_client import MedImageInsight, errors
 from medimage_client.transport import Endpoint, unified_error
+from tests.client.http_server import serving
 
 FULL_QUEUE = ("UNAVAILABLE", 503, "in ensemble 'medimageinsight_text', Exceeds maximum queue size")
 
@@ -113,17 +114,6 @@ def grpc_url(script):
     server.start()
     yield f"grpc://127.0.0.1:{port}"
     server.stop(grace=None).wait()
-
-
-@contextmanager
-def serving(handler):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 @pytest.fixture

@@ -21,7 +21,13 @@ from medimage_server.launcher import (
     find_triton,
     run_triton,
 )
-from medimage_server.model_repository import RepositoryError, check_complete, read_configs, with_steps
+from medimage_server.model_repository import (
+    RepositoryError,
+    check_complete,
+    exported_models,
+    read_configs,
+    with_parts,
+)
 from tests.paths import REPOSITORY, ROOT
 from tests.repository.onnx_models import write_text_encoder
 
@@ -65,8 +71,8 @@ def test_serve_without_exported_weights_names_the_models_and_the_command(unexpor
     done = serve("--repository", unexported)
     assert done.returncode == 1
     assert done.stderr == (
-        "Error: no exported weights for image_encoder, text_encoder: "
-        f"run `medimage export medimageinsight --checkpoint DIR --repository {unexported}`\n"
+        "Error: no exported weights for cxr_image_encoder, image_encoder, text_encoder: "
+        f"run `medimage export MODEL --checkpoint DIR --repository {unexported}`\n"
     )
 
 
@@ -102,7 +108,25 @@ def test_repository_with_a_broken_config_names_file_and_line(unexported):
 
 
 def test_chosen_ensemble_brings_its_steps_before_itself(unexported):
-    assert with_steps(["medimageinsight_text"], read_configs(unexported)) == [
+    assert with_parts(["medimageinsight_text"], read_configs(unexported)) == [
+        "text_tokenizer",
+        "text_encoder",
+        "medimageinsight_text",
+    ]
+
+
+def test_chosen_model_brings_the_models_that_it_calls(unexported):
+    assert with_parts(["cxrreportgen"], read_configs(unexported)) == [
+        "cxr_image_preprocessing",
+        "cxr_image_encoder",
+        "cxrreportgen_stream",
+        "cxrreportgen",
+    ]
+
+
+def test_what_was_not_exported_is_left_out_unless_it_is_asked_for(unexported):
+    write_text_encoder(unexported / "text_encoder/1/model.onnx")
+    assert exported_models(unexported, read_configs(unexported)) == [
         "text_tokenizer",
         "text_encoder",
         "medimageinsight_text",
@@ -110,16 +134,18 @@ def test_chosen_ensemble_brings_its_steps_before_itself(unexported):
 
 
 def test_chosen_model_that_is_not_there_is_refused_with_those_that_are(unexported):
-    with pytest.raises(RepositoryError, match="no model medimageinsigt in the repository; it has image_encoder, image"):
-        with_steps(["medimageinsigt"], read_configs(unexported))
+    with pytest.raises(
+        RepositoryError, match="no model medimageinsigt in the repository; it has cxr_image_encoder, cxr"
+    ):
+        with_parts(["medimageinsigt"], read_configs(unexported))
 
 
 def test_weights_are_asked_for_only_of_the_models_to_be_served(unexported):
     write_text_encoder(unexported / "text_encoder/1/model.onnx")
     configs = read_configs(unexported)
-    check_complete(unexported, with_steps(["medimageinsight_text"], configs), configs)
+    check_complete(unexported, with_parts(["medimageinsight_text"], configs), configs)
     with pytest.raises(RepositoryError, match=r"^no exported weights for image_encoder: run"):
-        check_complete(unexported, with_steps(["medimageinsight"], configs), configs)
+        check_complete(unexported, with_parts(["medimageinsight"], configs), configs)
 
 
 def test_python_model_without_its_file_is_named_and_not_waited_for(exported):

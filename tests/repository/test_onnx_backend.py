@@ -150,7 +150,7 @@ def test_run_answers_requests_of_different_lengths_each_alone(tmp_path):
 
 
 def test_load_without_weights_names_the_model_and_the_export_command(config, tmp_path):
-    with pytest.raises(ModelLoadError, match=r"^text_encoder has no exported weights .*`medimage export medimagein"):
+    with pytest.raises(ModelLoadError, match=r"^text_encoder has no exported weights .*`medimage export`"):
         OnnxModel(config, tmp_path, kind="CPU", device_id=0)
 
 

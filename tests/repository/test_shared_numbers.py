@@ -13,8 +13,29 @@ def test_queues_wait_as_long_as_the_client_does():
         for name, config in CONFIGS.items()
         if config.HasField("dynamic_batching")
     }
-    assert len(timeouts_s) == 4
-    assert set(timeouts_s.values()) == {constants.DEFAULT_TIMEOUT_S}
+    assert timeouts_s == {
+        "cxr_image_encoder": constants.DEFAULT_REPORT_TIMEOUT_S,
+        "cxr_image_preprocessing": constants.DEFAULT_REPORT_TIMEOUT_S,
+        "image_encoder": constants.DEFAULT_TIMEOUT_S,
+        "image_preprocessing": constants.DEFAULT_TIMEOUT_S,
+        "text_encoder": constants.DEFAULT_TIMEOUT_S,
+        "text_tokenizer": constants.DEFAULT_TIMEOUT_S,
+    }
+
+
+def test_reports_may_take_as_long_as_the_client_waits():
+    time_limit_s = CONFIGS["cxrreportgen_stream"].parameters["time_limit_s"].string_value
+    assert float(time_limit_s) == constants.DEFAULT_REPORT_TIMEOUT_S
+
+
+def test_unary_model_takes_more_than_the_model_behind_it_so_that_one_bound_counts():
+    parameters = {
+        key: int(value.string_value)
+        for key, value in CONFIGS["cxrreportgen_stream"].parameters.items()
+        if value.string_value.isdecimal()
+    }
+    unary = int(CONFIGS["cxrreportgen"].parameters["max_requests"].string_value)
+    assert unary > parameters["slots"] + parameters["max_queue"]
 
 
 def test_clients_requests_in_flight_fill_the_servers_largest_batch():

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from medimage_client.async_client import AsyncMedImageInsight
 from medimage_client.cli.options import image_paths, server_options
 from medimage_client.cli.progress import EmbeddedFiles, embed_files
+from medimage_client.constants import DEFAULT_TIMEOUT_S
 
 
 @click.command()
@@ -27,7 +28,7 @@ from medimage_client.cli.progress import EmbeddedFiles, embed_files
 @click.option("--template", default="{}", show_default=True, help="Text around each label, which replaces {}.")
 @click.option("--multilabel", is_flag=True, help="Rate each label by itself; else they exclude each other.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@server_options
+@server_options(timeout=DEFAULT_TIMEOUT_S)
 def classify(
     paths: list[Path],
     labels: tuple[str, ...],

@@ -10,6 +10,7 @@ import numpy as np
 from medimage_client.async_client import AsyncMedImageInsight
 from medimage_client.cli.options import image_paths, server_options
 from medimage_client.cli.progress import EmbeddedFiles, embed_files
+from medimage_client.constants import DEFAULT_TIMEOUT_S
 from medimage_client.embedder import Embeddings
 from medimage_client.errors import MissingExtra
 
@@ -26,7 +27,7 @@ Writer = Callable[[Path, Sequence[str], Embeddings], None]
     callback=lambda ctx, parameter, path: check_output(path),
     help="File to write: .npy, .npz or .parquet.",
 )
-@server_options
+@server_options(timeout=DEFAULT_TIMEOUT_S)
 def embed(paths: list[Path], texts: tuple[str, ...], output: Path, url: str, timeout: float) -> None:
     """Embed image files, folders of them, and texts.
 

@@ -7,6 +7,8 @@ import click
 
 from medimage_client.cli.classify import classify
 from medimage_client.cli.embed import embed
+from medimage_client.cli.evaluate import evaluate
+from medimage_client.cli.report import report
 from medimage_client.cli.score import score
 from medimage_client.errors import MedImageError
 
@@ -69,11 +71,12 @@ def unavailable(entry_point: EntryPoint, missing: ModuleNotFoundError) -> click.
 @click.group(cls=CommandGroup)
 @click.version_option(package_name="medimage-triton")
 def medimage() -> None:
-    """Embeddings of medical images and texts from MedImageInsight on Triton Inference Server.
+    """Embeddings of medical images and texts from MedImageInsight, and chest X-ray reports from CXRReportGen, on Triton
+    Inference Server.
 
     For research only, not for clinical use.
     """
 
 
-for command in (classify, embed, score):
+for command in (classify, embed, evaluate, report, score):
     medimage.add_command(command)

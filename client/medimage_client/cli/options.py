@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
-from medimage_client.constants import DEFAULT_TIMEOUT_S, DEFAULT_URL
+from medimage_client.constants import DEFAULT_URL
 from medimage_client.dicom import DICOM_HEAD_BYTES, is_dicom
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -14,21 +14,26 @@ F = TypeVar("F", bound=Callable[..., Any])
 IMAGE_SUFFIXES = {".bmp", ".dcm", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
-def server_options(command: F) -> F:
-    url = click.option(
-        "--url",
-        default=DEFAULT_URL,
-        show_default=True,
-        help="Triton server, as grpc://, grpcs://, http:// or https://.",
-    )
-    timeout = click.option(
-        "--timeout",
-        type=click.FloatRange(min=0, min_open=True),
-        default=DEFAULT_TIMEOUT_S,
-        show_default=True,
-        help="Seconds to wait for one request.",
-    )
-    return url(timeout(command))
+def server_options(*, timeout: float | None, what: str = "one request") -> Callable[[F], F]:
+    """The options --url and --timeout, the latter with its default; None if that depends on the request."""
+
+    def decorate(command: F) -> F:
+        url_option = click.option(
+            "--url",
+            default=DEFAULT_URL,
+            show_default=True,
+            help="Triton server, as grpc://, grpcs://, http:// or https://.",
+        )
+        timeout_option = click.option(
+            "--timeout",
+            type=click.FloatRange(min=0, min_open=True),
+            default=timeout,
+            show_default=True,
+            help=f"Seconds to wait for {what}.",
+        )
+        return url_option(timeout_option(command))
+
+    return decorate
 
 
 def image_paths(*, required: bool) -> Callable[[F], F]:

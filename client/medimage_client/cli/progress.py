@@ -10,8 +10,9 @@ import click
 import numpy as np
 
 from medimage_client.async_client import AsyncMedImageInsight
+from medimage_client.connection import gather
 from medimage_client.constants import EMBEDDING_SIZE, IMAGES_PER_REQUEST
-from medimage_client.embedder import Embeddings, gather
+from medimage_client.embedder import Embeddings
 from medimage_client.errors import InvalidInput
 
 INDEX = re.compile(r"images\[(\d+)\]: ")  # how the client names an image

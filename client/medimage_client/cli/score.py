@@ -5,22 +5,43 @@ from typing import BinaryIO, get_args
 
 import click
 
-from medimage_client.azure import Layout
+from medimage_client.azure import read_json
+from medimage_client.azure_embeddings import Layout
+from medimage_client.azure_reports import is_report_request
 from medimage_client.cli.options import server_options
 from medimage_client.client import MedImageInsight
+from medimage_client.constants import DEFAULT_REPORT_TIMEOUT_S, DEFAULT_TIMEOUT_S
+from medimage_client.report_client import CXRReportGen
 
 
 @click.command()
 @click.argument("request", type=click.File("rb"), metavar="REQUEST.json")
 @click.option(
-    "--layout", type=click.Choice(get_args(Layout)), default="rows", show_default=True, help="Form of the answer."
+    "--layout",
+    type=click.Choice(get_args(Layout)),
+    default="rows",
+    show_default=True,
+    help="Form of an answer of MedImageInsight; one of CXRReportGen has rows alone.",
 )
-@server_options
-def score(request: BinaryIO, layout: Layout, url: str, timeout: float) -> None:
-    """Answer a request of Azure's MedImageInsight endpoint.
+@server_options(
+    timeout=None, what=f"one request; by default {DEFAULT_TIMEOUT_S:g}, and {DEFAULT_REPORT_TIMEOUT_S:g} for a report"
+)
+def score(request: BinaryIO, layout: Layout, url: str, timeout: float | None) -> None:
+    """Answer a request of Azure's MedImageInsight or CXRReportGen endpoint.
 
-    REQUEST.json is the body that the endpoint takes, or - for standard input. The answer goes to standard output: one
-    object a row (rows), the model card's list of objects (card) or the documentation's one object (object).
+    REQUEST.json is the body that the endpoint takes, or - for standard input. Its columns say which model is meant: any
+    of frontal_image, lateral_image, prior_image, indication, technique, comparison and prior_report asks CXRReportGen
+    for reports, else MedImageInsight for embeddings.
+
+    The answer goes to standard output: one object a row (rows), the model card's list of objects (card) or the
+    documentation's one object (object).
     """
-    with MedImageInsight(url, timeout=timeout) as client:
-        click.echo(json.dumps(client.score(request.read(), layout=layout)))
+    body = read_json(request.read())
+    if not is_report_request(body):
+        with MedImageInsight(url) as embeddings:
+            click.echo(json.dumps(embeddings.score(body, layout=layout, timeout=timeout)))
+        return
+    if layout != "rows":
+        raise click.BadParameter(f"{layout} is for MedImageInsight; a report has rows", param_hint="--layout")
+    with CXRReportGen(url) as reports:
+        click.echo(json.dumps(reports.score(body, timeout=timeout)))

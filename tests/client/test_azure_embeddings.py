@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medimage_client import InvalidInput
-from medimage_client.azure import EmbeddingRow, read_request, render_answer
+from medimage_client.azure_embeddings import EmbeddingRow, read_request, render_answer
 from tests.client.azure_samples import IMAGE_AND_TEXT, TEXT_ONLY, TWO_BY_TWO, card_request
 
 PNG = base64.b64decode(TWO_BY_TWO)
@@ -141,14 +141,14 @@ def test_bad_row_is_refused_by_row_and_column(data, message):
         ),
         (
             {"input_data": {"data": []}},
-            "'columns' is missing or null; expected a list of 'image', 'text' or both",
+            "'columns' is missing or null; expected a list of names, of ['image', 'text']",
         ),
         (
             request([], columns=["image", "txt"]),
-            "entry 1 of 'columns' is a string of 3 characters; expected 'image' or 'text'",
+            "entry 1 of 'columns' is a string of 3 characters; expected one of ['image', 'text']",
         ),
         (request([], columns=["text", "text"]), "'columns' holds a name twice; expected each once"),
-        (request([], columns=[]), "'columns' is an empty list; expected a list of 'image', 'text' or both"),
+        (request([], columns=[]), "'columns' is an empty list; expected a list of names, of ['image', 'text']"),
         ({"input_data": {"columns": ["text"]}}, "'data' is missing or null; expected a list of rows"),
         (request([["", "a"]], index=[0, 1]), "'index' has 2 entries and 'data' 1 rows; expected as many"),
         (request([], index=3), "'index' is a number; expected a list with one entry for each row of 'data'"),

@@ -1,0 +1,64 @@
+"""The JSON of Azure's CXRReportGen endpoint: requests to studies, reports to its answer.
+
+    {"input_data": {"columns": ["frontal_image", "lateral_image", "indication", "technique", "comparison"],
+                    "index": [0], "data": [["<base64>", "<base64>", "Pneumonia", "One view chest", "None"]]}}
+
+On top of what `azure.py` says:
+
+- every row has a `frontal_image`; the other columns are optional;
+- the text "None" is a text: Microsoft's toolkit sends it for a missing comparison, and the model was called with it;
+- there are no params, so any is refused: it would have no effect.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from medimage_client.azure import Request, read_image, read_json, read_table, read_text
+from medimage_client.errors import InvalidInput
+from medimage_client.report_request import IMAGE_INPUTS, SECTIONS, ReportRequest
+
+COLUMNS = (*IMAGE_INPUTS, *SECTIONS)
+
+
+def is_report_request(request: Request) -> bool:
+    """Whether a request has a column of this endpoint; if not, it is one of MedImageInsight's, or of none.
+
+    Raises:
+        InvalidInput: not the JSON of an object.
+    """
+    input_data = read_json(request).get("input_data")
+    columns = input_data.get("columns") if isinstance(input_data, Mapping) else None
+    return isinstance(columns, list) and any(column in COLUMNS for column in columns)
+
+
+def read_report_requests(request: Request) -> list[ReportRequest]:
+    """One study a row, from a decoded object, JSON text, or the path of a JSON file.
+
+    Raises:
+        InvalidInput: not the schema above; the message names the row and column.
+    """
+    table = read_table(request, COLUMNS)
+    if table.params:
+        names = [name if name.isidentifier() else f"a string of {len(name)} characters" for name in table.params]
+        raise InvalidInput(f"'params' has {', '.join(names)}; expected none, for this model has no params")
+    return [read_study(n, row) for n, row in enumerate(table.rows)]
+
+
+def read_study(n: int, row: Mapping[str, object]) -> ReportRequest:
+    frontal, lateral, prior = (read_image(n, row, column) for column in IMAGE_INPUTS)
+    if frontal is None:
+        raise InvalidInput(f"row {n}, column 'frontal_image': is missing; expected an image file as base64")
+    indication, technique, comparison, prior_report = (read_text(n, row, column) for column in SECTIONS)
+    return ReportRequest(
+        frontal_image=frontal,
+        lateral_image=lateral,
+        prior_image=prior,
+        indication=indication,
+        technique=technique,
+        comparison=comparison,
+        prior_report=prior_report,
+    )
+
+
+def render_reports(outputs: Sequence[str]) -> list[dict[str, str]]:
+    """The endpoint's answer: one object a row, whose `output` is the JSON text of the findings."""
+    return [{"output": output} for output in outputs]

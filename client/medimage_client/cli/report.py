@@ -1,0 +1,151 @@
+"""`medimage report`: a chest X-ray study to its findings, as they are written."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import click
+from PIL import Image
+
+from medimage_client.cli.options import server_options
+from medimage_client.constants import DEFAULT_REPORT_TIMEOUT_S
+from medimage_client.report import Report
+from medimage_client.report_client import CXRReportGen, ReportStream
+from medimage_client.report_grammar import FindingParser, ParsedFinding
+from medimage_client.report_request import Mode
+
+IMAGE_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+MEANING = {
+    "truncated": "cut before its end; --max-new-tokens sets where",
+    "malformed": "not of the model's own grammar; what could be read is shown",
+}
+
+
+@click.command()
+@click.argument("frontal", type=IMAGE_FILE)
+@click.option("--lateral", type=IMAGE_FILE, help="Lateral image of the same study.")
+@click.option("--prior", type=IMAGE_FILE, help="Frontal image of an earlier study.")
+@click.option("--indication", default="", help="Why the study was made.")
+@click.option("--technique", default="", help="How, such as 'One view chest'.")
+@click.option("--comparison", default="", help="With what it is compared.")
+@click.option("--prior-report", default="", help="Report of the earlier study.")
+@click.option(
+    "--mode",
+    type=click.Choice(get_args(Mode)),
+    default="grounded",
+    show_default=True,
+    help="Findings with boxes, findings as plain text, or the boxes of --phrase.",
+)
+@click.option("--phrase", help="The finding to locate, in mode phrase.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Where to cut the answer; the mode has a default.")
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    callback=lambda ctx, parameter, path: check_picture(path),
+    help="Picture to write: the frontal image with its boxes, and the findings below.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of text.")
+@server_options(timeout=DEFAULT_REPORT_TIMEOUT_S, what="the end of the report")
+def report(
+    frontal: Path,
+    lateral: Path | None,
+    prior: Path | None,
+    indication: str,
+    technique: str,
+    comparison: str,
+    prior_report: str,
+    mode: Mode,
+    phrase: str | None,
+    max_new_tokens: int | None,
+    picture: Path | None,
+    as_json: bool,
+    url: str,
+    timeout: float,
+) -> None:
+    """Findings of a chest X-ray study, each as soon as it is written.
+
+    FRONTAL is the current frontal image. Boxes are x_min, y_min, x_max, y_max in fractions of the square that the model
+    sees, the middle of the image. With --json the object has `output`, [[text, null or boxes], …] as Azure's endpoint
+    answers, and `status`: complete, truncated or malformed. A report that is not complete is told on standard error.
+    """
+    with (
+        CXRReportGen(url) as client,
+        client.stream(
+            frontal,
+            lateral=lateral,
+            prior=prior,
+            indication=indication,
+            technique=technique,
+            comparison=comparison,
+            prior_report=prior_report,
+            mode=mode,
+            phrase=phrase,
+            max_new_tokens=max_new_tokens,
+            timeout=timeout,
+        ) as stream,
+    ):
+        if as_json:
+            for _ in stream:
+                pass
+        elif mode == "findings":
+            echo_text(stream)
+        else:
+            echo_findings(stream)
+        answer = stream.report
+    if as_json:
+        click.echo(json.dumps(as_object(answer), ensure_ascii=False))
+    elif answer.status != "complete":
+        click.echo(f"The report is {answer.status}: {MEANING[answer.status]}.", err=True)
+    if picture is not None:
+        try:
+            answer.draw(frontal).save(picture)
+        except OSError as error:
+            raise click.FileError(str(picture), error.strerror or "cannot be written") from error
+
+
+def check_picture(path: Path | None) -> Path | None:
+    """Refuse before the work what could not be written after it."""
+    if path is None:
+        return None
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise click.BadParameter(f"{path} has no suffix of a picture; expected .png, .jpg or the like")
+    if not path.parent.is_dir():
+        raise click.BadParameter(f"folder {path.parent} does not exist")
+    return path
+
+
+def echo_text(pieces: ReportStream) -> None:
+    for piece in pieces:
+        click.echo(piece, nl=False)
+    click.echo()
+
+
+def echo_findings(pieces: ReportStream) -> None:
+    parser = FindingParser()
+    n_findings = 0
+
+    def echo(findings: Sequence[ParsedFinding]) -> None:
+        nonlocal n_findings
+        for finding in findings:
+            n_findings += 1
+            click.echo(f"{n_findings}. {render_finding(finding)}")
+
+    for piece in pieces:
+        echo(parser.feed(piece))
+    echo(parser.finish())
+
+
+def render_finding(finding: ParsedFinding) -> str:
+    """One line: the text, and its boxes in brackets."""
+    text, boxes = finding
+    rendered = ["[" + ", ".join(f"{edge:.3f}" for edge in box) + "]" for box in boxes or ()]
+    return " ".join([*text.split(), *rendered])
+
+
+def as_object(report: Report) -> dict[str, object]:
+    output = [
+        [finding.text, [[box.x_min, box.y_min, box.x_max, box.y_max] for box in finding.boxes] or None]
+        for finding in report.findings
+    ]
+    return {"output": output, "status": report.status}

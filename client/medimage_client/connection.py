@@ -1,0 +1,101 @@
+"""A connection to a Triton server, and the bounds that hold over all calls of a client."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from medimage_client.errors import InvalidInput, RequestTimeout, TransportError, Unavailable
+from medimage_client.retries import with_retries
+from medimage_client.transport import Call, Endpoint, Outputs, Transport
+
+T = TypeVar("T")
+
+
+class Connection:
+    """Made by the first call, and by the next one after `close`.
+
+    Args:
+        url: `grpc://host:port`, `grpcs://…`, `http://…` or `https://…`.
+        timeout: seconds for one request with its retries.
+        retries: attempts after the first.
+        concurrency: requests in flight, of those that hold one of `slots`.
+        transport: a connection to use instead of one to `url`.
+
+    Raises:
+        InvalidInput: the url or an option is not valid.
+    """
+
+    def __init__(
+        self, url: str, *, timeout: float, retries: int, concurrency: int, transport: Transport | None
+    ) -> None:
+        if timeout <= 0 or retries < 0 or concurrency < 1:
+            raise InvalidInput(
+                f"timeout={timeout}, retries={retries}, concurrency={concurrency}; expected timeout > 0, retries >= 0 "
+                "and concurrency >= 1"
+            )
+        self.slots = asyncio.Semaphore(concurrency)
+        self._endpoint = Endpoint.parse(url)
+        self._timeout = timeout
+        self._retries = retries
+        self._transport = transport
+
+    async def close(self) -> None:
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            await transport.close()
+
+    async def is_ready(self, models: Sequence[str]) -> bool:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._connected().is_ready(models)
+        except (TimeoutError, TransportError, Unavailable):
+            return False
+
+    async def infer(self, call: Call, *, timeout: float | None) -> Outputs:
+        """The call's outputs, within `timeout` seconds or, if None, the client's."""
+        return await with_retries(
+            lambda seconds_left: self._connected().infer(call, timeout=seconds_left),
+            retries=self._retries,
+            timeout=self._timeout if timeout is None else timeout,
+        )
+
+    async def stream(self, call: Call, *, timeout: float | None) -> AsyncGenerator[Outputs, None]:
+        """The responses of a decoupled model, the last within `timeout` seconds or, if None, the client's.
+
+        There is no retry after the first response: what the caller has seen cannot be taken back.
+        """
+        timeout = self._timeout if timeout is None else timeout
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + timeout
+
+        async def start(seconds_left: float) -> tuple[AsyncGenerator[Outputs, None], Outputs | None]:
+            responses = self._connected().stream(call, timeout=seconds_left)
+            return responses, await anext(responses, None)
+
+        responses, response = await with_retries(start, retries=self._retries, timeout=timeout)
+        try:
+            while response is not None:
+                yield response
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        response = await anext(responses, None)
+                except TimeoutError:
+                    raise RequestTimeout(f"no end within {timeout:g} s") from None
+        finally:
+            await responses.aclose()
+
+    def _connected(self) -> Transport:
+        if self._transport is None:
+            self._transport = self._endpoint.connect()
+        return self._transport
+
+
+async def gather(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Results in order. The first failure ends the others, which `asyncio.gather` would leave running."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+    except BaseExceptionGroup as failures:
+        first = failures.exceptions[0]
+        raise first from first.__cause__
+    return [task.result() for task in tasks]

@@ -1,0 +1,49 @@
+"""A chest X-ray report as the client returns it."""
+
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+from PIL import Image
+
+from medimage_client.errors import ResponseError
+from medimage_client.finding import Finding, read_findings
+from medimage_client.images import ImageInput
+from medimage_client.report_picture import draw_findings
+
+Status = Literal["complete", "truncated", "malformed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The answer to a study.
+
+    `status` is `complete`, `truncated` (cut by max_new_tokens or the model's length; an unfinished finding is dropped)
+    or `malformed` (the model broke its own grammar; what could be read is there).
+    """
+
+    findings: tuple[Finding, ...]
+    status: Status
+
+    @property
+    def text(self) -> str:
+        """All findings, one after the other."""
+        return " ".join(finding.text for finding in self.findings)
+
+    def draw(self, image: ImageInput) -> Image.Image:
+        """The frontal image with numbered boxes, in a colour for each finding, and all findings below; RGB.
+
+        Raises:
+            InvalidInput: not an image.
+        """
+        return draw_findings(self.findings, image)
+
+
+def read_report(output: str, status: str) -> Report:
+    """A report from the server's `output`, the JSON of `[[text, null | [[x_min, y_min, x_max, y_max], …]], …]`.
+
+    Raises:
+        ResponseError: anything else; the message shows nothing of it.
+    """
+    if status not in get_args(Status):
+        raise ResponseError(f"unknown status of a report; expected one of {list(get_args(Status))}", status=200)
+    return Report(read_findings(output), cast(Status, status))

@@ -1,0 +1,165 @@
+"""The synchronous client of CXRReportGen: `AsyncCXRReportGen`, run on the background loop."""
+
+import os
+import weakref
+from typing import Self
+
+from medimage_client.async_report_client import AsyncCXRReportGen, AsyncReportStream
+from medimage_client.azure import Request
+from medimage_client.background import close_forgotten, event_loop, run
+from medimage_client.constants import DEFAULT_CONCURRENCY, DEFAULT_REPORT_TIMEOUT_S, DEFAULT_RETRIES
+from medimage_client.images import ImageInput
+from medimage_client.report import Report
+from medimage_client.report_request import Mode
+from medimage_client.transport import Transport
+
+
+class CXRReportGen:
+    """CXRReportGen on a Triton server.
+
+    Every method is that of `AsyncCXRReportGen`, without `await`; arguments, results and errors are described there.
+    What `MedImageInsight` says of threads, forks and closing holds here too.
+
+    Raises:
+        InvalidInput: the url or an option is not valid.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float = DEFAULT_REPORT_TIMEOUT_S,
+        retries: int = DEFAULT_RETRIES,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        transport: Transport | None = None,
+    ) -> None:
+        self._client = AsyncCXRReportGen(
+            url, timeout=timeout, retries=retries, concurrency=concurrency, transport=transport
+        )
+        event_loop()  # before the finalizer, see background.start
+        weakref.finalize(self, close_forgotten, self._client, os.getpid())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        run(self._client.close())
+
+    def is_ready(self) -> bool:
+        """Whether the server answers now and has the models loaded; not retried."""
+        return run(self._client.is_ready())
+
+    def report(
+        self,
+        frontal: ImageInput,
+        *,
+        lateral: ImageInput | None = None,
+        prior: ImageInput | None = None,
+        indication: str | None = "",
+        technique: str | None = "",
+        comparison: str | None = "",
+        prior_report: str | None = "",
+        mode: Mode = "grounded",
+        phrase: str | None = None,
+        max_new_tokens: int | None = None,
+        constrained: bool = False,
+        timeout: float | None = None,
+    ) -> Report:
+        """The findings of a chest X-ray study; see `AsyncCXRReportGen.report`."""
+        return run(
+            self._client.report(
+                frontal,
+                lateral=lateral,
+                prior=prior,
+                indication=indication,
+                technique=technique,
+                comparison=comparison,
+                prior_report=prior_report,
+                mode=mode,
+                phrase=phrase,
+                max_new_tokens=max_new_tokens,
+                constrained=constrained,
+                timeout=timeout,
+            )
+        )
+
+    def stream(
+        self,
+        frontal: ImageInput,
+        *,
+        lateral: ImageInput | None = None,
+        prior: ImageInput | None = None,
+        indication: str | None = "",
+        technique: str | None = "",
+        comparison: str | None = "",
+        prior_report: str | None = "",
+        mode: Mode = "grounded",
+        phrase: str | None = None,
+        max_new_tokens: int | None = None,
+        constrained: bool = False,
+        timeout: float | None = None,
+    ) -> "ReportStream":
+        """The same as it is written, an iterator of pieces of text; see `AsyncCXRReportGen.stream`."""
+        return ReportStream(
+            self._client.stream(
+                frontal,
+                lateral=lateral,
+                prior=prior,
+                indication=indication,
+                technique=technique,
+                comparison=comparison,
+                prior_report=prior_report,
+                mode=mode,
+                phrase=phrase,
+                max_new_tokens=max_new_tokens,
+                constrained=constrained,
+                timeout=timeout,
+            )
+        )
+
+    def score(self, request: Request, *, timeout: float | None = None) -> list[dict[str, str]]:
+        """Answer a request of Azure's endpoint in its own JSON; see `AsyncCXRReportGen.score`."""
+        return run(self._client.score(request, timeout=timeout))
+
+
+class ReportStream:
+    """A report as it is written: an iterator of pieces of text, whose `report` is there after the last.
+
+    To leave it early is to cancel the request on the server. That happens with `close()`, at the end of a `with` block,
+    by Ctrl-C while it waits, or else when the stream is garbage: at once after `break` from a loop that alone holds it.
+    """
+
+    def __init__(self, stream: AsyncReportStream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            return run(self._stream.__anext__())
+        except StopAsyncIteration:
+            raise StopIteration from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the stream, and the request on the server if it is still under way."""
+        run(self._stream.aclose())
+
+    @property
+    def report(self) -> Report:
+        """The report, when the last piece has been read.
+
+        Raises:
+            MedImageError: it has not.
+        """
+        return self._stream.report

@@ -1,0 +1,336 @@
+"""Reports over both wires against small servers of this process, which answer as Triton 2.51 was seen to."""
+
+import base64
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler
+
+import grpc
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import deserialize_bytes_tensor
+
+from medimage_client import CXRReportGen, errors
+from medimage_client.images import encode_image
+from tests.client.fake_reports import OUTPUT, PIECES
+from tests.client.http_server import serving
+
+FULL_QUEUE = "64 reports are waiting already; try again later"
+LAST = {"text_output": PIECES[-1], "output": OUTPUT, "status": "complete"}
+WAIT_S = 10  # for what is bound to come
+
+
+class Script:
+    """What a stub server does: refuse as told, one refusal a request, then stream, and perhaps break off."""
+
+    def __init__(self):
+        self.refusals = []  # (gRPC code, message)
+        self.broken = None  # message after the first pieces
+        self.requests = []
+        self.go_on = threading.Event()  # after the first piece
+        self.go_on.set()
+        self.endless = False
+        self.left = threading.Event()  # by the client, before the end
+
+    def responses(self):
+        yield {"text_output": PIECES[0]}
+        assert self.go_on.wait(WAIT_S)
+        while self.endless and not self.left.wait(0.01):
+            yield {"text_output": "more"}
+        for piece in PIECES[1:-1]:
+            yield {"text_output": piece}
+        if self.broken is None:
+            yield LAST
+
+
+class GrpcStub(service_pb2_grpc.GRPCInferenceServiceServicer):
+    def __init__(self, script):
+        self.script = script
+
+    def read(self, request, context):
+        inputs = {}
+        for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True):
+            assert list(tensor.shape) == [1]
+            is_number = tensor.datatype == "INT32"
+            inputs[tensor.name] = (np.frombuffer(raw, np.int32) if is_number else deserialize_bytes_tensor(raw))[0]
+        parameters = {
+            name: getattr(value, value.WhichOneof("parameter_choice")) for name, value in request.parameters.items()
+        }
+        self.script.requests.append((request.model_name, inputs, parameters))
+        if self.script.refusals:
+            code, message = self.script.refusals.pop(0)
+            context.abort(grpc.StatusCode[code], message)
+
+    def response(self, values):
+        response = service_pb2.ModelInferResponse()
+        for name, value in values.items():
+            response.outputs.add(name=name, datatype="BYTES", shape=[1])
+            response.raw_output_contents.append(len(value.encode()).to_bytes(4, "little") + value.encode())
+        return response
+
+    def ModelInfer(self, request, context):
+        self.read(request, context)
+        return self.response({"output": OUTPUT, "status": "complete"})
+
+    def ModelStreamInfer(self, requests, context):
+        assert dict(context.invocation_metadata())["triton_grpc_error"] == "true"
+        context.add_callback(self.script.left.set)
+        for request in requests:
+            if request.model_name.endswith("unknown"):  # Triton gives this error no code
+                message = f"Request for unknown model: '{request.model_name}' is not found"
+                yield service_pb2.ModelStreamInferResponse(error_message=message)
+                continue
+            self.read(request, context)
+            for values in self.script.responses():
+                yield service_pb2.ModelStreamInferResponse(infer_response=self.response(values))
+            if self.script.broken is not None:
+                context.abort(grpc.StatusCode.INTERNAL, self.script.broken)
+
+
+class HttpStub(BaseHTTPRequestHandler):
+    script: Script
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        _, _, _, model, method = self.path.split("/")
+        if method == "infer":
+            self.script.requests.append((model, None, None))
+            outputs = {"output": OUTPUT, "status": "complete"}
+            raw = [len(value).to_bytes(4, "little") + value.encode() for value in outputs.values()]
+            tensors = [
+                {"name": name, "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(data)}}
+                for name, data in zip(outputs, raw, strict=True)
+            ]
+            header = json.dumps({"model_name": model, "outputs": tensors}).encode()
+            self.answer(200, "application/octet-stream", header + b"".join(raw), header_length=len(header))
+            return
+        self.script.requests.append((model, json.loads(body), None))
+        if self.script.refusals:
+            message = self.script.refusals.pop(0)[1]
+            self.answer(400, "text/event-stream", b"data: " + json.dumps({"error": message}).encode() + b"\n\n")
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        try:
+            for values in self.script.responses():
+                self.event({"model_name": model, "model_version": "1"} | values)
+            if self.script.broken is not None:
+                self.event({"error": self.script.broken})
+            self.wfile.write(b"0\r\n\r\n")
+        except ConnectionError:
+            self.script.left.set()
+            self.close_connection = True
+
+    def event(self, values):
+        data = b"data: " + json.dumps(values, ensure_ascii=False).encode() + b"\n\n"
+        for part in (data[:9], data[9:]):  # a chunk is no line
+            self.wfile.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+
+    def answer(self, status, content_type, body, *, header_length=None):
+        self.send_response(status)
+        if header_length is not None:
+            self.send_header("Inference-Header-Content-Length", str(header_length))
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def script():
+    return Script()
+
+
+@pytest.fixture
+def grpc_url(script):
+    server = grpc.server(ThreadPoolExecutor(8))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(GrpcStub(script), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"grpc://127.0.0.1:{port}"
+    server.stop(grace=None).wait()
+
+
+@pytest.fixture
+def http_url(script):
+    with serving(type("Stub", (HttpStub,), {"script": script})) as url:
+        yield url
+
+
+@pytest.fixture(params=["grpc", "http"])
+def url(request):
+    return request.getfixturevalue(f"{request.param}_url")
+
+
+@pytest.fixture
+def client(url):
+    with CXRReportGen(url) as client:
+        yield client
+
+
+@pytest.fixture
+def film(grey):
+    return grey(7)
+
+
+def test_report_arrives_over_both_wires(client, script, film):
+    assert client.report(film).text == "Heart is normal. Opacity."
+    assert script.requests[0][0] == "cxrreportgen"
+
+
+def test_pieces_arrive_before_the_next_is_written(client, script, film):
+    script.go_on.clear()
+    stream = client.stream(film, timeout=WAIT_S)
+    assert next(stream) == PIECES[0]
+    script.go_on.set()
+    assert [PIECES[0], *stream] == list(PIECES)
+    assert stream.report.text == "Heart is normal. Opacity."
+
+
+def test_study_travels_over_grpc_as_it_is(grpc_url, script, film):
+    with CXRReportGen(grpc_url) as client:
+        list(client.stream(film, indication="Füße", max_new_tokens=7, constrained=True, timeout=5))
+    ((model, inputs, parameters),) = script.requests
+    assert model == "cxrreportgen_stream"
+    assert inputs == {
+        "frontal_image": encode_image(film), "indication": "Füße".encode(), "mode": b"grounded", "max_new_tokens": 7
+    }  # fmt: skip
+    assert parameters["constrained"] is True
+    assert 4_000_000 < parameters["timeout"] <= 5_000_000  # microseconds
+
+
+def test_study_travels_over_http_as_json_with_base64_images(http_url, script, film):
+    with CXRReportGen(http_url) as client:
+        list(client.stream(film, indication="Füße", max_new_tokens=7, constrained=True))
+    ((model, body, _),) = script.requests
+    assert model == "cxrreportgen_stream"
+    assert base64.b64decode(body.pop("frontal_image"), validate=True) == encode_image(film)
+    assert body == {"indication": "Füße", "mode": "grounded", "max_new_tokens": 7, "constrained": True}
+
+
+def test_full_queue_is_tried_again_over_both_wires(client, script, film, no_delay):
+    script.refusals = [("UNAVAILABLE", FULL_QUEUE)] * 2
+    assert list(client.stream(film)) == list(PIECES)
+    assert len(script.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "error_type", "status"),
+    [
+        ("INVALID_ARGUMENT", "lateral_image: not an image", errors.InvalidInput, 400),
+        ("UNAVAILABLE", FULL_QUEUE, errors.Unavailable, 503),
+        ("UNAVAILABLE", "the server is shutting down", errors.Unavailable, 503),
+        ("UNAVAILABLE", "the report took longer than the limit of 600 s", errors.RequestTimeout, 504),
+        ("INTERNAL", "internal error", errors.ServerError, 500),
+        ("NOT_FOUND", "Request for unknown model: 'cxrreportgen_stream' is not found", errors.NotFound, 404),
+        (
+            "UNAVAILABLE",
+            "Request for unknown model: 'cxrreportgen_stream' version 1 is not at ready state",
+            errors.NotReady,
+            503,
+        ),
+    ],
+)
+def test_refusal_is_the_same_error_over_both_wires(url, script, film, code, message, error_type, status):
+    script.refusals = [(code, message)]
+    with CXRReportGen(url, retries=0) as client, pytest.raises(errors.MedImageError) as refused:
+        list(client.stream(film))
+    assert (type(refused.value), str(refused.value)) == (error_type, message)
+    assert refused.value.status == status
+
+
+def test_unknown_model_over_grpc_is_not_found_without_a_code(grpc_url, film, monkeypatch):
+    monkeypatch.setattr("medimage_client.async_report_client.STREAM_MODEL", "unknown")
+    with (
+        CXRReportGen(grpc_url) as client,
+        pytest.raises(errors.NotFound, match="unknown model: 'unknown' is not found"),
+    ):
+        list(client.stream(film))
+
+
+def test_stream_that_breaks_off_gives_its_pieces_and_the_error(client, script, film):
+    script.broken = "internal error"
+    stream = client.stream(film)
+    pieces = []
+    with pytest.raises(errors.ServerError, match="internal error"):
+        pieces.extend(iter(lambda: next(stream), None))
+    assert len(script.requests) == 1
+
+
+def test_stream_left_early_ends_on_the_server(client, script, film):
+    script.endless = True
+    with client.stream(film) as stream:
+        assert next(stream) == PIECES[0]
+        assert next(stream) == "more"
+    assert script.left.wait(WAIT_S)
+    script.endless = False
+    script.left.clear()
+    assert client.report(film).status == "complete"  # the client is as good as before
+
+
+def test_stream_out_of_time_ends_on_the_server(client, script, film):
+    script.endless = True
+    with pytest.raises(errors.RequestTimeout, match=r"no end within 0\.3 s"):
+        list(client.stream(film, timeout=0.3))
+    assert script.left.wait(WAIT_S)
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_nobody_listening_is_a_transport_error(scheme, film):
+    with CXRReportGen(f"{scheme}://127.0.0.1:1", retries=0) as client:  # a port nobody uses
+        with pytest.raises(errors.TransportError, match="cannot reach the server: "):
+            next(client.stream(film))
+        assert client.is_ready() is False
+
+
+def not_triton(status):
+    return f"HTTP {status} and a body that is not Triton's; is this the address of a Triton server?"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "message"),
+    [
+        (502, b"<html>Jane</html>", not_triton(502)),
+        (200, b"<html>Jane</html>", "the stream ended before its report"),
+        (200, b"data: Jane\n\n", not_triton(200)),
+        (200, b'data: ["Jane"]\n\n', not_triton(200)),
+        (200, b"x" * 2**20, not_triton(200)),
+        (401, b'{"detail": "Jane"}', not_triton(401)),
+        (403, b'{"error": "forbidden"}', "forbidden"),
+    ],
+    ids=["bad-gateway", "page", "event", "list", "endless-line", "other-json", "triton"],
+)
+def test_http_body_that_is_not_tritons_is_not_shown(film, status, body, message):
+    class Proxy(HttpStub):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(status, "text/html", body)
+
+    with serving(Proxy) as url, CXRReportGen(url, retries=0) as client, pytest.raises(errors.MedImageError) as refused:
+        list(client.stream(film))
+    assert str(refused.value) == message
+    assert refused.value.status == status
+
+
+def test_http_server_that_dies_in_a_stream_is_a_transport_error(film):
+    class Dying(HttpStub):
+        def do_POST(self):
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.event({"text_output": "a"})
+            self.close_connection = True  # without the last chunk
+
+    with serving(Dying) as url, CXRReportGen(url) as client:
+        stream = client.stream(film)
+        assert next(stream) == "a"
+        with pytest.raises(errors.TransportError, match="cannot reach the server: "):
+            next(stream)
