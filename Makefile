@@ -14,7 +14,7 @@ LIBPYTHON = libpython$(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.v
 GET_LIBPYTHON = { cd $(VENV) && apt-get download --quiet $(LIBPYTHON) && dpkg --extract $(LIBPYTHON)_*.deb deb \
 	&& cp --no-dereference deb/usr/lib/*/$(LIBPYTHON).so.1.0 lib/ && rm -r deb $(LIBPYTHON)_*.deb; } || true
 
-.PHONY: demo test check fix perf clean
+.PHONY: demo test check fix perf perf-reports phantom-reports clean
 
 demo: $(VENV)/.runtime  ## the whole way on a real Triton, with the phantom checkpoint
 	$(BIN)/python examples/demo.py
@@ -33,6 +33,12 @@ fix: $(VENV)/.dev  ## what check asks for, as far as a tool can do it
 
 perf: $(VENV)/.runtime  ## both encoders at full size, side by side; takes about seven minutes on two cores
 	$(BIN)/python perf/encoders.py
+
+perf-reports: $(VENV)/.runtime  ## the report decoder at full size; takes 20 GB and about 20 minutes on two cores
+	$(BIN)/python perf/reports.py
+
+phantom-reports: $(VENV)/.dev  ## the phantom report checkpoint on unseen studies, through Triton
+	$(BIN)/python perf/phantom_reports.py
 
 clean:
 	rm -rf $(VENV) build

@@ -1,6 +1,6 @@
-"""The whole way in one run: phantom checkpoint -> ONNX -> a real Triton -> the Azure request and a zero-shot table.
+"""The whole way in one run: phantom checkpoints -> ONNX -> a real Triton -> Azure request, zero-shot table and report.
 
-Run: make demo        Leaves: build/demo/phantoms.png, build/demo/triton.log
+Run: make demo        Leaves: build/demo/phantoms.png, build/demo/report.png, build/demo/triton.log
 """
 
 import base64
@@ -14,10 +14,12 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from medimage_client import MedImageError, MedImageInsight
+from medimage_client import CXRReportGen, MedImageError, MedImageInsight
+from medimage_export.cxrreportgen.export import export_cxrreportgen
 from medimage_export.errors import ExportError
 from medimage_export.medimageinsight.export import export_medimageinsight
 from medimage_export.phantoms import CAPTIONS, phantom
+from medimage_export.phantoms.chest_study import chest_study
 from medimage_export.repository import copy_unexported
 from medimage_server.launcher import LaunchError, run_triton
 
@@ -25,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / "build" / "demo"
 REPOSITORY = OUTPUT / "model_repository"  # a copy: a real checkpoint exported into model_repository/ stays there
 SEED = 1_000_000  # far from the seeds of training
+STUDY_SEED = 1_000_003  # a chest with two findings
 TILE_PX = 240
 
 
@@ -33,20 +36,25 @@ def main() -> None:
     copy_unexported(ROOT / "model_repository", REPOSITORY)
     files = draw_studies(OUTPUT / "studies")
 
-    print("1. Export the phantom checkpoint; PyTorch and ONNX Runtime side by side:\n")
+    print("1. Export the phantom checkpoints; PyTorch and ONNX Runtime side by side:\n")
     export_medimageinsight(ROOT / "checkpoints" / "medimageinsight-phantom", REPOSITORY)
+    export_cxrreportgen(ROOT / "checkpoints" / "cxrreportgen-phantom", REPOSITORY)
 
     print("\n2. Start Triton on free ports ...", end=" ", flush=True)
     started = time.monotonic()
     with run_triton(REPOSITORY, log=OUTPUT / "triton.log") as server:
         print(f"ready after {time.monotonic() - started:.1f} s (gRPC {server.grpc_port}, HTTP {server.http_port})")
-        with MedImageInsight(f"grpc://{server.host}:{server.grpc_port}") as client:
+        url = f"grpc://{server.host}:{server.grpc_port}"
+        with MedImageInsight(url) as client:
             azure_request(client, files[0])
             labels = zero_shot(client, files)
             timings(client, files)
+        with CXRReportGen(url) as client:
+            report(client).save(OUTPUT / "report.png")
     picture = OUTPUT / "phantoms.png"
     contact_sheet(files, labels).save(picture)
     print(f"\nTriton stopped. Inputs with their predicted labels: {picture.relative_to(ROOT)}")
+    print(f"The X-ray with the boxes of its report: {(OUTPUT / 'report.png').relative_to(ROOT)}")
 
 
 def draw_studies(folder: Path) -> list[Path]:
@@ -109,6 +117,29 @@ def timings(client: MedImageInsight, files: list[Path]) -> None:
             call()
             times_ms.append(1e3 * (time.perf_counter() - started))
         print(f"{name:<12} median {statistics.median(times_ms):7.1f} ms of {runs} runs")
+
+
+def report(client: CXRReportGen) -> Image.Image:
+    """Stream the report of one unseen study; returns the picture with its boxes."""
+    study = chest_study(STUDY_SEED)
+    frontal, lateral = Image.fromarray(study.frontal), Image.fromarray(study.lateral)
+    print("\n6. The report of an unseen chest study, as it streams:\n")
+    started = time.perf_counter()
+    first_ms, pieces = 0.0, 0
+    with client.stream(frontal, lateral=lateral, indication=study.indication, technique=study.technique) as stream:
+        for piece in stream:
+            first_ms = first_ms or 1e3 * (time.perf_counter() - started)
+            pieces += 1
+            print(piece.replace("</obj>", "</obj>\n"), end="", flush=True)
+    total_ms = 1e3 * (time.perf_counter() - started)
+    print(f"\nfirst piece after {first_ms:.0f} ms, all {pieces} after {total_ms:.0f} ms; {stream.report.status}\n")
+    print(f"{'drawn':<40}answered")
+    answered = {finding.text for finding in stream.report.findings}
+    for drawn in study.findings:
+        print(f"{drawn.sentence:<40}{'yes' if drawn.sentence in answered else 'no'}")
+    for text in answered - {drawn.sentence for drawn in study.findings}:
+        print(f"{'':<40}{text}   <- not drawn")
+    return stream.report.draw(frontal)
 
 
 def contact_sheet(files: list[Path], labels: list[str], columns: int = 6) -> Image.Image:

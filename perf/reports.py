@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import click
 import numpy as np
@@ -85,11 +86,7 @@ def steps(path: Path, context: int, concurrency: tuple[int, ...] = CONCURRENCY) 
         except ValueError:
             continue
         if decoder.slots == n:  # else the memory of this machine is too small for so many
-            embeds = random_embeds(n)
-            lengths = np.full(n, context + 1)
-            positions = np.full(n, context, np.int64)
-            decoder.step(embeds, lengths=lengths, position_ids=positions)
-            times = [timed(lambda: decoder.step(embeds, lengths=lengths, position_ids=positions)) for _ in range(STEPS)]  # noqa: B023
+            times = step_times(decoder, n, context)
             results.append(
                 {
                     "context": context,
@@ -103,6 +100,17 @@ def steps(path: Path, context: int, concurrency: tuple[int, ...] = CONCURRENCY) 
         del decoder
         gc.collect()
     return results
+
+
+def step_times(decoder: Decoder, studies: int, context: int) -> list[float]:
+    embeds, lengths = random_embeds(studies), np.full(studies, context + 1)
+    positions = np.full(studies, context, np.int64)
+
+    def step() -> None:
+        decoder.step(embeds, lengths=lengths, position_ids=positions)
+
+    step()
+    return [timed(step) for _ in range(STEPS)]
 
 
 def first_token(path: Path) -> float:
@@ -147,8 +155,6 @@ def same_tokens(path: Path, studies: int = 8) -> dict[str, int]:
 
 def run_job(scheduler: Scheduler, prompt: np.ndarray, tokens: list[int]) -> None:
     """Generate COMPARED_TOKENS tokens into `tokens`."""
-    from threading import Event
-
     ended, endings = Event(), []
 
     def on_end(ending: Ending) -> None:
@@ -230,9 +236,8 @@ def print_tables(report: dict) -> None:
     theirs, ours = report["transformers"], report["steps"][0]["median_s"]
     print(f"\ntransformers fp32: first token {theirs['first_token_s']:.1f} s, step {theirs['step_s'] * 1e3:.0f} ms")
     print(f"int4: first token {report['first_token_s']:.1f} s, step {ours * 1e3:.0f} ms")
-    print(
-        f"transformers ÷ int4: first token {theirs['first_token_s'] / report['first_token_s']:.1f}, step {theirs['step_s'] / ours:.1f}"
-    )
+    first, step = theirs["first_token_s"] / report["first_token_s"], theirs["step_s"] / ours
+    print(f"transformers ÷ int4: first token {first:.1f}, step {step:.1f}")
     same = report["same_tokens"]
     print(f"alone and {same['studies']} at once: {same['same']} of {same['tokens']} tokens are the same")
 

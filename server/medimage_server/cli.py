@@ -42,11 +42,11 @@ def serve(
         with run_triton(
             repository, models=models, host=host, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port
         ) as server:
-            click.echo(f"serving: {', '.join(server.models)}")
             click.echo(
                 f"ready: grpc://{host}:{server.grpc_port}  http://{host}:{server.http_port}  "
                 f"metrics http://{host}:{server.metrics_port}/metrics  (Ctrl-C ends it)"
             )
+            click.echo(f"models: {', '.join(server.models)}")
             code = server.process.wait()
     except LaunchError as error:
         raise click.ClickException(str(error)) from error

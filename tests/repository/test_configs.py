@@ -16,6 +16,8 @@ CONFIGS = {
 }
 ENSEMBLES = sorted(name for name, config in CONFIGS.items() if config.platform == "ensemble")
 LEAVES = sorted(CONFIGS.keys() - set(ENSEMBLES))
+CALLERS = sorted(name for name, config in CONFIGS.items() if "calls" in config.parameters)  # of other models, by BLS
+BATCHED = sorted(set(LEAVES) - set(CALLERS))
 
 # onnxruntime: README.md of triton-inference-server/onnxruntime_backend, "Model Config Options".
 # python: a Python model reads its own; these are ours.
@@ -29,10 +31,21 @@ DOCUMENTED_PARAMETERS = {
         "memory.enable_memory_arena_shrinkage",
         "session.use_device_allocator_for_initializers",
     },
-    "python": {"profile", "max_encoded_bytes", "max_pixels"},
+    "python": {
+        *("profile", "max_encoded_bytes", "max_pixels"),
+        *("calls", "max_requests"),
+        *("slots", "max_length", "max_queue", "time_limit_s", "prefill_chunk", "intra_op_thread_count"),
+    },
 }
 
-BYTES, UINT8, INT64, FP32 = "TYPE_STRING", "TYPE_UINT8", "TYPE_INT64", "TYPE_FP32"
+BYTES, UINT8, INT32, INT64, FP32 = "TYPE_STRING", "TYPE_UINT8", "TYPE_INT32", "TYPE_INT64", "TYPE_FP32"
+# the seven columns of the Azure schema, and what is ours
+REPORT_COLUMNS = (
+    *("frontal_image", "lateral_image", "prior_image"),
+    *("indication", "technique", "comparison", "prior_report"),
+)
+REPORT_INPUTS = {name: (BYTES, [1]) for name in (*REPORT_COLUMNS, "mode", "phrase")} | {"max_new_tokens": (INT32, [1])}
+REPORT_OUTPUTS = {"output": (BYTES, [1]), "status": (BYTES, [1])}
 PUBLIC_TENSORS = {
     "medimageinsight": (
         {"image": (BYTES, [1]), "text": (BYTES, [1])},
@@ -58,10 +71,19 @@ PUBLIC_TENSORS = {
         {"pixels": (UINT8, [480, 480, 3])},
         {"image_features": (FP32, [1024]), "scaling_factor": (FP32, [1])},
     ),
+    "cxrreportgen": (REPORT_INPUTS, REPORT_OUTPUTS),
+    "cxrreportgen_stream": (REPORT_INPUTS, {"text_output": (BYTES, [1]), **REPORT_OUTPUTS}),
+    "cxr_image_preprocessing": ({"image": (BYTES, [1])}, {"pixels": (UINT8, [518, 518])}),
+    "cxr_image_encoder": ({"pixels": (UINT8, [518, 518])}, {"image_tokens": (FP32, [-1, -1])}),
     "text_encoder": (
         {"input_ids": (INT64, [77]), "attention_mask": (INT64, [77])},
         {"text_features": (FP32, [1024]), "scaling_factor": (FP32, [1])},
     ),
+}
+OPTIONAL = {
+    "image_preprocessing": {"after"},
+    "cxrreportgen": REPORT_INPUTS.keys() - {"frontal_image"},
+    "cxrreportgen_stream": REPORT_INPUTS.keys() - {"frontal_image"},
 }
 
 
@@ -81,7 +103,7 @@ def test_model_tensors_are_the_published_ones(model):
     assert signature(CONFIGS[model].input) == inputs
     assert signature(CONFIGS[model].output) == outputs
     optional = {tensor.name for tensor in CONFIGS[model].input if tensor.optional}
-    assert optional == ({"after"} if model == "image_preprocessing" else set())
+    assert optional == OPTIONAL.get(model, set())
 
 
 @pytest.mark.parametrize("model", ENSEMBLES)
@@ -112,7 +134,7 @@ def test_ensemble_takes_no_larger_batch_than_its_steps(model):
     assert 0 < CONFIGS[model].max_batch_size <= min(CONFIGS[step.model_name].max_batch_size for step in steps)
 
 
-@pytest.mark.parametrize("model", LEAVES)
+@pytest.mark.parametrize("model", BATCHED)
 def test_leaf_queue_is_bounded_and_lets_a_caller_shorten_its_wait(model):
     policy = CONFIGS[model].dynamic_batching.default_queue_policy
     assert policy.max_queue_size > 0
@@ -124,7 +146,7 @@ def test_leaf_queue_is_bounded_and_lets_a_caller_shorten_its_wait(model):
 @pytest.mark.parametrize("model", LEAVES)
 def test_leaf_states_what_triton_would_otherwise_guess(model):
     config = CONFIGS[model]
-    assert config.max_batch_size > 0
+    assert (config.max_batch_size > 0) is (model in BATCHED)
     assert len(config.instance_group) == 1
     assert config.version_policy.latest.num_versions == 1
     assert config.backend in DOCUMENTED_PARAMETERS
@@ -137,7 +159,25 @@ def test_leaf_parameters_are_documented_ones_with_a_text_value(model):
     assert all(parameter.string_value for parameter in config.parameters.values())
 
 
-@pytest.mark.parametrize("model", LEAVES)
+@pytest.mark.parametrize("model", CALLERS)
+def test_caller_takes_requests_at_once_and_bounds_them_itself(model):
+    """See the configs: execute returns at once, so that one instance has many requests, and Triton no queue."""
+    config = CONFIGS[model]
+    assert not config.HasField("dynamic_batching")
+    assert not config.model_warmup  # the models that it calls may not be loaded yet
+    assert {"max_queue", "max_requests"} & config.parameters.keys()
+    assert set(config.parameters["calls"].string_value.split()) <= CONFIGS.keys()
+
+
+def test_only_the_stream_is_decoupled():
+    assert [model for model in LEAVES if CONFIGS[model].model_transaction_policy.decoupled] == ["cxrreportgen_stream"]
+
+
+def test_whole_report_takes_the_inputs_of_the_stream():
+    assert list(CONFIGS["cxrreportgen"].input) == list(CONFIGS["cxrreportgen_stream"].input)
+
+
+@pytest.mark.parametrize("model", BATCHED)
 def test_leaf_warms_up_with_every_required_input(model):
     config = CONFIGS[model]
     (warmup,) = config.model_warmup

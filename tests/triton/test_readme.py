@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from medimage_export.phantoms import CAPTIONS, phantom
+from medimage_export.phantoms.chest_study import TEST_SEEDS, chest_study
 from medimage_server.launcher import choose_ports
-from tests.paths import PHANTOM_CHECKPOINT, ROOT
+from tests.paths import PHANTOM_CHECKPOINT, REPORT_CHECKPOINT, ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -45,6 +46,15 @@ def workplace(unexported, tmp_path_factory):
     image = encodebytes((folder / "chest.png").read_bytes()).decode()
     request = {"input_data": {"columns": ["image", "text"], "index": [0], "data": [[image, CAPTIONS[0]]]}}
     (folder / "request.json").write_text(json.dumps(request))
+    study = chest_study(TEST_SEEDS[0])
+    for name, view in (("frontal", study.frontal), ("lateral", study.lateral)):
+        Image.fromarray(view).save(folder / f"{name}.png")
+    columns = ["frontal_image", "lateral_image", "indication", "technique", "comparison"]
+    images = [encodebytes((folder / f"{name}.png").read_bytes()).decode() for name in ("frontal", "lateral")]
+    request = {
+        "input_data": {"columns": columns, "index": [0], "data": [[*images, "Pneumonia", "One view chest", "None"]]}
+    }
+    (folder / "study.json").write_text(json.dumps(request | {"params": {}}))
     return folder
 
 
@@ -59,10 +69,11 @@ def run(workplace):
         command = command.replace("localhost:8001", f"localhost:{ports['grpc']}")
         command = command.replace("localhost:8000", f"localhost:{ports['http']}")
         command = re.sub(
-            r"^(medimage (?:score|embed|classify) .*)", rf"\1 --url grpc://localhost:{ports['grpc']}", command
+            r"^(medimage (?:score|embed|classify|report) .*)", rf"\1 --url grpc://localhost:{ports['grpc']}", command
         )
         serve = "medimage serve " + " ".join(f"--{name}-port {port}" for name, port in ports.items())
-        return command.replace("/data/medimageinsight", str(PHANTOM_CHECKPOINT)).replace("medimage serve", serve)
+        command = command.replace("/data/medimageinsight", str(PHANTOM_CHECKPOINT))
+        return command.replace("/data/maira-2", str(REPORT_CHECKPOINT)).replace("medimage serve", serve)
 
     def start(command: str, **options) -> subprocess.Popen:
         return subprocess.Popen(["bash", "-c", local(command)], cwd=workplace, env=environment, text=True, **options)
@@ -89,22 +100,23 @@ def run(workplace):
 
 
 @pytest.fixture(scope="module")
-def three_commands(run):
-    """The server of "Bring your own checkpoint", started by its own three commands; gives the third one's output."""
+def commands_of_the_checkpoint(run):
+    """The server of "Bring your own checkpoint", started by its own commands; gives the last one's output."""
     (_, commands), *_ = blocks("## Bring your own checkpoint")
-    export, serve, score = commands.splitlines()
-    assert "max |err|" in run(export)
+    *exports, serve, score = commands.splitlines()
+    for export in exports:
+        assert "max |err|" in run(export)
     with run.served(serve):
         yield run(score)
 
 
-def test_three_commands_give_the_azure_answer(three_commands):
-    (row,) = json.loads(three_commands)
+def test_commands_give_the_azure_answer(commands_of_the_checkpoint):
+    (row,) = json.loads(commands_of_the_checkpoint)
     assert [len(row["image_features"]), len(row["image_features"][0]), len(row["text_features"])] == [1, 1024, 1024]
 
 
-@pytest.mark.parametrize("heading", ["### Python", "### gRPC with NVIDIA's own client"])
-def test_python_example_prints_what_stands_below_it(three_commands, run, workplace, heading):
+@pytest.mark.parametrize("heading", ["### Python", "### gRPC with NVIDIA's own client", "### Report in Python"])
+def test_python_example_prints_what_stands_below_it(commands_of_the_checkpoint, run, workplace, heading):
     (_, code), (_, printed) = blocks(heading)
     (workplace / "example.py").write_text(run.local(code))
     assert run("python example.py") == printed
@@ -112,18 +124,42 @@ def test_python_example_prints_what_stands_below_it(three_commands, run, workpla
 
 @pytest.mark.parametrize(
     "command",
-    [line for language, block in blocks("### Command line") for line in block.splitlines() if language == "bash"],
+    [
+        line
+        for heading in ("### Command line", "### Report on the command line")
+        for language, block in blocks(heading)
+        for line in block.splitlines()
+        if language == "bash"
+    ],
 )
-def test_command_line_example_runs(three_commands, run, command):
+def test_command_line_example_runs(commands_of_the_checkpoint, run, command):
     run(command)
 
 
 @pytest.mark.parametrize("number", range(len(blocks("### curl"))), ids=["image", "text"])
-def test_curl_example_is_answered(three_commands, run, number):
+def test_curl_example_is_answered(commands_of_the_checkpoint, run, number):
     features = ("image_features", "text_features")[number]
     outputs = {output["name"]: output["data"] for output in json.loads(run(blocks("### curl")[number][1]))["outputs"]}
     assert outputs.keys() == {features, "scaling_factor"}
     assert len(outputs[features]) == 1024
+
+
+def test_curl_example_streams_a_report(commands_of_the_checkpoint, run):
+    events = [
+        json.loads(line.removeprefix("data: "))
+        for line in run(blocks("### Report with curl")[0][1]).splitlines()
+        if line
+    ]
+    text = "".join(event["text_output"] for event in events)
+    assert len(events) > 5
+    assert events[-1]["status"] == "complete"
+    assert [finding[0] for finding in json.loads(events[-1]["output"])] == re.findall(r"<obj>([^<]+)", text)
+
+
+def test_curl_example_gives_a_plain_report(commands_of_the_checkpoint, run):
+    answer = json.loads(run(blocks("### Report with curl")[1][1]))
+    ((text, boxes),) = json.loads(answer["output"])
+    assert "heart" in text and boxes is None
 
 
 def test_make_commands_exist():
