@@ -41,7 +41,7 @@ from medimage_export.errors import CheckpointError
 from medimage_export.parity import Bound, Feed, ParityRow, check_parity, compare
 from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_export.repository import check_configs, check_is_repository, put_in_place, staging_folder, write_json
-from medimage_export.to_onnx import to_onnx
+from medimage_export.to_onnx import hide_output_shape, to_onnx
 
 MODELS = ("cxr_image_encoder", "cxr_image_preprocessing", "cxrreportgen_stream")
 COORDINATES = range(100)  # of either axis, see the box grammar
@@ -165,6 +165,7 @@ def _export_image_encoder(encoder: ImageEncoder, path: Path, precision: Precisio
         exported = copy.deepcopy(encoder)
         exported.vision_tower.half(), exported.multi_modal_projector.half()  # not the normalisation before them
     to_onnx(exported, path)
+    hide_output_shape(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     rows = compare("cxr_image_encoder", encoder, session, _image_feeds(encoder.config))
     check_parity(rows, IMAGE_BOUNDS[precision])
