@@ -7,6 +7,17 @@ from pathlib import Path
 from typing import Any
 
 
+def exported_file(path: Path, model: str) -> Path:
+    """The path of a file that `medimage export MODEL` writes.
+
+    Raises:
+        FileNotFoundError: the model was not exported yet.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found; run `medimage export {model}` to write it")
+    return path
+
+
 @contextmanager
 def exported_json(path: Path, model: str) -> Iterator[Any]:
     """The content of a JSON file that `medimage export MODEL` writes, for a block that takes from it what it needs.
@@ -15,8 +26,7 @@ def exported_json(path: Path, model: str) -> Iterator[Any]:
         FileNotFoundError: the model was not exported yet.
         ValueError: the file is no JSON, or the block found a key missing or a value that is not allowed.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found; run `medimage export {model}` to write it")
+    exported_file(path, model)
     try:
         yield json.loads(path.read_text(encoding="utf-8"))
     except (KeyError, TypeError, ValueError) as error:

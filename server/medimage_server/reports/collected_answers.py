@@ -1,0 +1,114 @@
+"""`cxrreportgen`: one answer for one request, collected from `cxrreportgen_stream`, many at a time.
+
+In Triton a model that is not decoupled answers before it takes the next request, unless its requests have senders:
+then `execute` may return at once, and a thread gives the one answer (python backend, "Default Mode", since 24.06).
+"""
+
+import logging
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medimage_server import bls
+from medimage_server.error_response import public_error, refusal
+from medimage_server.errors import InferenceFailed, Unavailable
+
+log = logging.getLogger(__name__)
+
+STREAM = "cxrreportgen_stream"
+OUTPUTS = ("output", "status")
+POLL_S = 0.25  # how often callers are asked whether they still wait
+
+
+class CollectedAnswers:
+    """The requests that wait for their report.
+
+    Args:
+        pb_utils: the module triton_python_backend_utils, which there is only inside Triton.
+        max_requests: that may wait, each with a thread of its own. More than the slots and the queue of the stream
+            model, so that it is that model which refuses.
+    """
+
+    def __init__(self, pb_utils: Any, max_requests: int) -> None:
+        self._pb_utils, self._max_requests = pb_utils, max_requests
+        self._waiting: dict[str, Any] = {}  # senders by call_id
+        self._threads = ThreadPoolExecutor(max_requests, thread_name_prefix="collect")
+        self._closed = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._watcher.start()
+
+    def add(self, request: Any, parameters: Mapping[str, Any]) -> None:
+        """Have a request answered, and return at once."""
+        sender, call_id = request.get_response_sender(), str(uuid4())
+        # Copied, for the request's memory is Triton's again when execute returns.
+        tensors = {tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()}
+        if len(self._waiting) >= self._max_requests:
+            error = Unavailable(f"{self._max_requests} requests are waiting already; try again later")
+            self._send(sender, refusal(self._pb_utils, error))
+            return
+        self._waiting[call_id] = sender
+        self._threads.submit(self._answer, call_id, request.request_id(), tensors, dict(parameters))
+
+    def close(self) -> None:
+        """Wait for the answers that are on their way."""
+        self._threads.shutdown()
+        self._closed.set()
+        self._watcher.join()
+
+    def _answer(
+        self, call_id: str, request_id: str, tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any]
+    ) -> None:
+        sender = self._waiting[call_id]
+        try:
+            answer = self._collect(request_id, tensors, {**parameters, "call_id": call_id})
+        except Exception as error:
+            answer = refusal(self._pb_utils, public_error(self._pb_utils, error, request_id))
+        del self._waiting[call_id]
+        self._send(sender, answer)
+
+    def _collect(self, request_id: str, tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any]) -> Any:
+        tensor = self._pb_utils.Tensor
+        request = self._pb_utils.InferenceRequest(
+            model_name=STREAM,
+            request_id=request_id,
+            inputs=[tensor(name, values) for name, values in tensors.items()],
+            requested_output_names=list(OUTPUTS),
+            parameters=dict(parameters),
+        )
+        answer = None
+        for response in request.exec(decoupled=True):  # to its end: one that is left early is never released
+            if response.has_error():
+                answer = refusal(self._pb_utils, bls.by_name(response.error().message()))
+            elif response.output_tensors():
+                outputs = {output.name(): output.as_numpy() for output in response.output_tensors()}
+                answer = self._pb_utils.InferenceResponse([tensor(name, outputs[name].copy()) for name in OUTPUTS])
+        if answer is None:
+            raise InferenceFailed(f"{STREAM} ended without an answer")
+        return answer
+
+    def _watch(self) -> None:
+        while not self._closed.wait(POLL_S):
+            for call_id, sender in list(self._waiting.items()):
+                try:
+                    if sender.is_cancelled():
+                        self._cancel(call_id)  # again each time, for the call may not have arrived there yet
+                except Exception as error:
+                    log.error("a cancellation could not be told: %s", type(error).__name__)
+
+    def _cancel(self, call_id: str) -> None:
+        request = self._pb_utils.InferenceRequest(
+            model_name=STREAM,
+            inputs=[self._pb_utils.Tensor("frontal_image", np.array([b""], dtype=object))],  # it is a required input
+            requested_output_names=list(OUTPUTS),
+            parameters={"cancel": call_id},
+        )
+        for _ in request.exec(decoupled=True):
+            pass
+
+    def _send(self, sender: Any, response: Any) -> None:
+        sender.send(response, flags=self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

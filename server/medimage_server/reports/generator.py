@@ -1,0 +1,277 @@
+"""Report requests to reports: what stands between a Triton adapter and the scheduler.
+
+A request becomes a prompt at once, so that what is wrong with it is said at once; its images are encoded shortly before
+a slot is free for it; its tokens become text as they are decoded; and the whole text is read for its findings.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from medimage_client.report_grammar import parse_tolerant, to_output
+from medimage_server.errors import InferenceFailed, InvalidInput
+from medimage_server.exported import exported_file
+from medimage_server.image_requests import positive
+from medimage_server.reports.constraint import Constraint, Grammar
+from medimage_server.reports.decoder import Decoder
+from medimage_server.reports.embedding import Embeds, TokenEmbedding
+from medimage_server.reports.prompt import Prompt, PromptTokenizer, Study
+from medimage_server.reports.scheduler import Ending, Job, Scheduler
+from medimage_server.reports.settings import GenerationSettings
+from medimage_server.reports.text_stream import TextStream
+
+IMAGES = ("frontal_image", "lateral_image", "prior_image")  # in the order of the prompt
+TEXTS = ("indication", "technique", "comparison", "prior_report", "mode", "phrase")
+ROW = re.compile(r"row (\d+): ")  # how the preprocessing names an image
+
+Status = Literal["complete", "truncated", "malformed"]
+EncodeImages = Callable[[Sequence[bytes]], NDArray[np.float32]]  # n encoded images -> (n, tokens per image, H)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportRequest:
+    """One study as a caller sent it."""
+
+    study: Study
+    images: Mapping[str, bytes] = field(repr=False)  # by input name, in the order of IMAGES; encoded
+    max_new_tokens: int | None = None  # None for the default of the mode
+    constrained: bool = False
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, object]) -> "ReportRequest":
+        """From the input tensors by name, each of one element, and the parameters of a request.
+
+        An image of no bytes counts as not given, like a text.
+
+        Raises:
+            InvalidInput: there is no frontal image, a value is of another type or not allowed; names the input.
+        """
+        images = {name: _bytes(tensors, name) for name in IMAGES}
+        if not images["frontal_image"]:
+            raise InvalidInput("frontal_image is missing")
+        given: dict[str, Any] = {name: text for name in TEXTS if (text := _text(tensors, name))}
+        study = Study(has_lateral=bool(images["lateral_image"]), has_prior=bool(images["prior_image"]), **given)
+        constrained = parameters.get("constrained", False)
+        if not isinstance(constrained, bool):
+            raise InvalidInput("parameter constrained must be true or false")
+        return cls(
+            study=study,
+            images={name: image for name, image in images.items() if image},
+            max_new_tokens=int(_only(tensors, "max_new_tokens")) if "max_new_tokens" in tensors else None,
+            constrained=constrained,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The end of an answer."""
+
+    output: str = field(repr=False)  # JSON text of the findings
+    status: Status
+
+
+class Listener(Protocol):
+    """Whoever waits for one answer; called from the scheduler's thread, in order."""
+
+    def text(self, delta: str) -> None:
+        """More of the answer."""
+
+    def end(self, delta: str, report: Report) -> None:
+        """The last of it. Nothing is called behind this."""
+
+    def fail(self, error: Exception) -> None:
+        """There will be no report. Nothing is called behind this."""
+
+    def is_cancelled(self) -> bool:
+        """Whether nobody waits any more."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorSettings:
+    """What the operator chose in config.pbtxt."""
+
+    slots: int
+    max_length: int  # 0 for what the model allows
+    max_queue: int
+    time_limit_s: int
+    prefill_chunk: int
+    intra_op_thread_count: int  # 0 for one for each core
+
+    @classmethod
+    def read(cls, parameters: Mapping[str, str]) -> "GeneratorSettings":
+        """From the parameters of config.pbtxt.
+
+        Raises:
+            ValueError: a parameter is missing or no whole number.
+        """
+        return cls(
+            slots=positive(parameters, "slots"),
+            max_length=_whole(parameters, "max_length"),
+            max_queue=positive(parameters, "max_queue"),
+            time_limit_s=positive(parameters, "time_limit_s"),
+            prefill_chunk=positive(parameters, "prefill_chunk"),
+            intra_op_thread_count=_whole(parameters, "intra_op_thread_count"),
+        )
+
+
+class ReportGenerator:
+    """An exported report model, ready to answer.
+
+    Args:
+        folder: what `medimage export cxrreportgen` wrote for the model `cxrreportgen_stream`.
+        encode_images: called from several threads, may take its time. Its InvalidInput names images by their row.
+        kind, device_id: of the Triton instance, see Decoder.
+
+    Raises:
+        FileNotFoundError: the model was not exported yet.
+        ValueError: an exported file or a parameter is not as it should be, or the KV cache does not fit in memory.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: GeneratorSettings,
+        encode_images: EncodeImages,
+        *,
+        kind: str = "CPU",
+        device_id: int = 0,
+    ) -> None:
+        self._encode_images = encode_images
+        self._model = shorten(GenerationSettings.read(folder / "generation.json"), settings.max_length)
+        self._tokenizer = Tokenizer.from_file(str(exported_file(folder / "tokenizer.json", "cxrreportgen")))
+        self._tokenize = PromptTokenizer(self._tokenizer, self._model)
+        decoder = Decoder(
+            folder / "decoder.onnx",
+            slots=settings.slots,
+            max_length=self._model.max_length,
+            kind=kind,
+            device_id=device_id,
+            threads=settings.intra_op_thread_count,
+        )
+        self._embed = TokenEmbedding(folder / "embed_tokens.npy", decoder.dtype)
+        if self._embed.hidden_size != decoder.hidden_size:
+            raise ValueError(
+                f"{folder}: embed_tokens.npy has rows of {self._embed.hidden_size} numbers, decoder.onnx takes "
+                f"{decoder.hidden_size}; export the model again"
+            )
+        self._grammar = Grammar(self._tokenizer, self._model, decoder.vocabulary_size)
+        # What the decoder cannot do, it cannot do at the first request either: then the model had better not load.
+        decoder.prefill(0, self._embed([0]), past=0, position_ids=np.zeros(1, np.int64))
+        self.scheduler = Scheduler(
+            decoder,
+            self._embed,
+            max_queue=settings.max_queue,
+            time_limit_s=settings.time_limit_s,
+            prefill_chunk=settings.prefill_chunk,
+            long_rope=self._model.long_rope,
+        )
+
+    def submit(self, request: ReportRequest, listener: Listener) -> None:
+        """Take a request, and return at once; the listener hears the rest.
+
+        Raises:
+            InvalidInput: the texts cannot be used, or the prompt is too long.
+            Unavailable: too many requests wait already.
+        """
+        prompt = self._tokenize(request.study, request.max_new_tokens)
+        answer = _Answer(TextStream(self._tokenizer), listener)
+        constraint = Constraint(self._grammar, grounded=request.study.mode != "findings")
+        self.scheduler.submit(
+            Job(
+                prepare=lambda: self._embed_prompt(prompt, request.images),
+                max_new_tokens=prompt.max_new_tokens,
+                eos_token_ids=frozenset(self._model.eos_token_ids),
+                on_token=answer.add,
+                on_end=answer.end,
+                is_cancelled=listener.is_cancelled,
+                constraint=constraint if request.constrained else None,
+            )
+        )
+
+    def close(self) -> None:
+        """End all requests with an error."""
+        self.scheduler.close()
+
+    def _embed_prompt(self, prompt: Prompt, images: Mapping[str, bytes]) -> Embeds:
+        try:
+            image_tokens = self._encode_images(list(images.values()))
+        except InvalidInput as error:
+            raise InvalidInput(name_image(str(error), list(images))) from None
+        expected = (len(images), self._model.tokens_per_image, self._embed.hidden_size)
+        if image_tokens.shape != expected:
+            raise InferenceFailed(f"the image encoder gave {list(image_tokens.shape)}, not {list(expected)}")
+        return self._embed.with_images(prompt.token_ids, prompt.image_positions, image_tokens)
+
+
+class _Answer:
+    """Turns the tokens of one job into text for its listener."""
+
+    def __init__(self, stream: TextStream, listener: Listener) -> None:
+        self._stream, self._listener = stream, listener
+
+    def add(self, token: int) -> None:
+        if delta := self._stream.feed(token):
+            self._listener.text(delta)
+
+    def end(self, ending: Ending) -> None:
+        if isinstance(ending, Exception):
+            self._listener.fail(ending)
+            return
+        delta = self._stream.finish()
+        self._listener.end(delta, read_report(self._stream.text, is_cut=ending == "length"))
+
+
+def shorten(model: GenerationSettings, max_length: int) -> GenerationSettings:
+    """The settings of a model that is served with fewer tokens than it allows; 0 for all of them.
+
+    Raises:
+        ValueError: it does not allow that many.
+    """
+    if max_length > model.max_length:
+        raise ValueError(f"parameter max_length is {max_length}; the model allows at most {model.max_length}")
+    return replace(model, max_length=max_length or model.max_length)
+
+
+def read_report(text: str, *, is_cut: bool) -> Report:
+    """The findings of an answer; of one that was cut, the complete ones."""
+    parsed = parse_tolerant(text)
+    status: Status = "truncated" if is_cut else "malformed" if parsed.malformed else "complete"
+    return Report(output=to_output(parsed.findings), status=status)
+
+
+def name_image(message: str, names: Sequence[str]) -> str:
+    """`row 1: ...` of the preprocessing as `lateral_image: ...`."""
+    return ROW.sub(lambda found: f"{names[int(found[1])]}: ", message, count=1)
+
+
+def _only(tensors: Mapping[str, NDArray[Any]], name: str) -> Any:
+    values = tensors[name].reshape(-1)
+    if len(values) != 1:
+        raise InvalidInput(f"{name} has {len(values)} values; expected one")
+    return values[0]
+
+
+def _bytes(tensors: Mapping[str, NDArray[Any]], name: str) -> bytes:
+    return bytes(_only(tensors, name)) if name in tensors else b""
+
+
+def _text(tensors: Mapping[str, NDArray[Any]], name: str) -> str:
+    try:
+        return _bytes(tensors, name).decode("utf-8")
+    except UnicodeDecodeError as error:
+        # from None: the original error holds the whole text
+        raise InvalidInput(f"{name} is not valid UTF-8 (byte offset {error.start})") from None
+
+
+def _whole(parameters: Mapping[str, str], name: str) -> int:
+    value = parameters.get(name, "")
+    if not value.isdecimal():
+        raise ValueError(f"parameter {name} is {value!r}; expected a whole number, or 0 for the default")
+    return int(value)

@@ -1,0 +1,343 @@
+"""Continuous batching: one thread that answers many studies at a time on the slots of one decoder.
+
+A job waits, is prepared (its images are encoded) shortly before a slot becomes free, is read into the slot in chunks,
+and then gets one token with every decode step until it ends. Each turn of the thread:
+
+1. drops what was cancelled or took too long, waiting or live, ten times a second;
+2. starts to prepare the jobs at the front of the queue, and puts prepared ones into free slots, the lowest first, so
+   that the live rows stay at the front of the batch;
+3. prefills one chunk of one prompt, the oldest;
+4. decodes one token for every live slot, all in one batch.
+
+So live answers go on while a prompt is read, and prompts are read while others are answered.
+"""
+
+import logging
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medimage_server.errors import Cancelled, InferenceFailed, Unavailable
+from medimage_server.reports.constraint import Logits
+from medimage_server.reports.embedding import Embeds
+from medimage_server.reports.settings import LongRope
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.1  # how often jobs are asked whether they were cancelled: in Triton each question takes half a millisecond
+PREPARED_AHEAD = 4  # jobs with encoded images, but no slot yet: up to 67 MB each at MAIRA-2's size
+
+Ending = Literal["eos", "length"] | Exception
+
+
+class SlotDecoder(Protocol):
+    """What the scheduler needs of medimage_server.reports.decoder.Decoder."""
+
+    slots: int
+    max_length: int
+
+    def prefill(self, slot: int, embeds: Embeds, *, past: int, position_ids: NDArray[np.int64]) -> Logits: ...
+    def step(self, embeds: Embeds, *, lengths: NDArray[np.int64], position_ids: NDArray[np.int64]) -> Logits: ...
+
+
+class TokenConstraint(Protocol):
+    """What the scheduler needs of medimage_server.reports.constraint.Constraint."""
+
+    def apply(self, logits: Logits) -> Logits: ...
+    def advance(self, token: int) -> None: ...
+
+
+@dataclass(eq=False, kw_only=True)
+class Job:
+    """One answer to be generated. The callbacks run in the scheduler's threads and must be quick, but for `prepare`."""
+
+    prepare: Callable[[], Embeds]  # -> the prompt (S, H); may take its time
+    max_new_tokens: int
+    eos_token_ids: frozenset[int]
+    on_token: Callable[[int], None]  # each token but the last one, if that is an end token
+    on_end: Callable[[Ending], None]  # once: ended by itself, cut, or the error that ended it
+    is_cancelled: Callable[[], bool]
+    constraint: TokenConstraint | None = None
+
+
+@dataclass
+class Counters:
+    """What the scheduler has done since it started."""
+
+    tokens: int = 0  # generated, end tokens included
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(eq=False)
+class _Answer:
+    """A job on its way, owned by the scheduler's thread."""
+
+    job: Job
+    deadline: float
+    prompt: Future[Embeds] | None = None  # None before preparation starts
+    slot: int = -1
+    pending: Embeds | None = None  # being prefilled; None while it waits or decodes
+    length: int = 0  # tokens that the slot holds
+    shift: int = 0  # of the rows in the rope tables
+    prompt_length: int = 0
+    tokens: list[int] = field(default_factory=list)
+    kept_prompt: Embeds | None = None  # for a new prefill behind the long-rope limit
+
+    @property
+    def is_decoding(self) -> bool:
+        return self.slot >= 0 and self.pending is None
+
+
+class Scheduler:
+    """Runs jobs on a decoder until closed.
+
+    Args:
+        decoder: used by the scheduler's thread alone.
+        embed: n token ids -> (n, H).
+        max_queue: jobs that are accepted and not yet in a slot.
+        time_limit_s: of a job, from its submission.
+        prefill_chunk: tokens of a prompt that are read between two decode steps.
+        long_rope: the second set of rope rows, where the model has one.
+    """
+
+    def __init__(
+        self,
+        decoder: SlotDecoder,
+        embed: Callable[[Sequence[int]], Embeds],
+        *,
+        max_queue: int,
+        time_limit_s: float,
+        prefill_chunk: int,
+        long_rope: LongRope | None = None,
+    ) -> None:
+        self._decoder, self._embed = decoder, embed
+        self._max_queue, self._time_limit_s, self._chunk = max_queue, time_limit_s, prefill_chunk
+        self._long_rope = long_rope
+        self.counters = Counters()
+        self._queue: list[_Answer] = []  # accepted, not in a slot; under the lock
+        self._slots: list[_Answer | None] = [None] * decoder.slots
+        self._prefilling: list[_Answer] = []  # in order of admission
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._closing = False
+        self._next_poll = 0.0
+        self._preparers = ThreadPoolExecutor(PREPARED_AHEAD, thread_name_prefix="prepare")
+        self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
+        self._thread.start()
+
+    @property
+    def live_slots(self) -> int:
+        return sum(answer is not None for answer in self._slots)
+
+    @property
+    def queue_length(self) -> int:
+        return len(self._queue)
+
+    def submit(self, job: Job) -> None:
+        """Take a job, and return at once.
+
+        Raises:
+            Unavailable: too many jobs wait already, or the scheduler is closed.
+        """
+        with self._lock:
+            if self._closing:
+                raise Unavailable("the server is shutting down")
+            if len(self._queue) >= self._max_queue:
+                raise Unavailable(f"{self._max_queue} reports are waiting already; try again later")
+            self._queue.append(_Answer(job, monotonic() + self._time_limit_s))
+        self._wake.set()
+
+    def close(self) -> None:
+        """End all jobs with an error, and the thread."""
+        with self._lock:
+            self._closing = True
+        self._wake.set()
+        self._thread.join()
+        self._preparers.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self) -> None:
+        while not self._closing:
+            self._wake.clear()
+            try:
+                is_busy = self._turn()
+            except Exception as error:  # a fault of ours; whoever comes next is served
+                where = "".join(traceback.format_tb(error.__traceback__))
+                log.error("the report scheduler failed: %s\n%s", type(error).__name__, where)
+                self._end_all(error)
+                continue
+            if not is_busy:
+                self._wake.wait(POLL_S if self._queue else None)
+        self._end_all(Unavailable("the server is shutting down"))
+
+    def _turn(self) -> bool:
+        """Whether there was anything to run."""
+        self._drop_given_up()
+        self._start_preparing()
+        self._admit()
+        was_prefilled = self._prefill_chunk()
+        return self._decode_step() or was_prefilled
+
+    def _drop_given_up(self) -> None:
+        now = monotonic()
+        if now < self._next_poll:
+            return
+        self._next_poll = now + POLL_S
+        for answer in [*self._queue, *filter(None, self._slots)]:
+            if now > answer.deadline:
+                limit = Unavailable(f"the report took longer than the limit of {self._time_limit_s:g} s")
+                self._end(answer, limit)
+            elif self._is_cancelled(answer):
+                self._end(answer, Cancelled("the request was cancelled"))
+
+    def _is_cancelled(self, answer: _Answer) -> bool:
+        try:
+            return answer.job.is_cancelled()
+        except Exception as error:
+            self._end(answer, error)
+            return False
+
+    def _start_preparing(self) -> None:
+        for answer in self._queue[:PREPARED_AHEAD]:
+            if answer.prompt is None:
+                answer.prompt = self._preparers.submit(answer.job.prepare)
+                answer.prompt.add_done_callback(lambda _: self._wake.set())
+
+    def _admit(self) -> None:
+        for answer in [answer for answer in self._queue if answer.prompt and answer.prompt.done()]:
+            if None not in self._slots:
+                return
+            assert answer.prompt is not None
+            if error := answer.prompt.exception():
+                self._end(answer, error if isinstance(error, Exception) else InferenceFailed("preparation was stopped"))
+                continue
+            with self._lock:
+                self._queue.remove(answer)
+            answer.slot = self._slots.index(None)
+            self._slots[answer.slot] = answer
+            prompt, answer.prompt = answer.prompt.result(), None
+            answer.prompt_length = len(prompt)
+            if self._may_become_long(answer):
+                answer.kept_prompt = prompt
+            self._start_prefill(answer, prompt)
+
+    def _may_become_long(self, answer: _Answer) -> bool:
+        if self._long_rope is None:
+            return False
+        most = answer.prompt_length + answer.job.max_new_tokens
+        return answer.prompt_length <= self._long_rope.after < most
+
+    def _start_prefill(self, answer: _Answer, embeds: Embeds) -> None:
+        is_long = self._long_rope is not None and len(embeds) > self._long_rope.after
+        answer.shift = self._long_rope.first_row if self._long_rope and is_long else 0
+        answer.pending, answer.length = embeds, 0
+        self._prefilling.append(answer)
+
+    def _prefill_chunk(self) -> bool:
+        if not self._prefilling:
+            return False
+        answer = self._prefilling[0]
+        assert answer.pending is not None
+        chunk = answer.pending[answer.length : answer.length + self._chunk]
+        positions = np.arange(answer.length, answer.length + len(chunk), dtype=np.int64) + answer.shift
+        started = monotonic()
+        try:
+            logits = self._decoder.prefill(answer.slot, chunk, past=answer.length, position_ids=positions)
+        except Exception as error:
+            self._end(answer, error)
+            return True
+        self.counters.prefill_s += monotonic() - started
+        answer.length += len(chunk)
+        if answer.length == len(answer.pending):
+            self._prefilling.remove(answer)
+            answer.pending = None
+            self._choose_token(answer, logits)
+        return True
+
+    def _decode_step(self) -> bool:
+        decoding = [answer for answer in self._slots if answer and answer.is_decoding]
+        if not decoding:
+            return False
+        n = decoding[-1].slot + 1
+        lengths, positions = np.ones(n, np.int64), np.zeros(n, np.int64)
+        for answer in filter(None, self._slots[:n]):
+            # Also of a slot that is being prefilled: its next chunk overwrites what this step writes there.
+            lengths[answer.slot] = answer.length + 1
+            positions[answer.slot] = answer.length + answer.shift
+        started = monotonic()
+        try:
+            rows = self._embed([answer.tokens[-1] for answer in decoding])
+            embeds = np.zeros((n, rows.shape[1]), rows.dtype)
+            embeds[[answer.slot for answer in decoding]] = rows
+            logits = self._decoder.step(embeds, lengths=lengths, position_ids=positions)
+        except Exception as error:
+            for answer in decoding:
+                self._end(answer, error)
+            return True
+        self.counters.decode_s += monotonic() - started
+        for answer in decoding:
+            answer.length += 1
+            self._choose_token(answer, logits[answer.slot])
+        return True
+
+    def _choose_token(self, answer: _Answer, logits: Logits) -> None:
+        """Greedy: the same study gives the same report. Whatever fails here ends this answer alone."""
+        try:
+            ending = self._extend(answer, logits)
+        except Exception as error:
+            ending = error
+        if ending is not None:
+            self._end(answer, ending)
+        elif self._crosses_long_rope(answer):
+            # As transformers' generate() does for Phi-3: all tokens change their factors, so all are read again.
+            assert answer.kept_prompt is not None
+            self._start_prefill(answer, np.concatenate([answer.kept_prompt, self._embed(answer.tokens)]))
+            answer.kept_prompt = None
+
+    def _extend(self, answer: _Answer, logits: Logits) -> Ending | None:
+        job = answer.job
+        allowed = job.constraint.apply(logits) if job.constraint else logits
+        token = int(allowed.argmax())  # the lowest of equals, as torch.argmax
+        if not np.isfinite(allowed[token]):
+            raise InferenceFailed("the decoder gave no finite score for any token")
+        self.counters.tokens += 1
+        answer.tokens.append(token)
+        if token in job.eos_token_ids:
+            return "eos"
+        if job.constraint:
+            job.constraint.advance(token)
+        job.on_token(token)
+        total = answer.prompt_length + len(answer.tokens)
+        is_full = len(answer.tokens) >= job.max_new_tokens or total >= self._decoder.max_length
+        return "length" if is_full else None
+
+    def _crosses_long_rope(self, answer: _Answer) -> bool:
+        total = answer.prompt_length + len(answer.tokens)
+        return self._long_rope is not None and answer.shift == 0 and total > self._long_rope.after
+
+    def _end(self, answer: _Answer, ending: Ending) -> None:
+        """Free what the answer holds, and tell its job."""
+        with self._lock:
+            if answer in self._queue:
+                self._queue.remove(answer)
+        if answer in self._prefilling:
+            self._prefilling.remove(answer)
+        if answer.slot >= 0:
+            self._slots[answer.slot] = None
+        if answer.prompt:
+            answer.prompt.cancel()
+        try:
+            answer.job.on_end(ending)
+        except Exception as error:
+            log.error("the end of a report could not be told: %s", type(error).__name__)
+
+    def _end_all(self, error: Exception) -> None:
+        for answer in [*self._queue, *filter(None, self._slots)]:
+            self._end(answer, error)

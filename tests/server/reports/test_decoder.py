@@ -1,0 +1,144 @@
+"""The decoder's slots on a real graph, against PyTorch without a cache."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from medimage_server.reports import memory
+from medimage_server.reports.decoder import Decoder
+from medimage_server.reports.memory import fit_slots
+from tests.server.reports.small_model import write_small_model
+
+TOLERANCE = 1e-4  # on logits of about 1; another order of sums gives some 1e-6
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_small_model(tmp_path_factory.mktemp("model"), "linear")
+
+
+@pytest.fixture
+def decoder(model):
+    return Decoder(model.folder / "decoder.onnx", slots=3, max_length=64, threads=1)
+
+
+def prompt(model, seed, n):
+    return model.table[np.random.default_rng(seed).integers(3, len(model.table), n)]
+
+
+def prefill(decoder, slot, embeds, chunk=64):
+    for past in range(0, len(embeds), chunk):
+        part = embeds[past : past + chunk]
+        logits = decoder.prefill(slot, part, past=past, position_ids=np.arange(past, past + len(part)))
+    return logits
+
+
+def close(got, expected):
+    np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("chunk", [64, 16, 7, 1])
+def test_prefill_in_chunks_gives_pytorchs_logits(model, decoder, chunk):
+    embeds = prompt(model, 0, 40)
+    close(prefill(decoder, 1, embeds, chunk), model.logits(embeds))
+
+
+def test_step_over_slots_of_different_lengths_gives_each_its_own_logits(model, decoder):
+    sequences = [prompt(model, seed, n) for seed, n in ((0, 40), (1, 3), (2, 17))]
+    for slot, embeds in enumerate(sequences):
+        prefill(decoder, slot, embeds)
+    for seed in range(3):
+        new = prompt(model, 10 + seed, 3)
+        lengths = np.array([len(embeds) + 1 for embeds in sequences])
+        logits = decoder.step(new, lengths=lengths, position_ids=lengths - 1)
+        sequences = [np.vstack([embeds, row]) for embeds, row in zip(sequences, new, strict=True)]
+        for slot, embeds in enumerate(sequences):
+            close(logits[slot], model.logits(embeds))
+
+
+def test_step_takes_the_first_slots_alone_and_an_empty_one_as_a_dummy(model, decoder):
+    embeds, new = prompt(model, 0, 20), prompt(model, 1, 2)
+    prefill(decoder, 1, embeds)
+    logits = decoder.step(new, lengths=np.array([1, 21]), position_ids=np.array([0, 20]))
+    assert logits.shape == (2, model.config.decoder.vocab_size)
+    close(logits[1], model.logits(np.vstack([embeds, new[1:]])))
+
+
+def test_step_between_two_chunks_of_a_prefill_leaves_it_whole(model, decoder):
+    live, embeds, new = prompt(model, 0, 20), prompt(model, 1, 30), prompt(model, 2, 2)
+    prefill(decoder, 1, live)
+    prefill(decoder, 0, embeds[:12])
+    decoder.step(new, lengths=np.array([13, 21]), position_ids=np.array([12, 20]))
+    logits = decoder.prefill(0, embeds[12:], past=12, position_ids=np.arange(12, 30))
+    close(logits, model.logits(embeds))
+
+
+def test_slot_forgets_the_answer_before(model, decoder):
+    embeds = prompt(model, 1, 5)
+    prefill(decoder, 2, prompt(model, 0, 50))
+    close(prefill(decoder, 2, embeds), model.logits(embeds))
+
+
+def test_slot_can_be_filled_to_its_last_token(model, decoder):
+    embeds = prompt(model, 0, 64)
+    prefill(decoder, 0, embeds[:63])
+    logits = decoder.step(embeds[63:], lengths=np.array([64]), position_ids=np.array([63]))
+    close(logits[0], model.logits(embeds))
+
+
+def test_decoder_that_was_not_exported_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"decoder\.onnx: not found; run `medimage export cxrreportgen`"):
+        Decoder(tmp_path / "decoder.onnx", slots=1, max_length=8)
+
+
+def test_file_that_is_no_graph_is_named(tmp_path):
+    (tmp_path / "decoder.onnx").write_bytes(b"no graph")
+    with pytest.raises(ValueError, match=r"decoder\.onnx: onnxruntime cannot load it"):
+        Decoder(tmp_path / "decoder.onnx", slots=1, max_length=8)
+
+
+def test_slots_that_do_not_fit_in_memory_are_fewer_and_logged(model, caplog, monkeypatch):
+    slot_bytes = 2 * 2 * 4 * 64 * 16 * 4  # layers, key and value, heads, tokens, head_dim, float32
+    monkeypatch.setattr(memory, "free_bytes", lambda: int(2.5 * slot_bytes / memory.FREE_FRACTION))
+    with caplog.at_level(logging.WARNING):
+        decoder = Decoder(model.folder / "decoder.onnx", slots=8, max_length=64, threads=1)
+    assert decoder.slots == 2
+    assert caplog.messages == ["8 slots of 64 tokens need 0.0 GB of KV cache, 0.0 GB are free: 2 slots"]
+    close(prefill(decoder, 1, prompt(model, 0, 30)), model.logits(prompt(model, 0, 30)))
+
+
+def test_fewer_slots_are_told_in_gigabytes(caplog, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda: 12_100_000_000)
+    assert fit_slots(8, 3_221_225_472, 6144) == 3
+    assert caplog.messages == ["8 slots of 6144 tokens need 25.8 GB of KV cache, 12.1 GB are free: 3 slots"]
+
+
+def test_slots_that_fit_are_not_talked_about(caplog, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda: 100_000_000_000)
+    assert fit_slots(8, 3_221_225_472, 6144) == 8
+    assert caplog.messages == []
+
+
+def test_memory_for_not_even_one_slot_is_an_error_that_says_what_to_lower(monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda: 3_000_000_000)
+    with pytest.raises(ValueError, match=r"not even one \(3\.2 GB\) fits in the 3\.0 GB .* lower the parameter max_l"):
+        fit_slots(8, 3_221_225_472, 6144)
+
+
+@pytest.mark.parametrize("files", [("memory.max", "memory.current"), ("limit", "usage")], ids=["v2", "v1"])
+def test_limit_of_a_container_counts_without_its_page_cache(tmp_path, monkeypatch, files):
+    limit, usage = (tmp_path / file for file in files)
+    limit.write_text("5000000\n")
+    usage.write_text("4000000\n")
+    (tmp_path / "memory.stat").write_text("anon 1000000\ninactive_file 3000000\n")
+    monkeypatch.setattr(memory, "CGROUPS", ((limit, usage),))
+    assert memory.free_bytes() == 4_000_000
+
+
+def test_container_without_a_limit_has_what_the_machine_has(tmp_path, monkeypatch):
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 4000 kB\n")
+    monkeypatch.setattr(memory, "CGROUPS", ((tmp_path / "memory.max", tmp_path / "memory.current"),))
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    assert memory.free_bytes() == 4000 * 1024
