@@ -3,7 +3,10 @@
 import importlib.util
 import json
 import sys
+import threading
 from types import SimpleNamespace
+
+COMPLETE_FINAL = 1
 
 
 class Tensor:
@@ -18,7 +21,7 @@ class Tensor:
 
 
 class TritonError:
-    INTERNAL, INVALID_ARG = "INTERNAL", "INVALID_ARG"
+    INTERNAL, INVALID_ARG, UNAVAILABLE, CANCELLED = "INTERNAL", "INVALID_ARG", "UNAVAILABLE", "CANCELLED"
 
     def __init__(self, message, code):
         self.message, self.code = message, code
@@ -28,12 +31,37 @@ class TritonModelException(Exception):
     pass
 
 
+class ResponseSender:
+    """Collects what is sent; `fail` is raised by each send, and `answered` is set with the last response."""
+
+    def __init__(self):
+        self.sent, self.cancelled, self.fail = [], False, None
+        self.answered = threading.Event()
+
+    def send(self, response=None, flags=0):
+        assert not self.answered.is_set()
+        if response is not None and not self.fail:
+            self.sent.append(response)
+        if flags == COMPLETE_FINAL:
+            self.answered.set()
+        if self.fail:
+            raise self.fail
+
+    def is_cancelled(self):
+        assert not self.answered.is_set()  # Triton has freed by then what this looks at
+        return self.cancelled
+
+
 class Request:
     """A request with its input arrays by name, and its parameters."""
 
     def __init__(self, inputs, parameters=None):
         self._inputs = [Tensor(name, array) for name, array in inputs.items()]
         self._parameters = parameters or {}
+        self.sender = ResponseSender()
+
+    def get_response_sender(self):
+        return self.sender
 
     def inputs(self):
         return self._inputs

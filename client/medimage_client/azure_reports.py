@@ -11,12 +11,14 @@ On top of what `azure.py` says:
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 
-from medimage_client.azure import Request, read_image, read_json, read_table, read_text
+from medimage_client.azure import Request, read_image, read_json, read_table, read_text, short
 from medimage_client.errors import InvalidInput
 from medimage_client.report_request import IMAGE_INPUTS, SECTIONS, ReportRequest
 
 COLUMNS = (*IMAGE_INPUTS, *SECTIONS)
+OPTIONS = tuple(option.name for option in fields(ReportRequest))
 
 
 def is_report_request(request: Request) -> bool:
@@ -38,7 +40,7 @@ def read_report_requests(request: Request) -> list[ReportRequest]:
     """
     table = read_table(request, COLUMNS)
     if table.params:
-        names = [name if name.isidentifier() else f"a string of {len(name)} characters" for name in table.params]
+        names = [short(name, OPTIONS) for name in table.params]
         raise InvalidInput(f"'params' has {', '.join(names)}; expected none, for this model has no params")
     return [read_study(n, row) for n, row in enumerate(table.rows)]
 

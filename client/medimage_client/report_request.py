@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from medimage_client.azure import short
 from medimage_client.errors import InvalidInput
 from medimage_client.images import ImageInput, encode_image
 from medimage_client.texts import check_text
@@ -41,7 +42,7 @@ class ReportRequest:
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
-            raise InvalidInput(f"mode is {self.mode!r}; expected one of {list(get_args(Mode))}")
+            raise InvalidInput(f"mode is {short(self.mode)}; expected one of {list(get_args(Mode))}")
         if self.frontal_image is None:
             raise InvalidInput("frontal_image is None; expected an image")
         for name in (*SECTIONS, "phrase"):
@@ -54,7 +55,7 @@ class ReportRequest:
             raise InvalidInput(f"phrase is given and mode is {self.mode!r}; expected mode 'phrase', or no phrase")
         n = self.max_new_tokens
         if n is not None and (not isinstance(n, int) or isinstance(n, bool) or not 0 < n <= MAX_INT32):
-            raise InvalidInput(f"max_new_tokens is {n!r}; expected a whole number above 0, or None")
+            raise InvalidInput(f"max_new_tokens is {short(n)}; expected a whole number above 0, or None")
 
     def call(self, model: str, output_names: tuple[str, ...]) -> Call:
         """The request of Triton; reads and encodes the images.

@@ -63,9 +63,10 @@ UNREADABLE_BODY = "an exception occurred in the client while decoding"  # triton
 STREAM_HEADERS = {"triton_grpc_error": "true"}  # Triton: end a stream that fails with a gRPC code, not a text alone
 EVENT = b"data:"  # server-sent events
 STATUS_MARKS = {  # Triton 2.51 and our models; for streams, which lose the status over HTTP and sometimes over gRPC
-    re.compile(r"maximum queue size|waiting already|shutting down"): 503,
+    # first, for these may go on with any words: of our models, and of Triton's Python backend
+    re.compile(r"^(internal error|Failed to process the request|Stub process '[^']*' is not healthy)"): 500,
+    re.compile(r"maximum queue size|waiting already|busy; try again|shutting down"): 503,
     re.compile(r"unknown model"): 404,
-    re.compile(r"^internal error"): 500,
 }
 TOO_LONG = re.compile(r"took longer than the limit")  # our models, UNAVAILABLE as Triton has no code for it
 NOT_READY = re.compile(r"not ready|not at ready state|no available versions")  # Triton, before and after a load
@@ -124,9 +125,9 @@ class TritonTransport:
             )
             outputs = {name: result.as_numpy(name) for name in call.output_names}
         except self._failures as error:
-            raise unified_error(error) from error
-        except (AttributeError, LookupError, TypeError, ValueError) as error:  # tritonclient checks no body
-            raise ResponseError(not_triton(200), status=200) from error
+            raise unified_error(error) from None
+        except (AttributeError, LookupError, TypeError, ValueError):  # tritonclient checks no body
+            raise ResponseError(not_triton(200), status=200) from None
         if any(array is None for array in outputs.values()):
             raise ResponseError(not_triton(200), status=200)
         return outputs
@@ -138,7 +139,7 @@ class TritonTransport:
                 [await self._client.is_model_ready(model) for model in models]
             )
         except self._failures as error:
-            raise unified_error(error) from error
+            raise unified_error(error) from None
 
     async def close(self) -> None:
         await self._client.close()
@@ -180,7 +181,7 @@ class GrpcTransport(TritonTransport):
                 arrays = {name: result.as_numpy(name) for name in call.output_names}
                 yield {name: array for name, array in arrays.items() if array is not None}
         except self._rpc_error as error:  # which tritonclient lets through here
-            raise unified_error(InferenceServerException(error.details(), status=str(error.code()))) from error
+            raise unified_error(InferenceServerException(error.details(), status=str(error.code()))) from None
         finally:
             responses.cancel()  # of no effect after the end
 
@@ -226,9 +227,9 @@ class HttpTransport(TritonTransport):
                 finally:
                     response.close()  # and the connection, unless the response has come to its end
         except self._failures as error:
-            raise unified_error(error) from error
-        except self._endless_line as error:
-            raise ResponseError(not_triton(200), status=200) from error
+            raise unified_error(error) from None
+        except self._endless_line:
+            raise ResponseError(not_triton(200), status=200) from None
 
     async def close(self) -> None:
         await self._session.close()
@@ -277,10 +278,12 @@ def microseconds(timeout: float) -> int:
 def unified_error(error: Exception) -> MedImageError:
     """tritonclient's exceptions, and those of the libraries below it, as ours.
 
-    tritonclient spells a status as "StatusCode.UNAVAILABLE" over gRPC and "503" over HTTP.
+    tritonclient spells a status as "StatusCode.UNAVAILABLE" over gRPC and "503" over HTTP. Ours are raised `from None`:
+    a message of aiohttp may quote the answer, which is clinical text.
     """
     if not isinstance(error, InferenceServerException):
-        return TransportError(f"cannot reach the server: {one_line(str(error) or type(error).__name__)}")
+        reason = str(error) if isinstance(error, OSError) else ""  # the operating system quotes nothing
+        return TransportError(f"cannot reach the server: {one_line(reason or type(error).__name__)}")
     code = (error.status() or "").removeprefix("StatusCode.")
     message = error.message() or ""
     if code == "UNAVAILABLE" and NO_CONNECTION.search(message):

@@ -46,7 +46,7 @@ def error_of(model: str, message: str) -> Exception:
         return InvalidInput(message)
     if any(text in message for text in REFUSALS):
         return Unavailable(f"{model} is busy; try again later")
-    return InferenceFailed(f"{model}: {message}")
+    return InferenceFailed(f"internal error: {model}: {message}")
 
 
 def with_name(error: Exception) -> Exception:
@@ -57,4 +57,4 @@ def with_name(error: Exception) -> Exception:
 def by_name(message: str) -> Exception:
     """What `with_name` was given."""
     name, _, text = message.partition(": ")
-    return NAMED_ERRORS[name](text) if name in NAMED_ERRORS else InferenceFailed(message)
+    return NAMED_ERRORS[name](text) if name in NAMED_ERRORS else InferenceFailed(f"internal error: {message}")

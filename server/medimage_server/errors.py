@@ -6,7 +6,7 @@ class InvalidInput(Exception):
 
 
 class InferenceFailed(Exception):
-    """The model failed for a reason that is not the caller's."""
+    """The model failed for a reason that is not the caller's. Its text begins with "internal error"."""
 
 
 class Unavailable(Exception):

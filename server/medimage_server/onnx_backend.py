@@ -136,7 +136,9 @@ class OnnxModel:
             raise InvalidInput(f"{self.name} cannot take the values of {', '.join(tensors)}") from error
         except Exception as error:
             log.error("%s failed on %d rows: %s", self.name, _rows(tensors), type(error).__name__)
-            raise InferenceFailed(f"{self.name} failed; the server's log has the kind of failure") from error
+            raise InferenceFailed(
+                f"internal error: {self.name} failed; the server's log has the kind of failure"
+            ) from error
 
     def _misfit(self, request: Tensors) -> InvalidInput | None:
         for expected in self.inputs:

@@ -108,8 +108,8 @@ def test_params_are_absent_null_or_empty(more):
             "row 0: key 1 is 'comparison'; expected only those of 'columns', ['frontal_image']",
         ),
         (
-            request([], ["frontal_image"], params={"max_new_tokens": 5, "Jane Doe": 1}),
-            "'params' has max_new_tokens, a string of 8 characters; expected none, for this model has no params",
+            request([], ["frontal_image"], params={"max_new_tokens": 5, "Jane": 1}),
+            "'params' has 'max_new_tokens', a string of 4 characters; expected none, for this model has no params",
         ),
         (request([], ["frontal_image"], params=[]), "'params' is an empty list; expected an object"),
     ],

@@ -88,16 +88,26 @@ def test_phrase_is_sent_in_its_mode(client, reports, film):
     }
 
 
+MODES = "expected one of ['grounded', 'findings', 'phrase']"
+
+
 @pytest.mark.parametrize("method", ["report", "stream"])
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "boxes"}, "mode is 'boxes'; expected one of ['grounded', 'findings', 'phrase']"),
+        ({"mode": "Cough"}, f"mode is a string of 5 characters; {MODES}"),
+        ({"mode": ["Cough"]}, f"mode is a list; {MODES}"),
+        ({"mode": None}, f"mode is missing or null; {MODES}"),
         ({"mode": "phrase"}, "phrase is empty; mode 'phrase' needs the finding to locate"),
         ({"mode": "phrase", "phrase": " "}, "phrase is empty; mode 'phrase' needs the finding to locate"),
         ({"phrase": "Jane"}, "phrase is given and mode is 'grounded'; expected mode 'phrase', or no phrase"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0; expected a whole number above 0, or None"),
         ({"max_new_tokens": True}, "max_new_tokens is True; expected a whole number above 0, or None"),
+        (
+            {"max_new_tokens": "Cough"},
+            "max_new_tokens is a string of 5 characters; expected a whole number above 0, or None",
+        ),
+        ({"max_new_tokens": ["Cough"]}, "max_new_tokens is a list; expected a whole number above 0, or None"),
         ({"max_new_tokens": 2**31}, "max_new_tokens is 2147483648; expected a whole number above 0, or None"),
         ({"indication": 5}, "indication: is of type int; expected str"),
         ({"prior_report": "\ud800"}, "prior_report: is not valid Unicode; expected no lone surrogates"),

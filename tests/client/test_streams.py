@@ -2,8 +2,13 @@
 
 import base64
 import json
+import signal
+import subprocess
+import sys
 import threading
+import traceback
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 
 import grpc
@@ -27,7 +32,7 @@ class Script:
 
     def __init__(self):
         self.refusals = []  # (gRPC code, message)
-        self.broken = None  # message after the first pieces
+        self.broken = None  # gRPC code and message after all pieces but the last
         self.requests = []
         self.go_on = threading.Event()  # after the first piece
         self.go_on.set()
@@ -86,7 +91,8 @@ class GrpcStub(service_pb2_grpc.GRPCInferenceServiceServicer):
             for values in self.script.responses():
                 yield service_pb2.ModelStreamInferResponse(infer_response=self.response(values))
             if self.script.broken is not None:
-                context.abort(grpc.StatusCode.INTERNAL, self.script.broken)
+                code, message = self.script.broken
+                context.abort(grpc.StatusCode[code], message)
 
 
 class HttpStub(BaseHTTPRequestHandler):
@@ -120,7 +126,7 @@ class HttpStub(BaseHTTPRequestHandler):
             for values in self.script.responses():
                 self.event({"model_name": model, "model_version": "1"} | values)
             if self.script.broken is not None:
-                self.event({"error": self.script.broken})
+                self.event({"error": self.script.broken[1]})
             self.wfile.write(b"0\r\n\r\n")
         except ConnectionError:
             self.script.left.set()
@@ -222,23 +228,28 @@ def test_full_queue_is_tried_again_over_both_wires(client, script, film, no_dela
     assert len(script.requests) == 3
 
 
-@pytest.mark.parametrize(
-    ("code", "message", "error_type", "status"),
-    [
-        ("INVALID_ARGUMENT", "lateral_image: not an image", errors.InvalidInput, 400),
-        ("UNAVAILABLE", FULL_QUEUE, errors.Unavailable, 503),
-        ("UNAVAILABLE", "the server is shutting down", errors.Unavailable, 503),
-        ("UNAVAILABLE", "the report took longer than the limit of 600 s", errors.RequestTimeout, 504),
-        ("INTERNAL", "internal error", errors.ServerError, 500),
-        ("NOT_FOUND", "Request for unknown model: 'cxrreportgen_stream' is not found", errors.NotFound, 404),
-        (
-            "UNAVAILABLE",
-            "Request for unknown model: 'cxrreportgen_stream' version 1 is not at ready state",
-            errors.NotReady,
-            503,
-        ),
-    ],
-)
+FAILURES = [  # gRPC code, message, type and status of the error
+    ("INVALID_ARGUMENT", "lateral_image: not an image", errors.InvalidInput, 400),
+    ("UNAVAILABLE", FULL_QUEUE, errors.Unavailable, 503),
+    ("UNAVAILABLE", "cxr_image_encoder is busy; try again later", errors.Unavailable, 503),
+    ("UNAVAILABLE", "the server is shutting down", errors.Unavailable, 503),
+    ("UNAVAILABLE", "the report took longer than the limit of 600 s", errors.RequestTimeout, 504),
+    ("INTERNAL", "internal error", errors.ServerError, 500),
+    ("INTERNAL", "internal error: the image encoder gave no finite values", errors.ServerError, 500),
+    ("INTERNAL", "internal error: a step is shutting down", errors.ServerError, 500),
+    ("INTERNAL", "Stub process 'cxrreportgen_stream_0_0' is not healthy.", errors.ServerError, 500),
+    ("INTERNAL", "Failed to process the request(s) for model 'm', message: MemoryError", errors.ServerError, 500),
+    ("NOT_FOUND", "Request for unknown model: 'cxrreportgen_stream' is not found", errors.NotFound, 404),
+    (
+        "UNAVAILABLE",
+        "Request for unknown model: 'cxrreportgen_stream' version 1 is not at ready state",
+        errors.NotReady,
+        503,
+    ),
+]
+
+
+@pytest.mark.parametrize(("code", "message", "error_type", "status"), FAILURES)
 def test_refusal_is_the_same_error_over_both_wires(url, script, film, code, message, error_type, status):
     script.refusals = [(code, message)]
     with CXRReportGen(url, retries=0) as client, pytest.raises(errors.MedImageError) as refused:
@@ -256,12 +267,16 @@ def test_unknown_model_over_grpc_is_not_found_without_a_code(grpc_url, film, mon
         list(client.stream(film))
 
 
-def test_stream_that_breaks_off_gives_its_pieces_and_the_error(client, script, film):
-    script.broken = "internal error"
+@pytest.mark.parametrize(("code", "message", "error_type", "status"), FAILURES[1:])  # not what refuses a request
+def test_stream_that_breaks_off_gives_its_pieces_and_the_same_error(
+    client, script, film, code, message, error_type, status
+):
+    script.broken = code, message
     stream = client.stream(film)
-    pieces = []
-    with pytest.raises(errors.ServerError, match="internal error"):
-        pieces.extend(iter(lambda: next(stream), None))
+    assert [next(stream) for _ in PIECES[:-1]] == list(PIECES[:-1])
+    with pytest.raises(errors.MedImageError) as broken:
+        next(stream)
+    assert (type(broken.value), str(broken.value), broken.value.status) == (error_type, message, status)
     assert len(script.requests) == 1
 
 
@@ -334,3 +349,63 @@ def test_http_server_that_dies_in_a_stream_is_a_transport_error(film):
         assert next(stream) == "a"
         with pytest.raises(errors.TransportError, match="cannot reach the server: "):
             next(stream)
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("method", ["report", "stream"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"Jane has a cough\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nJane has a cough\r\n\r\n",
+        CHUNKED + b"Jane has a cough\r\n",
+        CHUNKED + b"3\r\nJane has a cough\r\n",
+        CHUNKED + b"100000\r\n" + b"Jane" * 2**18 + b"\r\n",
+    ],
+    ids=["status", "header", "chunk-size", "chunk", "endless-line"],
+)
+def test_http_that_is_damaged_is_not_shown(film, method, answer):
+    class Damaged(HttpStub):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            with suppress(ConnectionError):  # the client does not read on
+                self.wfile.write(answer)
+            self.close_connection = True
+
+    with serving(Damaged) as url, CXRReportGen(url, retries=0) as client, pytest.raises(errors.MedImageError) as failed:
+        list(client.stream(film)) if method == "stream" else client.report(film)
+    assert "\n" not in str(failed.value)
+    assert "Jane" not in "".join(traceback.format_exception(failed.value))
+
+
+# ---- the command, as a process of its own
+
+
+@pytest.fixture
+def command(url, script, film, tmp_path):
+    """`medimage report` while it writes a plain text that has no end."""
+    path = tmp_path / "film.png"
+    path.write_bytes(encode_image(film))
+    script.endless = True
+    program = [sys.executable, "-c", "from medimage_client.cli import main; main()"]
+    args = ["report", str(path), "--mode", "findings", "--url", url]
+    with subprocess.Popen([*program, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.read(1)
+        yield process
+        process.kill()
+
+
+def test_reader_that_leaves_ends_the_command_in_silence(command, script):
+    command.stdout.close()
+    assert command.wait(WAIT_S) == 1
+    assert command.stderr.read() == b""
+    assert script.left.wait(WAIT_S)
+
+
+def test_ctrl_c_ends_the_command_with_one_line(command, script):
+    command.send_signal(signal.SIGINT)
+    assert command.communicate(timeout=WAIT_S)[1].split() == [b"Aborted!"]
+    assert command.returncode == 1
+    assert script.left.wait(WAIT_S)

@@ -1,5 +1,6 @@
 """The committed model configs, checked without a server: what Triton would refuse, and what production needs."""
 
+import re
 import struct
 from io import BytesIO
 from itertools import pairwise
@@ -157,6 +158,13 @@ def test_leaf_parameters_are_documented_ones_with_a_text_value(model):
     config = CONFIGS[model]
     assert config.parameters.keys() <= DOCUMENTED_PARAMETERS[config.backend]
     assert all(parameter.string_value for parameter in config.parameters.values())
+
+
+@pytest.mark.parametrize("model", CONFIGS)
+def test_parameter_is_given_once(model):
+    keys = re.findall(r'\bkey: "([^"]+)" value \{ string_value', (REPOSITORY / model / "config.pbtxt").read_text())
+    assert len(keys) == len(set(keys))
+    assert set(keys) == CONFIGS[model].parameters.keys()
 
 
 @pytest.mark.parametrize("model", CALLERS)

@@ -8,10 +8,11 @@ import pytest
 import tritonclient.grpc as grpc
 import tritonclient.http as http
 
+from medimage_export.cxrreportgen.export import export_cxrreportgen
 from medimage_export.medimageinsight.export import export_medimageinsight
 from medimage_export.repository import copy_unexported
 from medimage_server.launcher import LaunchError, find_triton, run_triton
-from tests.paths import PHANTOM_CHECKPOINT, REPOSITORY
+from tests.paths import PHANTOM_CHECKPOINT, REPORT_CHECKPOINT, REPOSITORY
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -32,9 +33,10 @@ def unexported(tmp_path_factory):
 
 @pytest.fixture(scope="package")
 def repository(unexported, tmp_path_factory):
-    """The model repository with the phantom checkpoint exported into it."""
+    """The model repository with the phantom checkpoints exported into it."""
     repository = shutil.copytree(unexported, tmp_path_factory.mktemp("exported") / "models")
     export_medimageinsight(PHANTOM_CHECKPOINT, repository)
+    export_cxrreportgen(REPORT_CHECKPOINT, repository)
     return repository
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from tritonclient.utils import InferenceServerException
 
+from medimage_client.report_grammar import parse_strict
 from medimage_export.cxrreportgen.checkpoint import load_image_encoder, load_reference_decoder, open_checkpoint
 from medimage_export.cxrreportgen.export import export_cxrreportgen
 from medimage_server.launcher import run_triton
@@ -235,9 +236,28 @@ def test_generate_gives_the_whole_report(triton):
 
 
 def test_constrained_report_is_never_malformed(triton):
-    answer = report(triton, frontal_image=png(0), max_new_tokens=100, parameters={"constrained": True})
-    assert answer["status"] in ("complete", "truncated")
-    assert answer != report(triton, frontal_image=png(0), max_new_tokens=100)
+    study = {"frontal_image": png(0), "max_new_tokens": 100}
+    responses = stream(triton, **study, parameters={"constrained": True})
+    text, status = "".join(response["text_output"] for response in responses), responses[-1]["status"]
+    complete, end, unfinished = text.rpartition("</obj>")
+    parse_strict(text if status == "complete" else complete + end)
+    assert status == "complete" or (status == "truncated" and (unfinished.startswith("<obj>") or not unfinished))
+    answer = report(triton, **study, parameters={"constrained": True})
+    assert answer == {name: responses[-1][name] for name in answer}
+    assert text != "".join(response["text_output"] for response in stream(triton, **study))
+
+
+def test_keys_of_other_services_change_nothing(triton):
+    study = {"frontal_image": png(0), "max_new_tokens": 20}
+    expected = report(triton, **study)
+    strange = {"temperature": 0.7, "cancel": "all", "call_id": "x", "medimage_internal_cancel": "x"}
+    status, _, body = post(triton, "cxrreportgen", "generate", **study, **strange)
+    assert (status, {name: json.loads(body).get(name) for name in expected}) == (200, expected)
+
+
+def test_control_parameter_of_a_stranger_is_refused(triton):
+    with pytest.raises(InferenceServerException, match="medimage_internal_cancel is not for callers of this server"):
+        stream(triton, frontal_image=png(0), parameters={"medimage_internal_cancel": "all"})
 
 
 def test_many_reports_at_once_are_decoded_together_and_each_is_as_alone(triton):

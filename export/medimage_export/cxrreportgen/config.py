@@ -7,7 +7,8 @@ What MAIRA-2 publishes is in `config.json`, `preprocessor_config.json`, `generat
      "projector_layers": n, "prompt": {field of PromptStrings: value, …}, "tokens": {field of TokenStrings: value, …},
      "eos_token_ids": […]}
 
-It wins over every other file. Defaults are MAIRA-2's, revision 795a2b1 of huggingface.co/microsoft/maira-2.
+It wins over every other file. Defaults are MAIRA-2's, revision 795a2b1 of huggingface.co/microsoft/maira-2, but for
+`text_config`, where a key that is absent has the default of transformers, as transformers itself writes and reads it.
 """
 
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import jinja2.sandbox
+from transformers import LlamaConfig, Phi3Config, PreTrainedConfig
 
 from medimage_export.errors import ConfigError
 
@@ -272,8 +274,9 @@ def _decoder(text: _Section) -> DecoderConfig:
     text.require("tie_word_embeddings", False)
     text.require("partial_rotary_factor", 1.0, None)
     model_type = text.get("model_type", str, "llama")
-    default = DecoderConfig() if model_type == "llama" else PHI3_MINI
-    heads = text.get("num_attention_heads", int, default.num_heads)
+    # transformers leaves out what is its class's default, which is not always MAIRA-2's
+    default: Any = _class_of(model_type)()
+    heads = text.get("num_attention_heads", int, default.num_attention_heads)
     # transformers 5 writes rope_parameters; before it were rope_scaling and rope_theta. "su" is longrope's old name.
     rope = text.section("rope_parameters" if text.content.get("rope_parameters") else "rope_scaling")
     rope_type = rope.get("rope_type", str, rope.get("type", str, "default"))
@@ -284,13 +287,13 @@ def _decoder(text: _Section) -> DecoderConfig:
         model_type=cast(Literal["llama", "phi3"], model_type),
         hidden_size=text.get("hidden_size", int, default.hidden_size),
         intermediate_size=text.get("intermediate_size", int, default.intermediate_size),
-        num_layers=text.get("num_hidden_layers", int, default.num_layers),
+        num_layers=text.get("num_hidden_layers", int, default.num_hidden_layers),
         num_heads=heads,
         num_kv_heads=text.get("num_key_value_heads", int, heads),
         vocab_size=text.get("vocab_size", int, default.vocab_size),
         rms_norm_eps=text.get("rms_norm_eps", float, default.rms_norm_eps),
         max_position_embeddings=max_positions,
-        rope_theta=rope.get("rope_theta", float, text.get("rope_theta", float, default.rope_theta)),
+        rope_theta=rope.get("rope_theta", float, text.get("rope_theta", float, DecoderConfig.rope_theta)),
         rope_type=cast(Any, "longrope" if rope_type == "su" else rope_type),
         rope_factor=rope.get("factor", float, 1.0),
         short_factor=rope.numbers("short_factor", ()),
@@ -298,11 +301,15 @@ def _decoder(text: _Section) -> DecoderConfig:
         original_max_position_embeddings=rope.get(
             "original_max_position_embeddings",
             int,
-            text.get("original_max_position_embeddings", int, default.original_max_position_embeddings),
+            text.get("original_max_position_embeddings", int, DecoderConfig.original_max_position_embeddings),
         ),
         # Llama has none, whatever its config says
         sliding_window=text.content.get("sliding_window") if model_type == "phi3" else None,
     )
+
+
+def _class_of(model_type: str) -> type[PreTrainedConfig]:
+    return LlamaConfig if model_type == "llama" else Phi3Config
 
 
 def _prompt(chat_template: Path) -> PromptStrings:
@@ -326,7 +333,8 @@ def _prompt(chat_template: Path) -> PromptStrings:
 
 
 def _eos(text: _Section, generation: _Section) -> tuple[int, ...]:
-    value = generation.content.get("eos_token_id", text.content.get("eos_token_id", 2))
+    default = _class_of(text.get("model_type", str, "llama"))().eos_token_id
+    value = generation.content.get("eos_token_id", text.content.get("eos_token_id", default))
     values = value if isinstance(value, list) else [value]
     if not values or any(type(v) is not int for v in values):
         raise generation.error("eos_token_id", "an integer or a list of them")

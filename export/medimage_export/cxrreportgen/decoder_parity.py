@@ -25,15 +25,16 @@ Array = NDArray[np.floating]
 class DecoderBound:
     """The worst that a precision may do to the logits of one position."""
 
-    max_abs: float
+    max_error: float  # of one logit; where the largest is above 1, as a part of it, for so do rounding errors grow
     min_cosine: float
     same_tokens: bool  # whether every token must be the reference's
 
 
 BOUNDS = {
-    "fp32": DecoderBound(max_abs=1e-4, min_cosine=0.99999, same_tokens=True),
-    "fp16": DecoderBound(max_abs=np.inf, min_cosine=0.999, same_tokens=False),
-    "int4": DecoderBound(max_abs=np.inf, min_cosine=0.999, same_tokens=False),  # activations are rounded to 8 bits
+    "fp32": DecoderBound(max_error=1e-4, min_cosine=0.99999, same_tokens=True),
+    "fp16": DecoderBound(max_error=np.inf, min_cosine=0.999, same_tokens=False),
+    # activations are rounded to 8 bits, layer after layer
+    "int4": DecoderBound(max_error=np.inf, min_cosine=0.98, same_tokens=False),
 }
 
 
@@ -45,7 +46,7 @@ class DecoderParityRow:
     prompt: int  # tokens of the longest prompt
     batch: int
     new_tokens: int
-    max_abs: float
+    max_error: float  # as DecoderBound counts it
     min_cosine: float
     same_tokens: int  # of batch * new_tokens
 
@@ -53,9 +54,16 @@ class DecoderParityRow:
 class CachedDecoder:
     """The exported decoder with KV buffers of one batch."""
 
-    def __init__(self, path: Path, config: DecoderConfig) -> None:
+    def __init__(self, path: Path, config: DecoderConfig, *, prepack: bool = True) -> None:
+        """`prepack=False` is slow, but leaves the weights in their memory-mapped file, instead of copying them all."""
         self.config = config
-        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        if not prepack:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            # optimisers would copy weights, too; a float16 graph's are copied all the same, for CPUs compute in float32
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.enable_mem_pattern = options.enable_cpu_mem_arena = False
+        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.dtype = np.float16 if self.session.get_inputs()[0].type == "tensor(float16)" else np.float32
 
     def generate(self, prompts: Sequence[Array], table: Array, new_tokens: int) -> tuple[NDArray[np.int64], Array]:
@@ -133,7 +141,7 @@ def compare_decoder(
                 max(map(len, prompts)),
                 len(prompts),
                 new_tokens,
-                float(np.abs(expected - logits).max()),
+                float((np.abs(expected - logits) / np.abs(expected).max(-1, keepdims=True).clip(min=1)).max()),
                 float(cosine.min()),
                 int((expected.argmax(-1) == tokens).sum()),
             )
@@ -167,18 +175,18 @@ def check_decoder_parity(rows: Sequence[DecoderParityRow], bound: DecoderBound) 
     Raises:
         ParityError: names every row at fault.
     """
-    print(f"{'decoder':<24}{'prompt':>7}{'batch':>6}{'new':>5}{'max |err|':>12}{'min cosine':>13}{'same tokens':>13}")
+    print(f"{'decoder':<24}{'prompt':>7}{'batch':>6}{'new':>5}{'max error':>12}{'min cosine':>13}{'same tokens':>13}")
     for r in rows:
         print(
-            f"{r.inputs:<24}{r.prompt:>7}{r.batch:>6}{r.new_tokens:>5}{r.max_abs:>12.1e}{r.min_cosine:>13.8f}"
+            f"{r.inputs:<24}{r.prompt:>7}{r.batch:>6}{r.new_tokens:>5}{r.max_error:>12.1e}{r.min_cosine:>13.8f}"
             f"{r.same_tokens:>7} of {r.batch * r.new_tokens}"
         )
-    print(f"{'bound':<42}{bound.max_abs:>12.1e}{bound.min_cosine:>13.8f}{'all' * bound.same_tokens:>7}", flush=True)
+    print(f"{'bound':<42}{bound.max_error:>12.1e}{bound.min_cosine:>13.8f}{'all' * bound.same_tokens:>7}", flush=True)
     failed = [
         row.inputs
         for row in rows
         # `not (a <= b)` so that NaN fails too
-        if not (row.max_abs <= bound.max_abs and row.min_cosine >= bound.min_cosine)
+        if not (row.max_error <= bound.max_error and row.min_cosine >= bound.min_cosine)
         or (bound.same_tokens and row.same_tokens < row.batch * row.new_tokens)
     ]
     if failed:

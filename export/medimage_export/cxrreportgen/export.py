@@ -47,12 +47,12 @@ MODELS = ("cxr_image_encoder", "cxr_image_preprocessing", "cxrreportgen_stream")
 COORDINATES = range(100)  # of either axis, see the box grammar
 MAX_IMAGES = 3  # current frontal, current lateral, prior frontal
 
-# One image token; full-size random weights measured 1e-6 in fp32, and a cosine of 0.99998 in fp16. int4 is the
-# decoder's: the image encoder stays fp32, since it runs once a study.
+# Of one image token, whose numbers are around 1: small random weights measured 3e-6 in fp32, the trained phantom
+# checkpoint 2e-5. int4 is the decoder's: the image encoder stays fp32, since it runs once a study.
 IMAGE_BOUNDS = {
-    "fp32": Bound(max_abs=1e-4, min_cosine=0.99999),
+    "fp32": Bound(max_abs=1e-3, min_cosine=0.99999),
     "fp16": Bound(max_abs=float("inf"), min_cosine=0.999),
-    "int4": Bound(max_abs=1e-4, min_cosine=0.99999),
+    "int4": Bound(max_abs=1e-3, min_cosine=0.99999),
 }
 CHECKED_TOKENS = 8  # generated for each batch of the parity check
 SHORT_PROMPTS = (5, 40, 17)  # tokens; unequal, because a batch is padded
@@ -98,7 +98,8 @@ def export_cxrreportgen(
         table = tensors.read(f"{DECODER}model.embed_tokens.weight").float().numpy()
         np.save(folder / "embed_tokens.npy", table.astype(np.float32 if precision == "fp32" else np.float16))
         progress("decoder: parity check")
-        decoder = CachedDecoder(folder / "decoder.onnx", config.decoder)
+        # int4's own kernel works on packed weights alone, and its weights are small
+        decoder = CachedDecoder(folder / "decoder.onnx", config.decoder, prepack=precision == "int4")
         # what four bits cost is not the question here, but whether the graph computes with them as it should
         weights = QuantizedTensors(tensors) if precision == "int4" else tensors
         reference = load_reference_decoder(config.decoder, weights)

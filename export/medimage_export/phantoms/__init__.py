@@ -1,5 +1,17 @@
-"""Synthetic, clearly artificial studies and the small checkpoint trained on them."""
+"""Synthetic, clearly artificial studies and the small checkpoints trained on them."""
 
+from medimage_export.phantoms.chest_study import TEST_SEEDS as STUDY_TEST_SEEDS
+from medimage_export.phantoms.chest_study import ChestStudy, Finding, chest_study
 from medimage_export.phantoms.generator import CAPTIONS, CHEST_CONDITIONS, TEST_SEEDS, Phantom, phantom
 
-__all__ = ["CAPTIONS", "CHEST_CONDITIONS", "TEST_SEEDS", "Phantom", "phantom"]
+__all__ = [
+    "CAPTIONS",
+    "CHEST_CONDITIONS",
+    "STUDY_TEST_SEEDS",
+    "TEST_SEEDS",
+    "ChestStudy",
+    "Finding",
+    "Phantom",
+    "chest_study",
+    "phantom",
+]

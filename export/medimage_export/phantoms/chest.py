@@ -9,34 +9,76 @@ IMAGE_SIDE = {"right": -1, "left": 1}  # patient's side -> sign of x
 
 
 def draw_chest(study: Study, condition: str) -> Drawing:
-    """Attenuation adds up, as in a radiograph: soft tissue, air of the lungs, bones, heart, then the finding."""
-    grid, rng = study.grid, study.anatomy
+    """A chest with one finding or none."""
+    picture, lungs = draw_thorax(study.grid, study.anatomy)
+    enlargement = draw_enlargement(study.finding) if condition == "Cardiomegaly" else 1.0
+    heart = draw_heart(picture, study.grid, study.anatomy, lungs, enlargement)
+    match condition.split():
+        case ["Cardiomegaly"]:
+            finding = heart
+        case ["Pleural", "Effusion", side]:
+            finding = draw_finding(picture, study.grid, study.finding, lungs, "Pleural Effusion", side)
+        case ["Pneumothorax" | "Nodule" | "Opacity" as kind]:
+            side = study.finding.choice(list(IMAGE_SIDE))
+            finding = draw_finding(picture, study.grid, study.finding, lungs, kind, side)
+        case _:
+            return Drawing(picture)
+    return Drawing(picture, [bounding_box(finding)])
+
+
+def draw_thorax(grid: Grid, rng: np.random.Generator) -> tuple[Array, dict[str, Array]]:
+    """A chest without its heart, and its lungs by the patient's side; everything is (size, size).
+
+    Attenuation adds up, as in a radiograph: soft tissue, air of the lungs, bones, then the heart and the findings.
+    """
     picture = 0.04 + 0.42 * ellipse(grid, (0, 0.25), (rng.uniform(0.78, 0.88), 1.15), edge=0.05)
     lungs = {side: _lung(grid, rng, sign) for side, sign in IMAGE_SIDE.items()}
-    both_lungs = lungs["left"] + lungs["right"]
-    picture -= both_lungs * (rng.uniform(0.26, 0.32) + 0.025 * texture(rng, 24, grid.size))
+    picture -= _both(lungs) * (rng.uniform(0.26, 0.32) + 0.025 * texture(rng, 24, grid.size))
     picture += 0.06 * _ribs(grid, rng) * ellipse(grid, (0, 0), (0.75, 0.85), edge=0.1)
     picture += 0.16 * ramp(0.10 - np.abs(grid.x), 0.06)  # spine and mediastinum
+    return picture, lungs
 
-    enlarged = condition == "Cardiomegaly"
-    heart = _heart(grid, rng, enlargement=study.finding.uniform(1.5, 1.75) if enlarged else 1.0)
-    picture += heart * (0.10 + 0.18 * both_lungs)  # it also hides the lung behind it
-    finding = heart if enlarged else None
 
-    match condition.split():
-        case ["Pleural", "Effusion", side]:
-            finding = _effusion(grid, study.finding, lungs[side])
+def draw_enlargement(rng: np.random.Generator) -> float:
+    """How much wider than a normal heart an enlarged one is."""
+    return rng.uniform(1.5, 1.75)
+
+
+def draw_heart(
+    picture: Array, grid: Grid, rng: np.random.Generator, lungs: dict[str, Array], enlargement: float
+) -> Array:
+    """Add the heart to the picture, in place; returns its mask."""
+    centre = (rng.uniform(0.08, 0.12), rng.uniform(0.26, 0.32))
+    width, height = rng.uniform(0.24, 0.27), rng.uniform(0.24, 0.28)
+    heart = ellipse(grid, centre, (width * enlargement, height * enlargement**0.5), degrees=20, edge=0.04)
+    picture += heart * (0.10 + 0.18 * _both(lungs))  # it also hides the lung behind it
+    return heart
+
+
+def draw_finding(
+    picture: Array, grid: Grid, rng: np.random.Generator, lungs: dict[str, Array], kind: str, side: str
+) -> Array:
+    """Add a finding on the patient's side to the picture, in place; returns its mask."""
+    match kind:
+        case "Pleural Effusion":
+            finding = _effusion(grid, rng, lungs[side])
             picture += 0.28 * finding
-        case ["Pneumothorax"]:
-            finding, pleura = _pneumothorax(grid, study.finding, lungs)
+        case "Pneumothorax":
+            finding, pleura = _pneumothorax(grid, rng, lungs[side], IMAGE_SIDE[side])
             picture += 0.22 * pleura - 0.13 * finding
-        case ["Nodule"]:
-            finding = _nodule(grid, study.finding)
-            picture += study.finding.uniform(0.30, 0.40) * finding
-        case ["Opacity"]:
-            finding = _opacity(grid, study.finding, both_lungs)
-            picture += study.finding.uniform(0.30, 0.40) * finding
-    return Drawing(picture, [] if finding is None else [bounding_box(finding)])
+        case "Nodule":
+            finding = _nodule(grid, rng, IMAGE_SIDE[side])
+            picture += rng.uniform(0.30, 0.40) * finding
+        case "Opacity":
+            finding = _opacity(grid, rng, lungs, IMAGE_SIDE[side])
+            picture += rng.uniform(0.30, 0.40) * finding
+        case _:
+            raise ValueError(f"finding {kind!r} is unknown")
+    return finding
+
+
+def _both(lungs: dict[str, Array]) -> Array:
+    return lungs["left"] + lungs["right"]
 
 
 def _lung(grid: Grid, rng: np.random.Generator, sign: int) -> Array:
@@ -52,35 +94,27 @@ def _ribs(grid: Grid, rng: np.random.Generator) -> Array:
     return ramp(np.cos(depth * np.float32(2 * np.pi)) - 0.3, 0.8)
 
 
-def _heart(grid: Grid, rng: np.random.Generator, enlargement: float) -> Array:
-    centre = (rng.uniform(0.08, 0.12), rng.uniform(0.26, 0.32))
-    width, height = rng.uniform(0.24, 0.27), rng.uniform(0.24, 0.28)
-    return ellipse(grid, centre, (width * enlargement, height * enlargement**0.5), degrees=20, edge=0.04)
-
-
 def _effusion(grid: Grid, rng: np.random.Generator, lung: Array) -> Array:
     level = rng.uniform(0.0, 0.22) - 0.25 * (np.abs(grid.x) - 0.35)  # the meniscus climbs the outer chest wall
     return lung * ramp(grid.y - level, 0.05)
 
 
-def _pneumothorax(grid: Grid, rng: np.random.Generator, lungs: dict[str, Array]) -> tuple[Array, Array]:
+def _pneumothorax(grid: Grid, rng: np.random.Generator, lung: Array, sign: int) -> tuple[Array, Array]:
     """The airless rim of one side, and the pleural line of the lung that fell away from it."""
-    side = rng.choice(list(IMAGE_SIDE))
-    sign = IMAGE_SIDE[side]
     centre, radii = (sign * rng.uniform(0.29, 0.33), rng.uniform(0.16, 0.22)), (0.22, rng.uniform(0.46, 0.54))
     collapsed = ellipse(grid, centre, radii, degrees=-5 * sign, edge=0.03)
     grown = ellipse(grid, centre, (radii[0] + 0.04, radii[1] + 0.04), degrees=-5 * sign, edge=0.03)
-    rim = lungs[side] * (1 - collapsed)
+    rim = lung * (1 - collapsed)
     return rim, rim * grown
 
 
-def _nodule(grid: Grid, rng: np.random.Generator) -> Array:
-    centre = (rng.choice([-1, 1]) * rng.uniform(0.36, 0.46), rng.uniform(-0.45, 0.0))
+def _nodule(grid: Grid, rng: np.random.Generator, sign: int) -> Array:
+    centre = (sign * rng.uniform(0.36, 0.46), rng.uniform(-0.45, 0.0))
     radius = rng.uniform(0.09, 0.13)
     return ellipse(grid, centre, (radius, radius * rng.uniform(0.85, 1.0)), edge=0.02)
 
 
-def _opacity(grid: Grid, rng: np.random.Generator, both_lungs: Array) -> Array:
-    centre = (rng.choice([-1, 1]) * rng.uniform(0.34, 0.44), rng.uniform(-0.40, 0.0))
+def _opacity(grid: Grid, rng: np.random.Generator, lungs: dict[str, Array], sign: int) -> Array:
+    centre = (sign * rng.uniform(0.34, 0.44), rng.uniform(-0.40, 0.0))
     patch = ellipse(grid, centre, (rng.uniform(0.18, 0.26), rng.uniform(0.18, 0.28)), edge=0.16)
-    return both_lungs * patch * np.clip(0.8 + 0.3 * texture(rng, 16, grid.size), 0, 1)
+    return _both(lungs) * patch * np.clip(0.8 + 0.3 * texture(rng, 16, grid.size), 0, 1)

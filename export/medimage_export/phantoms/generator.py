@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 
 from medimage_export.phantoms.chest import draw_chest
+from medimage_export.phantoms.exposure import expose, stamp
 from medimage_export.phantoms.photographs import draw_dermoscopy, draw_fundus
 from medimage_export.phantoms.radiology import (
     draw_abdomen_ct,
@@ -20,7 +20,7 @@ from medimage_export.phantoms.radiology import (
     draw_hand_xray,
     draw_retina_oct,
 )
-from medimage_export.phantoms.shapes import Array, Box
+from medimage_export.phantoms.shapes import Box
 from medimage_export.phantoms.study import Drawing, Study
 
 Draw = Callable[[Study, str], Drawing]
@@ -75,22 +75,5 @@ def phantom(caption: str, seed: int, *, size: int = 512) -> Phantom:
         raise ValueError(f"caption {caption!r} is unknown; expected one of phantoms.CAPTIONS")
     draw, condition = _STUDIES[caption]
     drawing = draw(Study.of(seed, size), condition)
-    image = _expose(drawing.picture, np.random.default_rng([seed, 3]))
-    return Phantom(_stamp(image), caption, tuple(drawing.boxes))
-
-
-def _expose(picture: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Brightness, contrast and grain differ from seed to seed, as between machines."""
-    gain, offset, grain = rng.uniform(0.85, 1.15), rng.uniform(-0.03, 0.06), rng.uniform(0.005, 0.03)
-    noise = rng.standard_normal(picture.shape[:2], dtype=np.float32) * np.float32(grain)
-    exposed = picture * np.float32(gain) + np.float32(offset)
-    exposed += noise if picture.ndim == 2 else noise[..., None]
-    return (exposed.clip(0, 1) * 255).round().astype(np.uint8)
-
-
-def _stamp(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    stamped = Image.fromarray(image)
-    size = image.shape[0]
-    font = ImageFont.load_default(size=max(size / 24, 6))
-    ImageDraw.Draw(stamped).text((size / 64, size / 64), "PHANTOM", fill="white", font=font)
-    return np.asarray(stamped)
+    image = stamp(expose(drawing.picture, np.random.default_rng([seed, 3])))
+    return Phantom(image, caption, tuple(drawing.boxes))

@@ -9,7 +9,7 @@ import triton_python_backend_utils as pb_utils
 from medimage_server.bls import infer
 from medimage_server.reports.generator import GeneratorSettings, ReportGenerator, ReportRequest
 from medimage_server.reports.metrics import ReportMetrics
-from medimage_server.reports.streamed_answer import StreamedAnswer
+from medimage_server.reports.streamed_answer import CALL_ID, CANCEL, StreamedAnswer
 
 
 class TritonPythonModel:
@@ -34,11 +34,11 @@ class TritonPythonModel:
         """Hand the requests over; they are answered by the generator's threads, from which this returns at once."""
         for request in requests:
             parameters = json.loads(request.parameters())
-            answer = StreamedAnswer(pb_utils, request, self.calls, parameters.get("call_id"))
-            if "cancel" in parameters:
-                answer.cancel(parameters["cancel"])
-                continue
+            answer = StreamedAnswer(pb_utils, request, self.calls, parameters.get(CALL_ID))
             try:
+                if CANCEL in parameters:
+                    answer.cancel(parameters[CANCEL])
+                    continue
                 tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
                 self.generator.submit(ReportRequest.from_tensors(tensors, parameters), answer)
             except Exception as error:

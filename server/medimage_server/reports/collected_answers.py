@@ -5,7 +5,6 @@ then `execute` may return at once, and a thread gives the one answer (python bac
 """
 
 import logging
-import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,11 +16,15 @@ from numpy.typing import NDArray
 from medimage_server import bls
 from medimage_server.error_response import public_error, refusal
 from medimage_server.errors import InferenceFailed, Unavailable
+from medimage_server.reports.caller import Caller
+from medimage_server.reports.periodic import Periodic
+from medimage_server.reports.streamed_answer import CALL_ID, CANCEL
 
 log = logging.getLogger(__name__)
 
 STREAM = "cxrreportgen_stream"
 OUTPUTS = ("output", "status")
+PARAMETERS = ("constrained",)  # of a request that are passed on; the others are none of ours
 POLL_S = 0.25  # how often callers are asked whether they still wait
 
 
@@ -36,40 +39,36 @@ class CollectedAnswers:
 
     def __init__(self, pb_utils: Any, max_requests: int) -> None:
         self._pb_utils, self._max_requests = pb_utils, max_requests
-        self._waiting: dict[str, Any] = {}  # senders by call_id
+        self._waiting: dict[str, Caller] = {}  # by the CALL_ID of their calls
         self._threads = ThreadPoolExecutor(max_requests, thread_name_prefix="collect")
-        self._closed = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
-        self._watcher.start()
+        self._watcher = Periodic("cancellations", POLL_S, self._pass_cancellations_on)
 
     def add(self, request: Any, parameters: Mapping[str, Any]) -> None:
         """Have a request answered, and return at once."""
-        sender, call_id = request.get_response_sender(), str(uuid4())
+        caller, call_id = Caller(self._pb_utils, request), uuid4().hex
         # Copied, for the request's memory is Triton's again when execute returns.
         tensors = {tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()}
         if len(self._waiting) >= self._max_requests:
             error = Unavailable(f"{self._max_requests} requests are waiting already; try again later")
-            self._send(sender, refusal(self._pb_utils, error))
+            caller.finish(refusal(self._pb_utils, error))
             return
-        self._waiting[call_id] = sender
-        self._threads.submit(self._answer, call_id, request.request_id(), tensors, dict(parameters))
+        self._waiting[call_id] = caller
+        passed_on = {name: parameters[name] for name in PARAMETERS if name in parameters}
+        self._threads.submit(self._answer, call_id, request.request_id(), tensors, passed_on)
 
     def close(self) -> None:
         """Wait for the answers that are on their way."""
         self._threads.shutdown()
-        self._closed.set()
-        self._watcher.join()
+        self._watcher.close()
 
     def _answer(
         self, call_id: str, request_id: str, tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any]
     ) -> None:
-        sender = self._waiting[call_id]
         try:
-            answer = self._collect(request_id, tensors, {**parameters, "call_id": call_id})
+            answer = self._collect(request_id, tensors, {**parameters, CALL_ID: call_id})
         except Exception as error:
             answer = refusal(self._pb_utils, public_error(self._pb_utils, error, request_id))
-        del self._waiting[call_id]
-        self._send(sender, answer)
+        self._waiting.pop(call_id).finish(answer)
 
     def _collect(self, request_id: str, tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any]) -> Any:
         tensor = self._pb_utils.Tensor
@@ -88,27 +87,23 @@ class CollectedAnswers:
                 outputs = {output.name(): output.as_numpy() for output in response.output_tensors()}
                 answer = self._pb_utils.InferenceResponse([tensor(name, outputs[name].copy()) for name in OUTPUTS])
         if answer is None:
-            raise InferenceFailed(f"{STREAM} ended without an answer")
+            raise InferenceFailed(f"internal error: {STREAM} ended without an answer")
         return answer
 
-    def _watch(self) -> None:
-        while not self._closed.wait(POLL_S):
-            for call_id, sender in list(self._waiting.items()):
-                try:
-                    if sender.is_cancelled():
-                        self._cancel(call_id)  # again each time, for the call may not have arrived there yet
-                except Exception as error:
-                    log.error("a cancellation could not be told: %s", type(error).__name__)
+    def _pass_cancellations_on(self) -> None:
+        for call_id, caller in list(self._waiting.items()):
+            try:
+                if caller.is_cancelled():
+                    self._cancel(call_id)  # again each time, for the call may not have arrived there yet
+            except Exception as error:
+                log.error("a cancellation could not be told: %s", type(error).__name__)
 
     def _cancel(self, call_id: str) -> None:
         request = self._pb_utils.InferenceRequest(
             model_name=STREAM,
             inputs=[self._pb_utils.Tensor("frontal_image", np.array([b""], dtype=object))],  # it is a required input
             requested_output_names=list(OUTPUTS),
-            parameters={"cancel": call_id},
+            parameters={CANCEL: call_id},
         )
         for _ in request.exec(decoupled=True):
             pass
-
-    def _send(self, sender: Any, response: Any) -> None:
-        sender.send(response, flags=self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

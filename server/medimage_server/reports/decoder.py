@@ -20,7 +20,7 @@ from medimage_server.exported import exported_file
 from medimage_server.onnx_backend import execution_providers
 from medimage_server.reports.constraint import Logits
 from medimage_server.reports.embedding import Embeds
-from medimage_server.reports.memory import fit_slots
+from medimage_server.reports.memory import fit_slots, gigabytes
 
 Integers = NDArray[np.int32] | NDArray[np.int64]
 
@@ -36,7 +36,7 @@ class Decoder:
     Args:
         path: decoder.onnx as `medimage export cxrreportgen` writes it.
         slots: answers at a time. On the CPU fewer if the KV cache would not fit in the free memory; on a GPU the
-            operator's number counts, and onnxruntime says so if it does not fit.
+            operator's number counts.
         max_length: tokens of one slot, prompt and answer together.
         kind: instance kind that Triton chose, "CPU" or "GPU".
         device_id: the CUDA device of a GPU instance.
@@ -44,7 +44,7 @@ class Decoder:
 
     Raises:
         FileNotFoundError: the model was not exported yet.
-        ValueError: the graph is no such decoder, or not one slot fits in memory.
+        ValueError: the graph is no such decoder, or its slots do not fit in memory.
     """
 
     def __init__(
@@ -75,7 +75,14 @@ class Decoder:
         self.max_length = max_length
         self._row_bytes = self._kv_heads * max_length * self._head_dim * np.dtype(self.dtype).itemsize
         self.slots = slots if on_gpu else fit_slots(slots, len(caches) * self._row_bytes, max_length)
-        self._buffers = {name: self._allocate() for name in caches}
+        try:
+            self._buffers = {name: self._allocate() for name in caches}
+        except Exception as error:  # see above
+            need = gigabytes(self.slots * len(caches) * self._row_bytes)
+            raise ValueError(
+                f"{path}: the KV cache of {self.slots} slots of {max_length} tokens, {need}, cannot be allocated on "
+                f"{self._device}:{self._device_id}: lower the parameter slots or max_length"
+            ) from error
 
     def prefill(self, slot: int, embeds: Embeds, *, past: int, position_ids: NDArray[np.int64]) -> Logits:
         """Read the next tokens of a prompt into a slot.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from medimage_client.report_grammar import parse_tolerant, to_output
+from medimage_client.report_grammar import OBJ_END, OBJ_START, parse_tolerant, to_output
 from medimage_server.errors import InferenceFailed, InvalidInput
 from medimage_server.exported import exported_file
 from medimage_server.image_requests import positive
@@ -77,7 +77,7 @@ class Report:
 
 
 class Listener(Protocol):
-    """Whoever waits for one answer; called from the scheduler's thread, in order."""
+    """Whoever waits for one answer; called from the scheduler's thread, in order, but for `is_cancelled`."""
 
     def text(self, delta: str) -> None:
         """More of the answer."""
@@ -89,7 +89,7 @@ class Listener(Protocol):
         """There will be no report. Nothing is called behind this."""
 
     def is_cancelled(self) -> bool:
-        """Whether nobody waits any more."""
+        """Whether nobody waits any more; called from another thread, at any time."""
         ...
 
 
@@ -206,7 +206,9 @@ class ReportGenerator:
             raise InvalidInput(name_image(str(error), list(images))) from None
         expected = (len(images), self._model.tokens_per_image, self._embed.hidden_size)
         if image_tokens.shape != expected:
-            raise InferenceFailed(f"the image encoder gave {list(image_tokens.shape)}, not {list(expected)}")
+            raise InferenceFailed(
+                f"internal error: the image encoder gave {list(image_tokens.shape)}, not {list(expected)}"
+            )
         return self._embed.with_images(prompt.token_ids, prompt.image_positions, image_tokens)
 
 
@@ -240,10 +242,17 @@ def shorten(model: GenerationSettings, max_length: int) -> GenerationSettings:
 
 
 def read_report(text: str, *, is_cut: bool) -> Report:
-    """The findings of an answer; of one that was cut, the complete ones."""
+    """The findings of an answer; of one that was cut, the complete ones, and what comes behind them is no fault."""
     parsed = parse_tolerant(text)
-    status: Status = "truncated" if is_cut else "malformed" if parsed.malformed else "complete"
+    is_malformed = parse_tolerant(_before_the_cut(text)).malformed if is_cut else parsed.malformed
+    status: Status = "malformed" if is_malformed else "truncated" if is_cut else "complete"
     return Report(output=to_output(parsed.findings), status=status)
+
+
+def _before_the_cut(text: str) -> str:
+    """To the end of the last complete finding; where there is none, what stands before the first."""
+    complete, end, _ = text.rpartition(OBJ_END)
+    return complete + end or text.partition(OBJ_START)[0]
 
 
 def name_image(message: str, names: Sequence[str]) -> str:

@@ -1,9 +1,9 @@
 """What the report generator does, on Triton's /metrics."""
 
-import threading
 from time import monotonic
 from typing import Any
 
+from medimage_server.reports.periodic import Periodic
 from medimage_server.reports.scheduler import Scheduler
 
 PERIOD_S = 1.0  # less than any scrape interval; also what tokens_per_second is a mean over
@@ -40,17 +40,10 @@ class ReportMetrics:
         self._metrics = {name: family.Metric(labels=labels) for name, family in self._families.items()}
         self._last = dict.fromkeys(COUNTERS, 0.0)
         self._last_time = monotonic()
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
-        self._thread.start()
+        self._reporter = Periodic("metrics", PERIOD_S, self._report)
 
     def close(self) -> None:
-        self._closed.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._closed.wait(PERIOD_S):
-            self._report()
+        self._reporter.close()
 
     def _report(self) -> None:
         counters = self._scheduler.counters

@@ -3,13 +3,14 @@
 A job waits, is prepared (its images are encoded) shortly before a slot becomes free, is read into the slot in chunks,
 and then gets one token with every decode step until it ends. Each turn of the thread:
 
-1. drops what was cancelled or took too long, waiting or live, ten times a second;
+1. drops what was cancelled or took too long, waiting or live;
 2. starts to prepare the jobs at the front of the queue, and puts prepared ones into free slots, the lowest first, so
    that the live rows stay at the front of the batch;
 3. prefills one chunk of one prompt, the oldest;
 4. decodes one token for every live slot, all in one batch.
 
-So live answers go on while a prompt is read, and prompts are read while others are answered.
+So live answers go on while a prompt is read, and prompts are read while others are answered. Whether a job was
+cancelled is asked by another thread, ten times a second, for the question takes its time.
 """
 
 import logging
@@ -27,11 +28,12 @@ from numpy.typing import NDArray
 from medimage_server.errors import Cancelled, InferenceFailed, Unavailable
 from medimage_server.reports.constraint import Logits
 from medimage_server.reports.embedding import Embeds
+from medimage_server.reports.periodic import Periodic
 from medimage_server.reports.settings import LongRope
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.1  # how often jobs are asked whether they were cancelled: in Triton each question takes half a millisecond
+POLL_S = 0.1  # how often jobs are asked whether they were cancelled, and waiting ones for their time limit
 PREPARED_AHEAD = 4  # jobs with encoded images, but no slot yet: up to 67 MB each at MAIRA-2's size
 
 Ending = Literal["eos", "length"] | Exception
@@ -78,7 +80,7 @@ class Counters:
 
 @dataclass(eq=False)
 class _Answer:
-    """A job on its way, owned by the scheduler's thread."""
+    """A job on its way, owned by the scheduler's thread but for `given_up`."""
 
     job: Job
     deadline: float
@@ -90,6 +92,7 @@ class _Answer:
     prompt_length: int = 0
     tokens: list[int] = field(default_factory=list)
     kept_prompt: Embeds | None = None  # for a new prefill behind the long-rope limit
+    given_up: Exception | None = None  # why it is to end; set by the thread that asks for cancellations
 
     @property
     def is_decoding(self) -> bool:
@@ -128,10 +131,10 @@ class Scheduler:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = False
-        self._next_poll = 0.0
         self._preparers = ThreadPoolExecutor(PREPARED_AHEAD, thread_name_prefix="prepare")
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
+        self._watcher = Periodic("cancellations", POLL_S, self._ask_for_cancellations)
 
     @property
     def live_slots(self) -> int:
@@ -161,11 +164,14 @@ class Scheduler:
             self._closing = True
         self._wake.set()
         self._thread.join()
+        self._watcher.close()
         self._preparers.shutdown(wait=False, cancel_futures=True)
 
     def _run(self) -> None:
-        while not self._closing:
-            self._wake.clear()
+        while True:
+            self._wake.clear()  # before anything is looked at, so that what comes later wakes the thread again
+            if self._closing:
+                break
             try:
                 is_busy = self._turn()
             except Exception as error:  # a fault of ours; whoever comes next is served
@@ -187,22 +193,22 @@ class Scheduler:
 
     def _drop_given_up(self) -> None:
         now = monotonic()
-        if now < self._next_poll:
-            return
-        self._next_poll = now + POLL_S
         for answer in [*self._queue, *filter(None, self._slots)]:
             if now > answer.deadline:
                 limit = Unavailable(f"the report took longer than the limit of {self._time_limit_s:g} s")
                 self._end(answer, limit)
-            elif self._is_cancelled(answer):
-                self._end(answer, Cancelled("the request was cancelled"))
+            elif answer.given_up:
+                self._end(answer, answer.given_up)
 
-    def _is_cancelled(self, answer: _Answer) -> bool:
-        try:
-            return answer.job.is_cancelled()
-        except Exception as error:
-            self._end(answer, error)
-            return False
+    def _ask_for_cancellations(self) -> None:
+        for answer in [*self._queue, *filter(None, self._slots)]:
+            try:
+                if answer.job.is_cancelled():
+                    answer.given_up = Cancelled("the request was cancelled")
+            except Exception as error:
+                answer.given_up = error
+            if answer.given_up:
+                self._wake.set()
 
     def _start_preparing(self) -> None:
         for answer in self._queue[:PREPARED_AHEAD]:
@@ -212,21 +218,23 @@ class Scheduler:
 
     def _admit(self) -> None:
         for answer in [answer for answer in self._queue if answer.prompt and answer.prompt.done()]:
-            if None not in self._slots:
-                return
             assert answer.prompt is not None
             if error := answer.prompt.exception():
-                self._end(answer, error if isinstance(error, Exception) else InferenceFailed("preparation was stopped"))
-                continue
-            with self._lock:
-                self._queue.remove(answer)
-            answer.slot = self._slots.index(None)
-            self._slots[answer.slot] = answer
-            prompt, answer.prompt = answer.prompt.result(), None
-            answer.prompt_length = len(prompt)
-            if self._may_become_long(answer):
-                answer.kept_prompt = prompt
-            self._start_prefill(answer, prompt)
+                stopped = InferenceFailed("internal error: preparation was stopped")
+                self._end(answer, error if isinstance(error, Exception) else stopped)
+            elif None in self._slots:
+                self._place(answer, answer.prompt.result())
+
+    def _place(self, answer: _Answer, prompt: Embeds) -> None:
+        with self._lock:
+            self._queue.remove(answer)
+        answer.slot = self._slots.index(None)
+        self._slots[answer.slot] = answer
+        answer.prompt = None  # its memory is needed no longer than the prefill takes
+        answer.prompt_length = len(prompt)
+        if self._may_become_long(answer):
+            answer.kept_prompt = prompt
+        self._start_prefill(answer, prompt)
 
     def _may_become_long(self, answer: _Answer) -> bool:
         if self._long_rope is None:
@@ -291,22 +299,22 @@ class Scheduler:
         """Greedy: the same study gives the same report. Whatever fails here ends this answer alone."""
         try:
             ending = self._extend(answer, logits)
+            if ending is None and self._crosses_long_rope(answer):
+                # As transformers' generate() does for Phi-3: all tokens change their factors, so all are read again.
+                assert answer.kept_prompt is not None
+                self._start_prefill(answer, np.concatenate([answer.kept_prompt, self._embed(answer.tokens)]))
+                answer.kept_prompt = None
         except Exception as error:
             ending = error
         if ending is not None:
             self._end(answer, ending)
-        elif self._crosses_long_rope(answer):
-            # As transformers' generate() does for Phi-3: all tokens change their factors, so all are read again.
-            assert answer.kept_prompt is not None
-            self._start_prefill(answer, np.concatenate([answer.kept_prompt, self._embed(answer.tokens)]))
-            answer.kept_prompt = None
 
     def _extend(self, answer: _Answer, logits: Logits) -> Ending | None:
         job = answer.job
         allowed = job.constraint.apply(logits) if job.constraint else logits
         token = int(allowed.argmax())  # the lowest of equals, as torch.argmax
         if not np.isfinite(allowed[token]):
-            raise InferenceFailed("the decoder gave no finite score for any token")
+            raise InferenceFailed("internal error: the decoder gave no finite score for any token")
         self.counters.tokens += 1
         answer.tokens.append(token)
         if token in job.eos_token_ids:

@@ -45,7 +45,7 @@ def random_state_dict(config: CXRReportGenConfig, seed: int = 0) -> dict[str, Te
         values = torch.randn(shape, generator=generator)
         if len(shape) == 1:
             return values * 0.1 + (not name.endswith("bias"))
-        return values * (1.0 if "embed_tokens" in name else 0.15)
+        return values * (1.0 if "embed_tokens" in name else 1.2 * shape[1] ** -0.5)
 
     return {name: random(name, shape) for name, shape in expected_shapes(config).items()}
 
@@ -95,6 +95,8 @@ def config_json(config: CXRReportGenConfig) -> dict[str, object]:
             "num_attention_heads": decoder.num_heads,
             "num_key_value_heads": decoder.num_kv_heads,
             "vocab_size": decoder.vocab_size,
+            "rms_norm_eps": decoder.rms_norm_eps,
+            "rope_theta": decoder.rope_theta,
             "max_position_embeddings": decoder.max_position_embeddings,
             "original_max_position_embeddings": decoder.original_max_position_embeddings,
             "rope_scaling": rope[decoder.rope_type],

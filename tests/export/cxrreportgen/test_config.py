@@ -34,8 +34,16 @@ def test_keys_of_transformers_5(tmp_path):
 
 
 def test_defaults_are_maira2s(tmp_path):
-    content = {"model_type": "maira2", "text_config": {"rope_scaling": {"type": "linear", "factor": 1.5}}}
+    differing = {"vocab_size": 32207, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}  # from transformers' Llama
+    content = {"model_type": "maira2", "text_config": {**differing, "rope_scaling": {"type": "linear", "factor": 1.5}}}
     assert read_with(tmp_path, config=content) == CXRReportGenConfig()
+
+
+def test_absent_keys_of_the_decoder_mean_what_they_mean_to_transformers(tmp_path):
+    llama = read_with(tmp_path, config={"text_config": {}}).decoder
+    assert (llama.rms_norm_eps, llama.max_position_embeddings, llama.rope_type) == (1e-6, 2048, "default")
+    phi3 = read_with(tmp_path, config={"text_config": {"model_type": "phi3"}})
+    assert (phi3.decoder.rms_norm_eps, phi3.decoder.sliding_window, phi3.eos_token_ids) == (1e-5, None, (32000,))
 
 
 def test_context_is_stretched_by_linear_scaling():

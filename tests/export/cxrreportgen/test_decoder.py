@@ -79,7 +79,7 @@ def test_a_decoder_with_a_known_fault_is_refused(exported, tmp_path, kind, fault
     faulty = replace(config, decoder=replace(config.decoder, **fault))
     reference = load_reference_decoder(config.decoder, tensors)
     rows = compare_decoder(CachedDecoder(path, faulty.decoder), reference, {"prompt": [prompt]}, table, 2)
-    assert rows[0].max_abs > 10 * BOUNDS["fp32"].max_abs
+    assert rows[0].max_error > 10 * BOUNDS["fp32"].max_error
     with pytest.raises(ParityError, match="past its bound, or chose other tokens: prompt"):
         check_decoder_parity(rows, BOUNDS["fp32"])
 

@@ -3,6 +3,7 @@
 import logging
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from medimage_server.reports import memory
@@ -96,6 +97,13 @@ def test_file_that_is_no_graph_is_named(tmp_path):
     (tmp_path / "decoder.onnx").write_bytes(b"no graph")
     with pytest.raises(ValueError, match=r"decoder\.onnx: onnxruntime cannot load it"):
         Decoder(tmp_path / "decoder.onnx", slots=1, max_length=8)
+
+
+def test_gpu_without_the_memory_is_an_error_that_says_what_to_lower(model, monkeypatch):
+    """This onnxruntime has no CUDA, so it refuses any allocation there by an error of its own."""
+    monkeypatch.setattr(ort.InferenceSession, "get_providers", lambda session: ["CUDAExecutionProvider"])
+    with pytest.raises(ValueError, match=r"3 slots of 64 tokens, .* allocated on cuda:0: lower the parameter slots or"):
+        Decoder(model.folder / "decoder.onnx", slots=3, max_length=64, threads=1)
 
 
 def test_slots_that_do_not_fit_in_memory_are_fewer_and_logged(model, caplog, monkeypatch):

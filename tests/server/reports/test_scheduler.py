@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from medimage_server.errors import Cancelled, InferenceFailed, Unavailable
+from medimage_server.errors import Cancelled, InferenceFailed, InvalidInput, Unavailable
 from medimage_server.reports.scheduler import PREPARED_AHEAD, Job, Scheduler
 from medimage_server.reports.settings import LongRope
 
@@ -119,7 +119,7 @@ class Caller:
 
 
 @contextmanager
-def running(decoder, **settings):
+def running(decoder, *, embed=embed, **settings):
     scheduler = Scheduler(decoder, embed, **{"max_queue": 100, "time_limit_s": WAIT_S, "prefill_chunk": 4, **settings})
     try:
         yield scheduler
@@ -360,7 +360,7 @@ def test_scores_that_are_no_numbers_end_the_answer_with_an_error():
         scheduler.submit(caller.job)
         ending = caller.ending()
     assert isinstance(ending, InferenceFailed)
-    assert str(ending) == "the decoder gave no finite score for any token"
+    assert str(ending) == "internal error: the decoder gave no finite score for any token"
 
 
 def test_close_ends_all_jobs_clearly_and_takes_no_more():
@@ -413,3 +413,76 @@ def test_counters_add_up():
         assert scheduler.counters.prefill_s > 0
         assert scheduler.counters.decode_s > 0
         assert (scheduler.live_slots, scheduler.queue_length) == (0, 0)
+
+
+def test_failed_preparations_end_while_all_slots_are_taken_and_the_next_are_prepared():
+    def refuse():
+        raise InvalidInput("no image")
+
+    live, bad, good = endless(), [Caller([1], prepare=refuse) for _ in range(2 * PREPARED_AHEAD)], Caller([2, 3])
+    with running(FakeDecoder(slots=1, call_s=0.001)) as scheduler:
+        scheduler.submit(live.job)
+        live.wait_for_a_token()
+        for caller in [*bad, good]:
+            scheduler.submit(caller.job)
+        assert {str(caller.ending()) for caller in bad} == {"no image"}
+        assert (scheduler.live_slots, scheduler.queue_length) == (1, 1)
+        live.give_up()
+        good.expect_whole_answer()
+
+
+def test_close_is_heard_whenever_it_comes():
+    """Also between the thread's look at what there is to do and its wait for more."""
+
+    class ClosedBeforeCleared(threading.Event):
+        def clear(self):
+            if not closing.ident:
+                closing.start()
+                assert self.wait(WAIT_S)
+            super().clear()
+
+    scheduler = Scheduler(FakeDecoder(), embed, max_queue=1, time_limit_s=WAIT_S, prefill_chunk=4)
+    closing = threading.Thread(target=scheduler.close)
+    idle, scheduler._wake = scheduler._wake, ClosedBeforeCleared()
+    idle.set()
+    scheduler._thread.join(WAIT_S / 5)
+    was_heard = not scheduler._thread.is_alive()
+    scheduler._wake.set()
+    closing.join(WAIT_S)
+    assert was_heard
+
+
+def test_callers_are_asked_beside_the_decoding_and_obeyed_at_the_next_step():
+    """The question takes as long as a hundred tokens here."""
+    askers, heard = set(), []
+
+    def is_cancelled():
+        askers.add(threading.current_thread().name)
+        before = len(caller.tokens)
+        threading.Event().wait(0.1)
+        heard.append((before, len(caller.tokens)))
+        return len(heard) > 2
+
+    caller = endless(is_cancelled=is_cancelled)
+    with running(FakeDecoder(call_s=0.001)) as scheduler:
+        scheduler.submit(caller.job)
+        assert isinstance(caller.ending(), Cancelled)
+    assert "scheduler" not in askers
+    assert heard[2][1] > heard[2][0] + 5  # the answer went on meanwhile
+    assert len(caller.tokens) <= heard[2][1] + 5
+
+
+def test_failure_at_the_long_rope_limit_ends_its_own_job_alone():
+    def embed_few(token_ids):
+        if len(token_ids) > 2:  # more than the two live rows: the tokens that are read again
+            raise MemoryError
+        return embed(token_ids)
+
+    crossing, live = Caller([1, 2, 3], 5, eos=frozenset()), endless([1] * 6)
+    rope = LongRope(after=5, first_row=1000)
+    with running(FakeDecoder(call_s=0.001), embed=embed_few, long_rope=rope) as scheduler:
+        scheduler.submit(live.job)
+        live.wait_for_a_token()
+        scheduler.submit(crossing.job)
+        assert isinstance(crossing.ending(), MemoryError)
+        live.give_up()
