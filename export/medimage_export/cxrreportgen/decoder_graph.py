@@ -35,9 +35,10 @@ Precision = Literal["fp32", "fp16", "int4"]
 OPSETS = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]  # 23 brought RMSNormalization
 IR_VERSION = 11
 ALIGNMENT = 4096  # of each tensor in the data file, so that it can be memory-mapped
-# Weights that share a scale. On CPUs with VNNI eight rows take as long as two, and a prompt two thirds of the time that
-# they take with blocks of 32; rounding errors are a third larger.
-BLOCK_SIZE = 128
+# Weights that share a scale. With 32, onnxruntime's CPU kernels give a row the same bits whatever rows are beside it,
+# so that a report does not depend on how many are written at the same time; with 64 and more (4 bits) they do not.
+# Blocks of 128 would read a prompt in two thirds of the time, with rounding errors a third larger.
+BLOCK_SIZE = 32
 WEIGHT_BITS = 4
 HEAD_BITS = 8  # the head alone decides between tokens: 4 bits there cost the most and save the least
 INT8_ACTIVATIONS = 4  # accuracy_level of MatMulNBits: products of 8-bit integers, which CPUs have instructions for
