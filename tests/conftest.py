@@ -1,5 +1,6 @@
 """Reference data recorded from the published model, which is not part of the project."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,3 +15,9 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the reference data of the published model is not beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_interrupts():
+    """Also where the tests run in the background of a shell, which has its children ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
