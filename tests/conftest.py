@@ -1,4 +1,4 @@
-"""Reference data recorded from the published model, which is not part of the project."""
+"""What tests of several rooms need: the reference data of the published model, which is not part of the project."""
 
 import signal
 from pathlib import Path
