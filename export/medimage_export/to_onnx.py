@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,15 +15,15 @@ from torch import Tensor, nn
 OPSET = 20  # 17 brought LayerNormalization, 20 Gelu: both then stay one node for every runtime to fuse
 
 
-class Graph(nn.Module):
+class Graph(nn.Module, ABC):
     """What Triton serves of a model: the batch is the first axis of every tensor."""
 
     INPUTS: ClassVar[tuple[str, ...]]
     OUTPUTS: ClassVar[tuple[str, ...]]
 
+    @abstractmethod
     def example(self) -> tuple[Tensor, ...]:
         """Inputs to trace with: two, because a batch of one would be traced as a constant."""
-        raise NotImplementedError
 
 
 def to_onnx(graph: Graph, path: Path) -> None:

@@ -37,7 +37,7 @@ IR_VERSION = 11
 ALIGNMENT = 4096  # of each tensor in the data file, so that it can be memory-mapped
 # Weights that share a scale. With 32, onnxruntime's CPU kernels give a row the same bits whatever rows are beside it,
 # so that a report does not depend on how many are written at the same time; with 64 and more (4 bits) they do not.
-# Blocks of 128 would read a prompt in two thirds of the time, with rounding errors a third larger.
+# Blocks of 128 would read a prompt in two thirds of the time, with rounding errors a fifth larger (of normal weights).
 BLOCK_SIZE = 32
 WEIGHT_BITS = 4
 HEAD_BITS = 8  # the head alone decides between tokens: 4 bits there cost the most and save the least

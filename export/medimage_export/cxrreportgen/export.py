@@ -11,10 +11,7 @@ import onnxruntime
 import torch
 import transformers
 from PIL import Image
-from tokenizers import AddedToken, Tokenizer, decoders
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.processors import TemplateProcessing
+from tokenizers import Tokenizer
 
 from medimage_export.cxrreportgen.checkpoint import (
     DECODER,
@@ -26,7 +23,7 @@ from medimage_export.cxrreportgen.checkpoint import (
     load_reference_decoder,
     open_checkpoint,
 )
-from medimage_export.cxrreportgen.config import PHI3_MINI, CXRReportGenConfig, TokenStrings
+from medimage_export.cxrreportgen.config import PHI3_MINI, CXRReportGenConfig
 from medimage_export.cxrreportgen.decoder_graph import Precision, QuantizedTensors, write_decoder
 from medimage_export.cxrreportgen.decoder_parity import (
     BOUNDS,
@@ -37,17 +34,16 @@ from medimage_export.cxrreportgen.decoder_parity import (
     compare_decoder,
 )
 from medimage_export.cxrreportgen.image_encoder import ImageEncoder
-from medimage_export.errors import CheckpointError
+from medimage_export.cxrreportgen.tokenizer import byte_tokenizer, read_tokenizer
 from medimage_export.parity import Bound, Feed, ParityRow, check_parity, compare
 from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_export.repository import check_configs, check_is_repository, put_in_place, staging_folder, write_json
 from medimage_export.to_onnx import hide_output_shape, to_onnx
 
 MODELS = ("cxr_image_encoder", "cxr_image_preprocessing", "cxrreportgen_stream")
-COORDINATES = range(100)  # of either axis, see the box grammar
 MAX_IMAGES = 3  # current frontal, current lateral, prior frontal
 
-# Of one image token, whose numbers are around 1: small random weights measured 3e-6 in fp32, the trained phantom
+# Of one image token: small random weights measured 3e-6 in fp32, the trained phantom
 # checkpoint 2e-5. int4 is the decoder's: the image encoder stays fp32, since it runs once a study.
 IMAGE_BOUNDS = {
     "fp32": Bound(max_abs=1e-3, min_cosine=0.99999),
@@ -192,46 +188,9 @@ def _drawings(size: int) -> list[np.ndarray]:
 
 def _opened(folder: Path) -> tuple[CXRReportGenConfig, Tensors, Tokenizer]:
     config, tensors = open_checkpoint(folder)
-    path = folder / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as exc:  # the Rust side raises plain Exception
-        raise CheckpointError(f"{path}: not a tokenizer of the tokenizers library: {exc}") from exc
-    _check_vocabulary(tokenizer, config, path)
-    return config, tensors, tokenizer
-
-
-def _check_vocabulary(tokenizer: Tokenizer, config: CXRReportGenConfig, path: Path) -> None:
-    """Raise CheckpointError unless the tokenizer has every token of the grammar and no id that the decoder lacks."""
-    missing = [token for token in _added_tokens(config.tokens) if tokenizer.token_to_id(token) is None]
-    if missing:
-        raise CheckpointError(f"{path}: lacks {len(missing)} tokens of the output grammar, e.g. {missing[:5]}")
-    highest, rows = max(tokenizer.get_vocab().values()), config.decoder.vocab_size
-    if max(highest, *config.eos_token_ids) >= rows:
-        raise CheckpointError(
-            f"{path}: has ids up to {highest}, and the end is {list(config.eos_token_ids)}; the decoder has {rows} rows"
-        )
-
-
-def _added_tokens(tokens: TokenStrings) -> list[str]:
-    coordinates = [axis.format(i) for axis in (tokens.x, tokens.y) for i in COORDINATES]
-    return [tokens.image, tokens.obj_start, tokens.obj_end, tokens.box_start, tokens.box_end, *coordinates]
+    return config, tensors, read_tokenizer(folder / "tokenizer.json", config)
 
 
 def _full_size_random() -> tuple[CXRReportGenConfig, Tensors, Tokenizer]:
-    config = CXRReportGenConfig(decoder=PHI3_MINI, eos_token_ids=(2,))
+    config = CXRReportGenConfig(decoder=PHI3_MINI)
     return config, RandomTensors(expected_shapes(config)), byte_tokenizer(config)
-
-
-def byte_tokenizer(config: CXRReportGenConfig) -> Tokenizer:
-    """Spells text byte by byte, with the tokens of the grammar and as many others as the decoder has rows."""
-    special = ["<unk>", "<s>", "</s>"]
-    added = _added_tokens(config.tokens)
-    symbols = [*special, *sorted(ByteLevel.alphabet())]
-    symbols += [f"unused{i}" for i in range(config.decoder.vocab_size - len(symbols) - len(added))]
-    tokenizer = Tokenizer(BPE({symbol: id for id, symbol in enumerate([*symbols, *added])}, []))
-    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token) for token in special])
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in added])
-    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return tokenizer

@@ -37,6 +37,6 @@ class Caller:
                 log.error("an answer could not be sent: %s", type(error).__name__)
 
     def is_cancelled(self) -> bool:
-        """Takes Triton half a millisecond; false once the answer is finished."""
+        """Takes Triton about half a millisecond, by the tokens it cost; false once the answer is finished."""
         with self._lock:
             return not self._is_answered and bool(self._sender.is_cancelled())

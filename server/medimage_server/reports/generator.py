@@ -182,7 +182,9 @@ class ReportGenerator:
         """
         prompt = self._tokenize(request.study, request.max_new_tokens)
         answer = _Answer(TextStream(self._tokenizer), listener)
-        constraint = Constraint(self._grammar, grounded=request.study.mode != "findings")
+        constraint = None
+        if request.constrained:
+            constraint = Constraint(self._grammar, grounded=request.study.mode != "findings")
         self.scheduler.submit(
             Job(
                 prepare=lambda: self._embed_prompt(prompt, request.images),
@@ -191,7 +193,7 @@ class ReportGenerator:
                 on_token=answer.add,
                 on_end=answer.end,
                 is_cancelled=listener.is_cancelled,
-                constraint=constraint if request.constrained else None,
+                constraint=constraint,
             )
         )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medimage_export.cxrreportgen.checkpoint import expected_shapes
 from medimage_export.cxrreportgen.config import PHI3_MINI, CXRReportGenConfig, DecoderConfig, VisionConfig
-from medimage_export.cxrreportgen.export import byte_tokenizer
+from medimage_export.cxrreportgen.tokenizer import byte_tokenizer
 
 SIZES = {
     "hidden_size": 64,

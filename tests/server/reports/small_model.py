@@ -8,7 +8,8 @@ import torch
 
 from medimage_export.cxrreportgen.checkpoint import load_reference_decoder, open_checkpoint
 from medimage_export.cxrreportgen.decoder_graph import write_decoder
-from medimage_export.cxrreportgen.export import byte_tokenizer, generation_settings
+from medimage_export.cxrreportgen.export import generation_settings
+from medimage_export.cxrreportgen.tokenizer import byte_tokenizer
 from medimage_export.repository import write_json
 from tests.export.cxrreportgen.small import LLAMA, PHI3, SIZES, VISION, write_checkpoint
 
