@@ -28,6 +28,8 @@ from medimage_server.image_requests import ImageBounds, Pixels, fill_rows, posit
 
 Profile = Literal["azure", "reference"]
 
+GREY_MODES = ("1", "L", "LA")  # Pillow's modes whose RGB has three equal channels
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(ImageBounds):
@@ -80,11 +82,11 @@ class Standardization:
         )
 
     def apply(self, image: Image.Image) -> Image.Image:
-        """Any image -> RGB of size x size, with the JPEG losses."""
+        """Any image -> RGB or grey of size x size, with the JPEG losses."""
         # Before RGB, as the endpoint does it: palette and 1-bit images get nearest, others bicubic.
-        square = image.resize((self.size, self.size))
+        square = without_equal_channels(image.resize((self.size, self.size)))
         jpeg = BytesIO()
-        square.convert("RGB").save(jpeg, "JPEG", quality=self.quality)
+        square.save(jpeg, "JPEG", quality=self.quality)
         return Image.open(jpeg)
 
 
@@ -110,7 +112,21 @@ class ImagePreprocessor:
         if self.settings.profile == "azure":
             image = standardization.apply(image)
         height, width = self.settings.image_size
-        return np.asarray(image.convert("RGB").resize((width, height), self.settings.interpolation))
+        image = image.convert("L" if image.mode in GREY_MODES else "RGB")
+        resized = image.resize((width, height), self.settings.interpolation)
+        return np.asarray(resized.convert("RGB"))
+
+
+def without_equal_channels(image: Image.Image) -> Image.Image:
+    """RGB, or one channel in place of three equal ones: a third of the work from here on, and the same values.
+
+    JPEG's luminance of equal channels is their value, and its chrominance zero (ITU-T T.871).
+    """
+    if image.mode in GREY_MODES:
+        return image.convert("L")
+    rgb = image.convert("RGB")
+    red, green, blue = rgb.split()
+    return red if red == green == blue else rgb
 
 
 def _integer(parameters: Mapping[str, object], name: str, default: int, maximum: int) -> int:

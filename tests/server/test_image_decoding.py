@@ -118,6 +118,14 @@ def test_16_bit_grey_is_scaled_over_the_fewest_bits_that_hold_its_maximum(bits):
     assert decoded.getpixel((0, 0)) == 255
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_every_value_of_16_bit_grey_is_rounded_to_the_nearest_level(bits):
+    white = 2**bits - 1
+    values = np.arange(2**bits, dtype=np.uint16).reshape(-1, 256)
+    rounded = (values.astype(int) * 255 + white // 2) // white  # in whole numbers; white is odd, so there are no ties
+    np.testing.assert_array_equal(np.asarray(decode(encode(Image.fromarray(values)))), rounded)
+
+
 @pytest.mark.parametrize("bits", [12, 16])
 def test_16_bit_grey_with_alpha_is_scaled_as_without_and_keeps_its_alpha(bits):
     grey = RNG.integers(0, 2**bits, (20, 30), dtype=np.uint16)

@@ -129,6 +129,18 @@ def test_azure_parameters_of_a_request_override_the_defaults(parameters, size, q
 
 
 @pytest.mark.parametrize(
+    "image",
+    [NOISE.convert("L"), NOISE.convert("L").convert("RGB"), NOISE.convert("L").convert("RGBA")],
+    ids=["grey", "as-rgb", "as-rgba"],
+)
+@pytest.mark.parametrize(("size", "quality"), [(512, 75), (7, 75), (100, 1), (479, 100)])
+def test_equal_channels_give_the_pixels_of_a_colour_jpeg(image, size, quality):
+    """The JPEG of them has one channel here, and three in the calls spelled out."""
+    pixels = ImagePreprocessor(AZURE)([encode(image)], {SIZE: size, QUALITY: quality})
+    np.testing.assert_array_equal(pixels, [azure(image, size, quality)])
+
+
+@pytest.mark.parametrize(
     ("parameters", "message"),
     [
         ({SIZE: 2049}, f"parameter {SIZE} must be an integer from 1 to 2048, or 0 for 512"),
