@@ -29,8 +29,21 @@ PORT = click.IntRange(0, 65535)
 @click.option("--http-port", type=PORT, default=8000, show_default=True, help="0 picks a free port.")
 @click.option("--grpc-port", type=PORT, default=8001, show_default=True, help="0 picks a free port.")
 @click.option("--metrics-port", type=PORT, default=8002, show_default=True, help="0 picks a free port.")
+@click.option(
+    "--text-cache-mb",
+    type=click.IntRange(0, 2**20),
+    default=64,
+    show_default=True,
+    help="Memory for the vectors of texts asked before; 0 computes them anew each time.",
+)
 def serve(
-    repository: Path, models: tuple[str, ...], host: str, http_port: int, grpc_port: int, metrics_port: int
+    repository: Path,
+    models: tuple[str, ...],
+    host: str,
+    http_port: int,
+    grpc_port: int,
+    metrics_port: int,
+    text_cache_mb: int,
 ) -> None:
     """Start Triton Inference Server and serve the exported models until Ctrl-C or SIGTERM.
 
@@ -40,7 +53,13 @@ def serve(
         signal.signal(number, _exit)
     try:
         with run_triton(
-            repository, models=models, host=host, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port
+            repository,
+            models=models,
+            host=host,
+            http_port=http_port,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            text_cache_mb=text_cache_mb,
         ) as server:
             click.echo(
                 f"ready: grpc://{host}:{server.grpc_port}  http://{host}:{server.http_port}  "

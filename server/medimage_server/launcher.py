@@ -59,6 +59,10 @@ class Installation:
     def backends(self) -> Path:
         return self.executable.parents[1] / "backends"
 
+    @property
+    def caches(self) -> Path:
+        return self.executable.parents[1] / "caches"
+
 
 @contextmanager
 def run_triton(
@@ -69,6 +73,7 @@ def run_triton(
     http_port: int = 0,
     grpc_port: int = 0,
     metrics_port: int = 0,
+    text_cache_mb: int = 0,
     log: Path | None = None,
 ) -> Iterator[TritonServer]:
     """Serve a model repository for as long as the `with` block lasts.
@@ -78,11 +83,12 @@ def run_triton(
         models: serve only these and the models they are made of; empty means all that were exported.
         host: the address to listen on; 0.0.0.0 opens the server to the network.
         http_port, grpc_port, metrics_port: 0 picks a free one.
+        text_cache_mb: memory for the answers of models whose config says `response_cache`; 0 is no cache.
         log: file for Triton's log; None leaves it on this process's stdout and stderr.
 
     Raises:
-        LaunchError: Triton is not installed, a port is taken, the repository is incomplete, or Triton did not
-            become ready.
+        LaunchError: Triton is not installed or has no cache, a port is taken, the repository is incomplete, or Triton
+            did not become ready.
     """
     repository = repository.absolute()
     try:
@@ -108,6 +114,7 @@ def run_triton(
             *(f"--{name}-address={host}" for name in ports),
             *(f"--{name}-port={port}" for name, port in ports.items()),
             "--model-control-mode=none",  # no caller may load or unload
+            *cache_options(installation, text_cache_mb),
         ]
         output = stack.enter_context(log.open("wb")) if log else None
         process = subprocess.Popen(
@@ -122,6 +129,19 @@ def run_triton(
         server = TritonServer(process, host, ports["http"], ports["grpc"], ports["metrics"], tuple(chosen))
         _wait_until_ready(server, log)
         yield server
+
+
+def cache_options(installation: Installation, size_mb: int) -> list[str]:
+    """For a response cache in Triton's own memory, which ends with it; none for 0 MB.
+
+    Raises:
+        LaunchError: this Triton was built without the local cache.
+    """
+    if size_mb == 0:
+        return []
+    if not (installation.caches / "local").is_dir():
+        raise LaunchError(f"this Triton has no cache in {installation.caches / 'local'}; use --text-cache-mb 0")
+    return [f"--cache-directory={installation.caches}", f"--cache-config=local,size={size_mb * 2**20}"]
 
 
 def select_models(repository: Path, models: Sequence[str], scratch: Path) -> Path:

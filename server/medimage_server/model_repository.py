@@ -51,8 +51,13 @@ def check_complete(repository: Path, models: Sequence[str], configs: dict[str, M
     """Check that each model has its file: the ONNX file that an export writes, or the model.py that is committed.
 
     Raises:
-        RepositoryError: names the models without.
+        RepositoryError: names the models without, or those that this Triton has no backend for.
     """
+    if plans := [model for model in models if configs[model].platform == "tensorrt_plan"]:
+        raise RepositoryError(
+            f"{', '.join(plans)}: TensorRT plans, which only the Triton in NVIDIA's container serves; "
+            "for this one run `medimage export` with --format onnx"
+        )
     # Triton 2.51 would not fail on these but wait for ever for the process that cannot start.
     if missing := _without_file(repository, models, configs, backend="python"):
         raise RepositoryError(f"no model.py for {', '.join(missing)}: restore it from the project's model_repository")

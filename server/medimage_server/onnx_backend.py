@@ -1,7 +1,7 @@
 """Serve an ONNX model the way Triton's native onnxruntime backend does, for a Triton that has none.
 
-`backends/onnxruntime/model.py` hands in the model's config and the tensors of one execute call. Field and parameter
-names are those of the native backend (its README.md, "Model Config Options"), so one config.pbtxt serves both.
+`backends/onnxruntime/model.py` hands in the model's config and the tensors of one execute call. Tensors come and go in
+host memory, so there is nothing that IO binding would save: onnxruntime copies them to a GPU and back itself.
 """
 
 import logging
@@ -15,6 +15,7 @@ import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from medimage_server.errors import InferenceFailed, InvalidInput
+from medimage_server.onnx_settings import ModelLoadError, cuda_options, execution_providers, session_options
 
 log = logging.getLogger(__name__)
 
@@ -34,18 +35,6 @@ TRITON_TYPES = {
     "tensor(double)": "TYPE_FP64",
     "tensor(string)": "TYPE_STRING",
 }
-HONOURED_PARAMETERS = {
-    "intra_op_thread_count",
-    "inter_op_thread_count",
-    "execution_mode",
-    "enable_mem_arena",
-    "enable_mem_pattern",
-}
-
-
-class ModelLoadError(Exception):
-    """The model cannot be served as configured; str() is one line for the server's log."""
-
 
 Tensors = dict[str, npt.NDArray[Any]]
 Answer = Tensors | InvalidInput | InferenceFailed
@@ -75,7 +64,7 @@ class OnnxModel:
         device_id: the CUDA device of a GPU instance.
 
     Raises:
-        ModelLoadError: the file is missing, or its tensors are not those of the config.
+        ModelLoadError: the file is missing, its tensors are not those of the config, or a setting is not valid.
     """
 
     def __init__(self, config: Mapping[str, Any], version_directory: Path, *, kind: str, device_id: int) -> None:
@@ -86,12 +75,10 @@ class OnnxModel:
         path = version_directory / (config["default_model_filename"] or "model.onnx")
         if not path.is_file():
             raise ModelLoadError(f"{self.name} has no exported weights ({path.name}): run `medimage export`")
+        options = session_options(config)
+        providers = execution_providers(self.name, kind, device_id, cuda_options(config))
         try:
-            self.session = ort.InferenceSession(
-                path,
-                session_options(config),
-                providers=execution_providers(self.name, kind, device_id),
-            )
+            self.session = ort.InferenceSession(path, options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise ModelLoadError(f"{self.name}: onnxruntime cannot load {path.name}: {_first_line(error)}") from error
         self._check_agrees_with(self.session)
@@ -174,47 +161,6 @@ class OnnxModel:
                     f"{self.name}: tensor {tensor.name} is {found.data_type} {list(found.shape)} in model.onnx, "
                     f"but {tensor.data_type} {list(tensor.shape)} by config.pbtxt"
                 )
-
-
-def session_options(config: Mapping[str, Any]) -> ort.SessionOptions:
-    """The `parameters` of a config as onnxruntime takes them; absent ones keep onnxruntime's defaults.
-
-    What is not honoured here is named in a warning, not refused, because the config is also meant for the native
-    backend, which may honour it.
-
-    Raises:
-        ModelLoadError: a value is not a whole number.
-    """
-    model, parameters, optimization = config["name"], config.get("parameters", {}), config.get("optimization", {})
-    ignored = sorted(parameters.keys() - HONOURED_PARAMETERS)
-    ignored += [f"optimization.{field}" for field in ("graph", "execution_accelerators") if field in optimization]
-    if ignored:
-        log.warning("%s: %s not honoured by the python-based onnxruntime backend", model, ", ".join(ignored))
-    values: dict[str, int] = {}
-    for key in parameters.keys() & HONOURED_PARAMETERS:
-        text = parameters[key]["string_value"]
-        if not text.isdecimal():
-            raise ModelLoadError(f"{model}: parameter {key} is {text!r}; expected a whole number")
-        values[key] = int(text)
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = values.get("intra_op_thread_count", 0)
-    options.inter_op_num_threads = values.get("inter_op_thread_count", 0)
-    if values.get("execution_mode") == 1:
-        options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
-    options.enable_cpu_mem_arena = values.get("enable_mem_arena", 1) == 1
-    options.enable_mem_pattern = values.get("enable_mem_pattern", 1) == 1
-    return options
-
-
-def execution_providers(model: str, kind: str, device_id: int) -> list[str | tuple[str, dict[str, int]]]:
-    """CUDA first for a GPU instance; the CPU for the rest and for nodes that CUDA cannot take."""
-    if kind != "GPU":
-        return ["CPUExecutionProvider"]
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        log.warning("%s: this onnxruntime has no CUDA provider, so the CPU is used (install onnxruntime-gpu)", model)
-        return ["CPUExecutionProvider"]
-    return [("CUDAExecutionProvider", {"device_id": device_id}), "CPUExecutionProvider"]
 
 
 def _signatures(tensors: Sequence[Mapping[str, Any]], *, can_batch: bool) -> list[Signature]:

@@ -5,6 +5,7 @@ import struct
 from io import BytesIO
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from google.protobuf import text_format
 from PIL import Image, ImageDraw
@@ -31,6 +32,8 @@ DOCUMENTED_PARAMETERS = {
         "enable_mem_pattern",
         "memory.enable_memory_arena_shrinkage",
         "session.use_device_allocator_for_initializers",
+        # "Deprecated Parameters", which are the only place where src/onnxruntime.cc reads these
+        *("cudnn_conv_algo_search", "gpu_mem_limit", "arena_extend_strategy", "do_copy_in_default_stream"),
     },
     "python": {
         *("profile", "max_encoded_bytes", "max_pixels"),
@@ -57,6 +60,10 @@ PUBLIC_TENSORS = {
         {"image_features": (FP32, [1024]), "scaling_factor": (FP32, [1])},
     ),
     "medimageinsight_text": (
+        {"text": (BYTES, [1])},
+        {"text_features": (FP32, [1024]), "scaling_factor": (FP32, [1])},
+    ),
+    "text_embedding": (
         {"text": (BYTES, [1])},
         {"text_features": (FP32, [1024]), "scaling_factor": (FP32, [1])},
     ),
@@ -160,6 +167,16 @@ def test_leaf_parameters_are_documented_ones_with_a_text_value(model):
     assert all(parameter.string_value for parameter in config.parameters.values())
 
 
+@pytest.mark.parametrize("model", LEAVES)
+def test_leaf_gives_cuda_options_where_the_native_backend_reads_them(model):
+    accelerators = CONFIGS[model].optimization.execution_accelerators.gpu_execution_accelerator
+    for accelerator in accelerators:
+        assert accelerator.name == "cuda"
+        assert not accelerator.parameters.keys() & DOCUMENTED_PARAMETERS["onnxruntime"]
+        # a captured graph replays one batch size at the first run's addresses
+        assert "enable_cuda_graph" not in accelerator.parameters
+
+
 @pytest.mark.parametrize("model", CONFIGS)
 def test_parameter_is_given_once(model):
     keys = re.findall(r'\bkey: "([^"]+)" value \{ string_value', (REPOSITORY / model / "config.pbtxt").read_text())
@@ -188,9 +205,28 @@ def test_whole_report_takes_the_inputs_of_the_stream():
 @pytest.mark.parametrize("model", BATCHED)
 def test_leaf_warms_up_with_every_required_input(model):
     config = CONFIGS[model]
-    (warmup,) = config.model_warmup
-    given = {name: (DataType.Name(tensor.data_type), list(tensor.dims)) for name, tensor in warmup.inputs.items()}
-    assert given == signature(tensor for tensor in config.input if not tensor.optional)
+    assert config.model_warmup
+    for warmup in config.model_warmup:
+        given = {name: (DataType.Name(tensor.data_type), list(tensor.dims)) for name, tensor in warmup.inputs.items()}
+        assert given == signature(tensor for tensor in config.input if not tensor.optional)
+
+
+def test_only_an_ensemble_inside_ensembles_that_take_all_its_outputs_is_cached():
+    """See text_embedding/config.pbtxt: what Triton's cache does not look at. Images depend on request parameters."""
+    cached = [model for model in CONFIGS if CONFIGS[model].response_cache.enable]
+    assert cached == ["text_embedding"]
+    config = CONFIGS["text_embedding"]
+    assert config.platform == "ensemble"
+    assert [tensor.name for tensor in config.input] == ["text"]
+    users = [
+        step
+        for model in ENSEMBLES
+        for step in CONFIGS[model].ensemble_scheduling.step
+        if step.model_name == "text_embedding"
+    ]
+    assert len(users) == 2
+    for step in users:
+        assert step.output_map.keys() == {tensor.name for tensor in config.output}
 
 
 def warmup_bytes(model):
@@ -209,6 +245,14 @@ def test_image_warmup_file_is_a_drawn_disc():
     with Image.open(BytesIO(warmup_bytes("image_preprocessing"))) as image:
         assert image.format == "PNG"
         assert image.tobytes() == drawing.tobytes()
+
+
+def test_text_encoder_warms_up_with_texts_of_full_length():
+    """A mask of zeros would have it warm up on texts of no tokens, which it cuts off."""
+    for warmup in CONFIGS["text_encoder"].model_warmup:
+        tensor = warmup.inputs["attention_mask"]
+        mask = np.fromfile(REPOSITORY / "text_encoder/warmup" / tensor.input_data_file, "<i8")
+        np.testing.assert_array_equal(mask, np.ones(tensor.dims))
 
 
 def test_text_warmup_file_is_a_caption():

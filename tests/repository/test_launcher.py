@@ -14,6 +14,7 @@ import pytest
 from medimage_export.repository import copy_unexported
 from medimage_server.launcher import (
     LaunchError,
+    cache_options,
     choose_ports,
     compose_backends,
     environment,
@@ -49,6 +50,7 @@ def install_triton(folder, monkeypatch, script, *backends):
     for backend in backends:
         (folder / "backends" / backend).mkdir(parents=True)
         (folder / "backends" / backend / "library.so").touch()
+    (folder / "caches/local").mkdir(parents=True)
     (folder / "bin").mkdir(parents=True)
     executable = folder / "bin/tritonserver"
     executable.write_text(f"#!/bin/sh\n{script}\n")
@@ -95,6 +97,21 @@ def test_serve_passes_on_that_triton_failed_to_start(exported, tmp_path, monkeyp
     assert done.stderr == "Error: Triton ended with exit code 3 before it was ready; see its log above\n"
 
 
+def test_text_cache_is_asked_of_triton_in_bytes_and_0_asks_for_none(tmp_path, monkeypatch):
+    install_triton(tmp_path / "triton", monkeypatch, "", "python")
+    caches = tmp_path / "triton/caches"
+    assert cache_options(find_triton(), 3) == [f"--cache-directory={caches}", "--cache-config=local,size=3145728"]
+    assert cache_options(find_triton(), 0) == []
+
+
+def test_triton_without_a_cache_is_named_with_the_option_that_does_without(exported, tmp_path, monkeypatch):
+    install_triton(tmp_path / "triton", monkeypatch, "exit 3", "python", "onnxruntime")
+    (tmp_path / "triton/caches/local").rmdir()
+    done = serve("--repository", exported, "--http-port", 0, "--grpc-port", 0, "--metrics-port", 0)
+    assert done.returncode == 1
+    assert done.stderr == f"Error: this Triton has no cache in {tmp_path}/triton/caches/local; use --text-cache-mb 0\n"
+
+
 def test_repository_without_models_is_refused(tmp_path):
     with pytest.raises(LaunchError, match=r"holds no \*/config.pbtxt"), run_triton(tmp_path):
         pass
@@ -111,6 +128,7 @@ def test_chosen_ensemble_brings_its_steps_before_itself(unexported):
     assert with_parts(["medimageinsight_text"], read_configs(unexported)) == [
         "text_tokenizer",
         "text_encoder",
+        "text_embedding",
         "medimageinsight_text",
     ]
 
@@ -129,6 +147,7 @@ def test_what_was_not_exported_is_left_out_unless_it_is_asked_for(unexported):
     assert exported_models(unexported, read_configs(unexported)) == [
         "text_tokenizer",
         "text_encoder",
+        "text_embedding",
         "medimageinsight_text",
     ]
 
@@ -146,6 +165,13 @@ def test_weights_are_asked_for_only_of_the_models_to_be_served(unexported):
     check_complete(unexported, with_parts(["medimageinsight_text"], configs), configs)
     with pytest.raises(RepositoryError, match=r"^no exported weights for image_encoder: run"):
         check_complete(unexported, with_parts(["medimageinsight"], configs), configs)
+
+
+def test_tensorrt_plans_are_refused_with_the_way_out(unexported):
+    config = unexported / "text_encoder/config.pbtxt"
+    config.write_text(config.read_text().replace('backend: "onnxruntime"', 'platform: "tensorrt_plan"'))
+    with pytest.raises(RepositoryError, match=r"^text_encoder: TensorRT plans, .* `medimage export` with --format onnx"):
+        check_complete(unexported, ["text_encoder"], read_configs(unexported))
 
 
 def test_python_model_without_its_file_is_named_and_not_waited_for(exported):

@@ -1,7 +1,6 @@
 """The python-based onnxruntime backend: its logic, and its adapter against a stand-in for Triton's module."""
 
 import json
-import logging
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +10,8 @@ from google.protobuf import json_format, text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from medimage_server.errors import InferenceFailed, InvalidInput
-from medimage_server.onnx_backend import ModelLoadError, OnnxModel, execution_providers, session_options
+from medimage_server.onnx_backend import OnnxModel
+from medimage_server.onnx_settings import ModelLoadError
 from tests.paths import REPOSITORY, ROOT
 from tests.python_backend_stand_in import Request, TritonError, TritonModelException, install, load_adapter
 from tests.repository.onnx_models import VOCABULARY, write_identity, write_text_encoder
@@ -177,40 +177,31 @@ def test_load_refuses_a_config_that_disagrees_with_the_graph(config, tmp_path, f
         OnnxModel(config, tmp_path, kind="CPU", device_id=0)
 
 
-def test_session_options_take_the_native_backends_parameters(config):
-    given = {"intra_op_thread_count": "3", "inter_op_thread_count": "2", "execution_mode": "1", "enable_mem_arena": "0"}
-    config["parameters"] = {key: {"string_value": value} for key, value in given.items()}
-    options = session_options(config)
-    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 2)
-    assert options.execution_mode == onnxruntime.ExecutionMode.ORT_PARALLEL
-    assert not options.enable_cpu_mem_arena
-    assert options.enable_mem_pattern
-
-
-def test_session_options_name_what_they_do_not_honour(config, caplog):
-    config["parameters"] = {"gpu_mem_limit": {"string_value": "1"}}
-    config["optimization"] = {"graph": {"level": 1}}
-    with caplog.at_level(logging.WARNING):
-        session_options(config)
-    assert "text_encoder: gpu_mem_limit, optimization.graph not honoured" in caplog.text
-
-
-def test_session_options_refuse_a_value_that_is_no_number(config):
+def test_load_refuses_a_setting_that_is_not_valid(config, tmp_path):
+    write_text_encoder(tmp_path / "model.onnx")
     config["parameters"] = {"intra_op_thread_count": {"string_value": "all"}}
-    with pytest.raises(ModelLoadError, match="intra_op_thread_count is 'all'; expected a whole number"):
-        session_options(config)
+    with pytest.raises(
+        ModelLoadError, match=r"^text_encoder: parameter intra_op_thread_count is 'all'; expected a whole"
+    ):
+        OnnxModel(config, tmp_path, kind="CPU", device_id=0)
 
 
-def test_gpu_instance_uses_its_own_cuda_device(monkeypatch):
+def test_load_hands_the_settings_of_the_config_to_the_cuda_provider(config, tmp_path, monkeypatch):
+    seen = []
+    write_text_encoder(tmp_path / "model.onnx")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    assert execution_providers("m", "GPU", 1)[0] == ("CUDAExecutionProvider", {"device_id": 1})
-    assert execution_providers("m", "CPU", 0) == ["CPUExecutionProvider"]
 
+    def session(path, options, providers):
+        seen.append(providers[0])
+        return original(path, options, providers=["CPUExecutionProvider"])
 
-def test_gpu_instance_without_cuda_provider_warns_and_uses_the_cpu(monkeypatch, caplog):
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    assert execution_providers("m", "GPU", 0) == ["CPUExecutionProvider"]
-    assert "install onnxruntime-gpu" in caplog.text
+    original = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    config["parameters"] = {"gpu_mem_limit": {"string_value": "1000"}}
+    accelerator = {"name": "cuda", "parameters": {"use_tf32": "0"}}
+    config["optimization"] = {"execution_accelerators": {"gpu_execution_accelerator": [accelerator]}}
+    OnnxModel(config, tmp_path, kind="GPU", device_id=2)
+    assert seen == [("CUDAExecutionProvider", {"gpu_mem_limit": "1000", "use_tf32": "0", "device_id": 2})]
 
 
 @pytest.fixture

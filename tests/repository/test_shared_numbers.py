@@ -42,3 +42,8 @@ def test_clients_requests_in_flight_fill_the_servers_largest_batch():
     in_flight = constants.DEFAULT_CONCURRENCY
     assert constants.IMAGES_PER_REQUEST * in_flight == CONFIGS["image_encoder"].max_batch_size
     assert constants.TEXTS_PER_REQUEST * in_flight == CONFIGS["text_encoder"].max_batch_size
+
+
+def test_encoders_are_warm_for_one_row_and_for_one_request_of_the_client():
+    assert [warmup.batch_size for warmup in CONFIGS["image_encoder"].model_warmup] == [1, constants.IMAGES_PER_REQUEST]
+    assert [warmup.batch_size for warmup in CONFIGS["text_encoder"].model_warmup] == [1, constants.TEXTS_PER_REQUEST]

@@ -17,7 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from medimage_server.exported import exported_file
-from medimage_server.onnx_backend import execution_providers
+from medimage_server.onnx_settings import execution_providers
 from medimage_server.reports.constraint import Logits
 from medimage_server.reports.embedding import Embeds
 from medimage_server.reports.memory import fit_slots, gigabytes

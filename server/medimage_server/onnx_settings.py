@@ -1,0 +1,137 @@
+"""What a model config says of onnxruntime's session and CUDA provider, as onnxruntime takes it.
+
+Names, numbers and defaults are those of Triton's native onnxruntime backend (its README.md and src/onnxruntime.cc), so
+that one config.pbtxt serves both. A config comes as Triton passes it to a Python model: proto field names, JSON types.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import onnxruntime as ort
+
+log = logging.getLogger(__name__)
+
+TRUTH_VALUES = {"1": True, "true": True, "0": False, "false": False}
+GRAPH_OPTIMIZATION_LEVELS = {
+    -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    0: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    1: ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    2: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+SESSION_PARAMETERS = {
+    "intra_op_thread_count",
+    "inter_op_thread_count",
+    "execution_mode",
+    "enable_mem_arena",
+    "enable_mem_pattern",
+}
+# Options of the CUDA provider that the native backend reads from `parameters` and nowhere else: what the accelerator
+# named "cuda" says of these is overwritten. It numbers the choices that have names in onnxruntime.
+CUDA_PARAMETERS: Mapping[str, Sequence[str]] = {
+    "arena_extend_strategy": ("kNextPowerOfTwo", "kSameAsRequested"),
+    "cudnn_conv_algo_search": ("EXHAUSTIVE", "HEURISTIC", "DEFAULT"),
+    "do_copy_in_default_stream": (),
+    "gpu_mem_limit": (),
+}
+
+
+class ModelLoadError(Exception):
+    """The model cannot be served as configured; str() is one line for the server's log."""
+
+
+def session_options(config: Mapping[str, Any]) -> ort.SessionOptions:
+    """The session's options; what is absent keeps onnxruntime's defaults.
+
+    What is not honoured here is named in a warning, not refused, because the native backend may honour it.
+
+    Raises:
+        ModelLoadError: a value is not one that the native backend takes.
+    """
+    parameters, optimization = config.get("parameters", {}), config.get("optimization", {})
+    ignored = sorted(parameters.keys() - SESSION_PARAMETERS - CUDA_PARAMETERS.keys())
+    if optimization.get("execution_accelerators", {}).get("cpu_execution_accelerator"):
+        ignored.append("cpu_execution_accelerator")
+    _warn_of_ignored(config, ignored)
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = _whole_number(config, "intra_op_thread_count")
+    options.inter_op_num_threads = _whole_number(config, "inter_op_thread_count")
+    if _truth(config, "execution_mode", default="0"):
+        options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
+    options.enable_cpu_mem_arena = _truth(config, "enable_mem_arena", default="1")
+    options.enable_mem_pattern = _truth(config, "enable_mem_pattern", default="1")
+    level = optimization.get("graph", {}).get("level", 0)
+    if level not in GRAPH_OPTIMIZATION_LEVELS:
+        raise ModelLoadError(f"{config['name']}: optimization.graph.level is {level}; expected -1, 0, 1 or 2")
+    options.graph_optimization_level = GRAPH_OPTIMIZATION_LEVELS[level]
+    return options
+
+
+def cuda_options(config: Mapping[str, Any]) -> dict[str, str]:
+    """The CUDA provider's options: those in `parameters`, and any other of the accelerator named "cuda".
+
+    Raises:
+        ModelLoadError: a value is not one that the native backend takes.
+    """
+    accelerators = config.get("optimization", {}).get("execution_accelerators", {}).get("gpu_execution_accelerator", [])
+    options: dict[str, str] = {}
+    ignored = []
+    for accelerator in accelerators:
+        if accelerator["name"] == "cuda":
+            options |= accelerator.get("parameters", {})
+        else:
+            ignored.append(f"gpu_execution_accelerator {accelerator['name']}")
+    for key in sorted(options.keys() & CUDA_PARAMETERS.keys()):
+        del options[key]
+        ignored.append(f"{key} outside parameters")
+    _warn_of_ignored(config, ignored)
+    for key in config.get("parameters", {}).keys() & CUDA_PARAMETERS.keys():
+        number, names = _whole_number(config, key), CUDA_PARAMETERS[key]
+        if names and number >= len(names):
+            raise ModelLoadError(f"{config['name']}: parameter {key} is {number}; expected 0 to {len(names) - 1}")
+        options[key] = names[number] if names else str(number)
+    return options
+
+
+def execution_providers(
+    model: str, kind: str, device_id: int, cuda_options: Mapping[str, str] = MappingProxyType({})
+) -> list[str | tuple[str, dict[str, str | int]]]:
+    """CUDA first for a GPU instance; the CPU for the rest and for nodes that CUDA cannot take.
+
+    Args:
+        kind: instance kind that Triton chose, "CPU" or "GPU".
+        device_id: the CUDA device of a GPU instance.
+    """
+    if kind != "GPU":
+        return ["CPUExecutionProvider"]
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        log.warning("%s: this onnxruntime has no CUDA provider, so the CPU is used (install onnxruntime-gpu)", model)
+        return ["CPUExecutionProvider"]
+    return [("CUDAExecutionProvider", {**cuda_options, "device_id": device_id}), "CPUExecutionProvider"]
+
+
+def _whole_number(config: Mapping[str, Any], key: str) -> int:
+    """A parameter's value, 0 where it is absent."""
+    text = _parameter(config, key, default="0")
+    if not text.isdecimal():
+        raise ModelLoadError(f"{config['name']}: parameter {key} is {text!r}; expected a whole number")
+    return int(text)
+
+
+def _truth(config: Mapping[str, Any], key: str, *, default: str) -> bool:
+    text = _parameter(config, key, default=default)
+    if text.lower() not in TRUTH_VALUES:
+        raise ModelLoadError(f"{config['name']}: parameter {key} is {text!r}; expected one of {sorted(TRUTH_VALUES)}")
+    return TRUTH_VALUES[text.lower()]
+
+
+def _parameter(config: Mapping[str, Any], key: str, *, default: str) -> str:
+    text: str = config.get("parameters", {}).get(key, {"string_value": default})["string_value"]
+    return text
+
+
+def _warn_of_ignored(config: Mapping[str, Any], ignored: Sequence[str]) -> None:
+    if ignored:
+        log.warning("%s: %s not honoured by the python-based onnxruntime backend", config["name"], ", ".join(ignored))

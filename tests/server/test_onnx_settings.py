@@ -1,0 +1,146 @@
+"""What the python-based onnxruntime backend makes of a config, by the documentation of the native backend."""
+
+import json
+import logging
+
+import onnxruntime
+import pytest
+from google.protobuf import json_format, text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from medimage_server.onnx_settings import ModelLoadError, cuda_options, execution_providers, session_options
+from tests.paths import REPOSITORY
+
+
+def config_of(text):
+    """A config as Triton passes it to a Python model: all of it through JSON, with proto field names."""
+    parsed = text_format.Parse(f'name: "encoder" {text}', ModelConfig())
+    return json.loads(json_format.MessageToJson(parsed, preserving_proto_field_name=True))
+
+
+def with_parameters(**values):
+    parameters = [f'parameters {{ key: "{key}" value {{ string_value: "{text}" }} }}' for key, text in values.items()]
+    return config_of(" ".join(parameters))
+
+
+def with_accelerators(kind, *accelerators):
+    return config_of(f"optimization {{ execution_accelerators {{ {kind} [ {', '.join(accelerators)} ] }} }}")
+
+
+def test_absent_settings_keep_the_defaults_of_onnxruntime():
+    ours, theirs = session_options(config_of("")), onnxruntime.SessionOptions()
+    for option in (
+        *("intra_op_num_threads", "inter_op_num_threads", "execution_mode", "enable_cpu_mem_arena"),
+        *("enable_mem_pattern", "graph_optimization_level"),
+    ):
+        assert getattr(ours, option) == getattr(theirs, option)
+    assert cuda_options(config_of("")) == {}
+
+
+def test_parameters_reach_the_session():
+    options = session_options(
+        with_parameters(intra_op_thread_count="3", inter_op_thread_count="2", execution_mode="1", enable_mem_arena="0")
+    )
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 2)
+    assert options.execution_mode == onnxruntime.ExecutionMode.ORT_PARALLEL
+    assert not options.enable_cpu_mem_arena
+    assert options.enable_mem_pattern
+
+
+@pytest.mark.parametrize(("text", "enabled"), [("1", True), ("True", True), ("0", False), ("false", False)])
+def test_truth_values_are_those_of_the_native_backend(text, enabled):
+    assert session_options(with_parameters(enable_mem_pattern=text)).enable_mem_pattern is enabled
+
+
+@pytest.mark.parametrize(
+    ("level", "name"),
+    [(-1, "ORT_ENABLE_BASIC"), (0, "ORT_ENABLE_ALL"), (1, "ORT_ENABLE_EXTENDED"), (2, "ORT_DISABLE_ALL")],
+)
+def test_graph_level_is_numbered_as_in_the_native_backend(level, name, caplog):
+    options = session_options(config_of(f"optimization {{ graph {{ level: {level} }} }}"))
+    assert options.graph_optimization_level == getattr(onnxruntime.GraphOptimizationLevel, name)
+    assert not caplog.text
+
+
+def test_cuda_parameters_take_onnxruntimes_names():
+    config = with_parameters(
+        cudnn_conv_algo_search="1", arena_extend_strategy="1", gpu_mem_limit="4294967296", do_copy_in_default_stream="0"
+    )
+    assert cuda_options(config) == {
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "arena_extend_strategy": "kSameAsRequested",
+        "gpu_mem_limit": "4294967296",
+        "do_copy_in_default_stream": "0",
+    }
+
+
+def test_any_option_of_the_cuda_accelerator_reaches_the_provider(caplog):
+    accelerator = '{ name: "cuda" parameters { key: "use_tf32" value: "0" } parameters { key: "next" value: "x" } }'
+    config = with_accelerators("gpu_execution_accelerator", accelerator)
+    assert cuda_options(config) == {"use_tf32": "0", "next": "x"}
+    session_options(config)
+    assert not caplog.text
+
+
+def test_option_that_the_native_backend_reads_from_parameters_alone_is_not_taken_from_the_accelerator(caplog):
+    accelerator = '{ name: "cuda" parameters { key: "gpu_mem_limit" value: "1" } }'
+    assert cuda_options(with_accelerators("gpu_execution_accelerator", accelerator)) == {}
+    assert "encoder: gpu_mem_limit outside parameters not honoured" in caplog.text
+
+
+def test_what_is_not_honoured_is_named_in_a_warning(caplog):
+    with caplog.at_level(logging.WARNING):
+        session_options(with_parameters(share_session_between_instances="1", gpu_mem_limit="1"))
+        session_options(with_accelerators("cpu_execution_accelerator", '{ name: "openvino" }'))
+        cuda_options(with_accelerators("gpu_execution_accelerator", '{ name: "tensorrt" }'))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"encoder: {what} not honoured by the python-based onnxruntime backend"
+        for what in (
+            "share_session_between_instances",
+            "cpu_execution_accelerator",
+            "gpu_execution_accelerator tensorrt",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (with_parameters(intra_op_thread_count="all"), "intra_op_thread_count is 'all'; expected a whole number"),
+        (with_parameters(execution_mode="2"), "execution_mode is '2'; expected one of "),
+        (with_parameters(enable_mem_arena="on"), "enable_mem_arena is 'on'; expected one of "),
+        (with_parameters(cudnn_conv_algo_search="3"), "cudnn_conv_algo_search is 3; expected 0 to 2"),
+        (with_parameters(arena_extend_strategy="2"), "arena_extend_strategy is 2; expected 0 to 1"),
+        (with_parameters(gpu_mem_limit="2 GB"), "gpu_mem_limit is '2 GB'; expected a whole number"),
+        (config_of("optimization { graph { level: 3 } }"), "graph.level is 3; expected -1, 0, 1 or 2"),
+    ],
+)
+def test_value_that_the_native_backend_would_refuse_is_an_error(config, message):
+    with pytest.raises(ModelLoadError, match=f"^encoder: .*{message}"):
+        session_options(config)
+        cuda_options(config)
+
+
+def test_gpu_instance_uses_its_own_cuda_device_and_options(monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    provider, fallback = execution_providers("m", "GPU", 1, {"use_tf32": "0"})
+    assert provider == ("CUDAExecutionProvider", {"device_id": 1, "use_tf32": "0"})
+    assert fallback == "CPUExecutionProvider"
+    assert execution_providers("m", "CPU", 0, {"use_tf32": "0"}) == ["CPUExecutionProvider"]
+
+
+def test_gpu_instance_without_cuda_provider_warns_and_uses_the_cpu(monkeypatch, caplog):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert execution_providers("m", "GPU", 0) == ["CPUExecutionProvider"]
+    assert "install onnxruntime-gpu" in caplog.text
+
+
+@pytest.mark.parametrize("model", ["image_encoder", "text_encoder", "cxr_image_encoder"])
+def test_committed_settings_are_all_honoured(model, caplog):
+    text = (REPOSITORY / model / "config.pbtxt").read_text().replace(f'name: "{model}"', "")
+    config = config_of(text)
+    session_options(config)
+    options = cuda_options(config)
+    assert not caplog.text
+    written = sum(text.count(f'key: "{key}"') for key in options)
+    assert written == len(options)
