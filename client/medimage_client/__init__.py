@@ -21,6 +21,7 @@ from medimage_client.errors import (
     RequestTimeout,
     ResponseError,
     ServerError,
+    SharedMemoryError,
     TransportError,
     Unavailable,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "RequestTimeout",
     "ResponseError",
     "ServerError",
+    "SharedMemoryError",
     "TransportError",
     "Unavailable",
 ]

@@ -1,22 +1,26 @@
 """The asyncio client of MedImageInsight. `client.py` offers the same without asyncio."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self, get_args
+from functools import partial
+from typing import Any, Self, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medimage_client.azure import Request
 from medimage_client.azure_embeddings import Answer, EmbeddingRow, Layout, RequestParams, read_request, render_answer
+from medimage_client.client_resize import RESIZED_BY_CLIENT, Resize, square_size
 from medimage_client.connection import Connection, gather
 from medimage_client.constants import DEFAULT_CONCURRENCY, DEFAULT_RETRIES, DEFAULT_TIMEOUT_S, EMBEDDING_SIZE
 from medimage_client.embedder import IMAGES, TEXTS, Embedded, Embedder, Embeddings
 from medimage_client.errors import InvalidInput
-from medimage_client.images import ImageInput, encode_image
+from medimage_client.images import ImageInput, encode_file, encode_image
 from medimage_client.texts import check_text
 from medimage_client.transport import Transport
 from medimage_client.windowing import Window
 from medimage_client.zero_shot import probabilities
+
+T = TypeVar("T")
 
 
 class AsyncMedImageInsight:
@@ -31,6 +35,8 @@ class AsyncMedImageInsight:
             whole with `asyncio.timeout`.
         retries: attempts after the first, made after failed connections and when the server is overloaded.
         concurrency: requests in flight, over all calls of this client.
+        shared_memory: hand images of 1 MiB and more over through the memory of this machine, on which the server has to
+            run too; see `shared_memory.py`.
         transport: a connection to use instead of one to `url`.
 
     Raises:
@@ -44,10 +50,16 @@ class AsyncMedImageInsight:
         timeout: float = DEFAULT_TIMEOUT_S,
         retries: int = DEFAULT_RETRIES,
         concurrency: int = DEFAULT_CONCURRENCY,
+        shared_memory: bool = False,
         transport: Transport | None = None,
     ) -> None:
         self._connection = Connection(
-            url, timeout=timeout, retries=retries, concurrency=concurrency, transport=transport
+            url,
+            timeout=timeout,
+            retries=retries,
+            concurrency=concurrency,
+            shared_memory=shared_memory,
+            transport=transport,
         )
         self._embedder = Embedder(self._connection)
 
@@ -73,6 +85,7 @@ class AsyncMedImageInsight:
         frame: int | None = None,
         image_standardization_image_size: int = 0,
         image_standardization_jpeg_compression_ratio: int = 0,
+        resize: Resize = "server",
         timeout: float | None = None,
     ) -> Embeddings:
         """Embeddings of images, (n, 1024) float32, L2-normalised; (0, 1024) for none.
@@ -83,6 +96,8 @@ class AsyncMedImageInsight:
             frame: of multi-frame DICOM files, from 0; the first if None.
             image_standardization_image_size: Azure's parameter, side in pixels; 0 for the server's own, 512.
             image_standardization_jpeg_compression_ratio: Azure's parameter, JPEG quality; 0 for the server's own, 75.
+            resize: where large images become the square that the preprocessing begins with. `client` sends a PNG of it,
+                far fewer bytes, for the same vectors; see `client_resize.py`.
             timeout: seconds for one request, instead of the client's.
 
         Raises:
@@ -94,12 +109,12 @@ class AsyncMedImageInsight:
             image_standardization_image_size=image_standardization_image_size,
             image_standardization_jpeg_compression_ratio=image_standardization_jpeg_compression_ratio,
         )
-        embedded = await self._embedder.embed(
-            IMAGES,
+        embedded = await self._embed_images(
             images,
-            encode=lambda image: encode_image(image, window=window, frame=frame),
+            encode=partial(encode_image, window=window, frame=frame),
             name="images[{}]".format,
-            parameters=params.for_images(),
+            params=params,
+            resize=resize,
             timeout=timeout,
         )
         return embedded.features
@@ -123,6 +138,7 @@ class AsyncMedImageInsight:
         *,
         multilabel: bool = False,
         template: str = "{}",
+        resize: Resize = "server",
         timeout: float | None = None,
     ) -> NDArray[np.float32]:
         """Zero-shot probabilities, (n, labels) float32.
@@ -132,6 +148,7 @@ class AsyncMedImageInsight:
             labels: texts such as `x-ray chest anteroposterior Pneumonia`, the pattern the model was trained on.
             multilabel: rate each label by itself (sigmoid); else the labels exclude each other and a row sums to 1.
             template: text around each label, which takes the place of `{}`.
+            resize: as in `embed_images`.
             timeout: seconds for one request, instead of the client's.
 
         Raises:
@@ -150,7 +167,7 @@ class AsyncMedImageInsight:
         features = (
             check_embeddings(images)
             if isinstance(images, np.ndarray)
-            else await self.embed_images(images, timeout=timeout)
+            else await self.embed_images(images, resize=resize, timeout=timeout)
         )
         return probabilities(features, label_embedding.features, label_embedding.scaling_factor, multilabel=multilabel)
 
@@ -159,6 +176,7 @@ class AsyncMedImageInsight:
         request: Request,
         *,
         layout: Layout = "rows",
+        resize: Resize = "server",
         timeout: float | None = None,
     ) -> Answer:
         """Answer a request of Azure's MedImageInsight endpoint in its own JSON; see `azure_embeddings.py`.
@@ -166,6 +184,7 @@ class AsyncMedImageInsight:
         Args:
             request: the decoded object, its JSON text, or the path (`os.PathLike`) of a JSON file.
             layout: `rows` as the endpoint answers, `card` as in the model card, `object` as in the documentation.
+            resize: as in `embed_images`.
             timeout: seconds for one request to Triton, instead of the client's.
 
         Raises:
@@ -180,12 +199,12 @@ class AsyncMedImageInsight:
         image_rows, text_rows = list(images), list(texts)
         image_embedding, text_embedding = await gather(
             [
-                self._embedder.embed(
-                    IMAGES,
+                self._embed_images(
                     list(images.values()),
-                    encode=bytes,
+                    encode=encode_file,
                     name=lambda i: f"row {image_rows[i]}, column 'image'",
-                    parameters=parsed.params.for_images(),
+                    params=parsed.params,
+                    resize=resize,
                     timeout=timeout,
                 ),
                 self._embed_texts(
@@ -202,6 +221,29 @@ class AsyncMedImageInsight:
         scaling_factor = image_embedding.scaling_factor if images else text_embedding.scaling_factor
         return render_answer(
             rows, scaling_factor=scaling_factor if parsed.params.get_scaling_factor else None, layout=layout
+        )
+
+    async def _embed_images(
+        self,
+        images: Sequence[T],
+        *,
+        encode: Callable[..., bytes],
+        name: Callable[[int], str],
+        params: RequestParams,
+        resize: Resize,
+        timeout: float | None,
+    ) -> Embedded:
+        square_px = square_size(resize, params.image_standardization_image_size)
+        parameters = params.for_images()
+        if square_px is not None:
+            parameters[RESIZED_BY_CLIENT] = True
+        return await self._embedder.embed(
+            IMAGES,
+            images,
+            encode=partial(encode, square_px=square_px),
+            name=name,
+            parameters=parameters,
+            timeout=timeout,
         )
 
     async def _embed_texts(

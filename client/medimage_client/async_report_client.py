@@ -46,7 +46,12 @@ class AsyncCXRReportGen:
         transport: Transport | None = None,
     ) -> None:
         self._connection = Connection(
-            url, timeout=timeout, retries=retries, concurrency=concurrency, transport=transport
+            url,
+            timeout=timeout,
+            retries=retries,
+            concurrency=concurrency,
+            shared_memory=False,  # a report takes seconds, its images milliseconds
+            transport=transport,
         )
 
     async def __aenter__(self) -> Self:

@@ -12,6 +12,7 @@ from medimage_client.async_client import AsyncMedImageInsight
 from medimage_client.azure import Request
 from medimage_client.azure_embeddings import Answer, Layout
 from medimage_client.background import close_forgotten, event_loop, run
+from medimage_client.client_resize import Resize
 from medimage_client.constants import DEFAULT_CONCURRENCY, DEFAULT_RETRIES, DEFAULT_TIMEOUT_S
 from medimage_client.embedder import Embeddings
 from medimage_client.images import ImageInput
@@ -38,10 +39,16 @@ class MedImageInsight:
         timeout: float = DEFAULT_TIMEOUT_S,
         retries: int = DEFAULT_RETRIES,
         concurrency: int = DEFAULT_CONCURRENCY,
+        shared_memory: bool = False,
         transport: Transport | None = None,
     ) -> None:
         self._client = AsyncMedImageInsight(
-            url, timeout=timeout, retries=retries, concurrency=concurrency, transport=transport
+            url,
+            timeout=timeout,
+            retries=retries,
+            concurrency=concurrency,
+            shared_memory=shared_memory,
+            transport=transport,
         )
         event_loop()  # before the finalizer, see background.start
         weakref.finalize(self, close_forgotten, self._client, os.getpid())
@@ -68,6 +75,7 @@ class MedImageInsight:
         frame: int | None = None,
         image_standardization_image_size: int = 0,
         image_standardization_jpeg_compression_ratio: int = 0,
+        resize: Resize = "server",
         timeout: float | None = None,
     ) -> Embeddings:
         """Embeddings of images, (n, 1024) float32, L2-normalised; see `AsyncMedImageInsight.embed_images`."""
@@ -78,6 +86,7 @@ class MedImageInsight:
                 frame=frame,
                 image_standardization_image_size=image_standardization_image_size,
                 image_standardization_jpeg_compression_ratio=image_standardization_jpeg_compression_ratio,
+                resize=resize,
                 timeout=timeout,
             )
         )
@@ -93,17 +102,23 @@ class MedImageInsight:
         *,
         multilabel: bool = False,
         template: str = "{}",
+        resize: Resize = "server",
         timeout: float | None = None,
     ) -> NDArray[np.float32]:
         """Zero-shot probabilities, (n, labels) float32; see `AsyncMedImageInsight.classify`."""
-        return run(self._client.classify(images, labels, multilabel=multilabel, template=template, timeout=timeout))
+        return run(
+            self._client.classify(
+                images, labels, multilabel=multilabel, template=template, resize=resize, timeout=timeout
+            )
+        )
 
     def score(
         self,
         request: Request,
         *,
         layout: Layout = "rows",
+        resize: Resize = "server",
         timeout: float | None = None,
     ) -> Answer:
         """Answer a request of Azure's endpoint in its own JSON; see `AsyncMedImageInsight.score`."""
-        return run(self._client.score(request, layout=layout, timeout=timeout))
+        return run(self._client.score(request, layout=layout, resize=resize, timeout=timeout))

@@ -19,6 +19,7 @@ class Connection:
         timeout: seconds for one request with its retries.
         retries: attempts after the first.
         concurrency: requests in flight, of those that hold one of `slots`.
+        shared_memory: send large inputs through it; for a server on this machine.
         transport: a connection to use instead of one to `url`.
 
     Raises:
@@ -26,7 +27,14 @@ class Connection:
     """
 
     def __init__(
-        self, url: str, *, timeout: float, retries: int, concurrency: int, transport: Transport | None
+        self,
+        url: str,
+        *,
+        timeout: float,
+        retries: int,
+        concurrency: int,
+        shared_memory: bool,
+        transport: Transport | None,
     ) -> None:
         if timeout <= 0 or retries < 0 or concurrency < 1:
             raise InvalidInput(
@@ -37,6 +45,7 @@ class Connection:
         self._endpoint = Endpoint.parse(url)
         self._timeout = timeout
         self._retries = retries
+        self._shared_memory = shared_memory
         self._transport = transport
 
     async def close(self) -> None:
@@ -86,7 +95,7 @@ class Connection:
 
     def _connected(self) -> Transport:
         if self._transport is None:
-            self._transport = self._endpoint.connect()
+            self._transport = self._endpoint.connect(shared_memory=self._shared_memory)
         return self._transport
 
 

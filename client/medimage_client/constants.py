@@ -9,6 +9,8 @@ IMAGES_PER_REQUEST = 4
 TEXTS_PER_REQUEST = 16
 DEFAULT_CONCURRENCY = 4  # requests in flight of one client
 MAX_REQUEST_BYTES = 48 * 2**20  # of images in one request; Tritons with an --http-max-input-size take 64 MiB by default
+MIN_SHARED_MEMORY_BYTES = 2**20  # of an input; smaller ones travel as fast in the request, perf/client_transport.py
+STANDARD_IMAGE_SIZE_PX = 512  # side of the square that the server makes of an image before anything else, as Azure does
 MAX_IMAGE_SIZE_PX = 2048  # image_standardization_image_size; the server takes its limit from here
 MAX_JPEG_QUALITY = 100  # image_standardization_jpeg_compression_ratio; the server takes its limit from here
 

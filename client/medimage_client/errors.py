@@ -3,6 +3,7 @@
 MedImageError                    `status` is the HTTP number of the failure, None for a failure without one
 ├── InvalidInput           400   an input, option or request is wrong; found here or by the server, never retried
 ├── MissingExtra           None  an optional dependency is not installed; the message has the pip command
+├── SharedMemoryError      None  shared_memory=True, and this machine has no room for it or the server does not take it
 ├── TransportError         None  no answer: refused, reset, name not found; retried
 ├── RequestTimeout         504   no answer within `timeout`
 └── ResponseError                the server answered with another error, such as 401 or 413, or not as Triton does, 200
@@ -33,6 +34,10 @@ class InvalidInput(MedImageError):
 class MissingExtra(MedImageError):
     def __init__(self, purpose: str, package: str, extra: str) -> None:
         super().__init__(f"{purpose} needs {package}: pip install 'medimage-triton[{extra}]'")
+
+
+class SharedMemoryError(MedImageError):
+    pass
 
 
 class TransportError(MedImageError):

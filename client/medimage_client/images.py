@@ -9,7 +9,8 @@
 | `numpy.ndarray` | uint8 (H, W), (H, W, 3) RGB or (H, W, 4) RGBA; any other real dtype needs a window |
 
 Files of DICOM type are recognised by content and converted (see `dicom.py`); other files go to the server as they are,
-everything else as PNG.
+everything else as PNG. With a `square_px`, large ones go as the square that the server would make of them (see
+`client_resize.py`).
 """
 
 import os
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medimage_client.base64_text import decode_base64
+from medimage_client.client_resize import decode_large, has_more_pixels, square
 from medimage_client.constants import PNG_COMPRESS_LEVEL
 from medimage_client.dicom import is_dicom, read_dicom
 from medimage_client.errors import InvalidInput
@@ -33,13 +35,16 @@ PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}  # PNG keeps these as t
 DEEP_MODES = {"I", "F"}  # 32-bit grey, of no defined black and white
 
 
-def encode_image(image: ImageInput, *, window: Window | None = None, frame: int | None = None) -> bytes:
+def encode_image(
+    image: ImageInput, *, window: Window | None = None, frame: int | None = None, square_px: int | None = None
+) -> bytes:
     """An image of any supported kind to the bytes of an image file.
 
     Args:
         window: (low, high), values shown as black and white; for arrays, and for DICOM files instead of their own
             window, in the units after the modality LUT (Hounsfield units for CT).
         frame: of a multi-frame DICOM file, from 0; the first if None.
+        square_px: side of the square to make of larger images, see `client_resize.py`; None leaves them as they are.
 
     Raises:
         InvalidInput: no such file, an unsupported kind of array, a damaged DICOM file, or a window or frame where it
@@ -48,13 +53,31 @@ def encode_image(image: ImageInput, *, window: Window | None = None, frame: int 
     """
     if window is not None:
         check_window(window)
+    content = read_image(image, window, frame)
+    if isinstance(content, bytes):
+        return encode_file(content, square_px=square_px)
+    if square_px is not None and has_more_pixels(content, square_px):
+        content = square(content, square_px)
+    return save_png(content)
+
+
+def encode_file(file: bytes, *, square_px: int | None) -> bytes:
+    """The PNG of the square that the server would make of an image file, or the file itself if that has fewer bytes."""
+    if square_px is None:
+        return file
+    image = decode_large(file, square_px)
+    return file if image is None else min(file, save_png(square(image, square_px)), key=len)
+
+
+def read_image(image: ImageInput, window: Window | None, frame: int | None) -> bytes | Image.Image:
+    """An encoded image file as it is; of anything else the pixels, in a mode that PNG keeps."""
     if isinstance(image, np.ndarray | Image.Image):
         if frame is not None:
             raise InvalidInput("frame is for DICOM files; this is an array or a Pillow image, so pass the frame itself")
-        return encode_array(image, window) if isinstance(image, np.ndarray) else encode_pil(image, window)
+        return read_array(image, window) if isinstance(image, np.ndarray) else read_pil(image, window)
     file = read_file(image)
     if is_dicom(file):
-        return save_png(Image.fromarray(read_dicom(file, window=window, frame=frame)))
+        return Image.fromarray(read_dicom(file, window=window, frame=frame))
     if window is not None or frame is not None:
         raise InvalidInput("window and frame are for arrays and DICOM files; this is an encoded image file")
     return file
@@ -101,7 +124,7 @@ def read_base64(text: str) -> bytes:
     return file
 
 
-def encode_array(array: NDArray[Any], window: Window | None) -> bytes:
+def read_array(array: NDArray[Any], window: Window | None) -> Image.Image:
     if array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)) or array.size == 0:
         raise InvalidInput(f"is an array of shape {array.shape}; expected (H, W), (H, W, 3) or (H, W, 4)")
     if array.dtype.kind not in "buif":
@@ -112,10 +135,10 @@ def encode_array(array: NDArray[Any], window: Window | None) -> bytes:
         array = apply_window(array, window)
     elif array.dtype != np.uint8:
         raise InvalidInput(f"is an array of {array.dtype}; pass window=(low, high), the values of black and white")
-    return save_png(Image.fromarray(np.ascontiguousarray(array)))
+    return Image.fromarray(np.ascontiguousarray(array))
 
 
-def encode_pil(image: Image.Image, window: Window | None) -> bytes:
+def read_pil(image: Image.Image, window: Window | None) -> Image.Image:
     try:
         image.load()
     except Exception:  # almost any type, for damaged files: OSError, SyntaxError, struct.error, KeyError...
@@ -123,8 +146,8 @@ def encode_pil(image: Image.Image, window: Window | None) -> bytes:
             "is a Pillow image whose file is damaged, truncated or closed; expected a complete one"
         ) from None
     if image.mode in DEEP_MODES or window is not None:
-        return encode_array(np.asarray(image), window)
-    return save_png(image if image.mode in PNG_MODES else image.convert("RGB"))
+        return read_array(np.asarray(image), window)
+    return image if image.mode in PNG_MODES else image.convert("RGB")
 
 
 def save_png(image: Image.Image) -> bytes:

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from medimage_client.errors import InvalidInput
 from medimage_client.finding import Box, Finding
-from medimage_client.images import DEEP_MODES, ImageInput, encode_array, encode_image
+from medimage_client.images import DEEP_MODES, ImageInput, encode_image, read_array
 
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -38,7 +38,7 @@ def draw_findings(findings: Sequence[Finding], image: ImageInput) -> Image.Image
 def open_film(image: ImageInput) -> Image.Image:
     """Any image as RGB, as the server sees it: the first frame, not turned by its EXIF orientation."""
     try:
-        film = Image.open(BytesIO(encode_image(image)))
+        film: Image.Image = Image.open(BytesIO(encode_image(image)))
         film.load()
     except InvalidInput:
         raise
@@ -46,7 +46,7 @@ def open_film(image: ImageInput) -> Image.Image:
         raise InvalidInput("is not an image that Pillow can read") from None
     if film.mode in DEEP_MODES or film.mode.startswith("I;16"):  # of which RGB would be the low bits
         values = np.asarray(film)
-        film = Image.open(BytesIO(encode_array(values, (float(values.min()), float(values.max()) + 1))))
+        film = read_array(values, (float(values.min()), float(values.max()) + 1))
     return film.convert("RGB")
 
 

@@ -2,11 +2,10 @@
 
 import base64
 import json
-import re
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from textwrap import shorten
 from types import ModuleType
 from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
@@ -15,62 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from medimage_client.constants import DEFAULT_PORTS, MAX_DELAY_S
-from medimage_client.errors import (
-    InvalidInput,
-    MedImageError,
-    NotFound,
-    NotReady,
-    RequestTimeout,
-    ResponseError,
-    ServerError,
-    TransportError,
-    Unavailable,
-)
+from medimage_client.constants import DEFAULT_PORTS, MAX_DELAY_S, MIN_SHARED_MEMORY_BYTES
+from medimage_client.errors import InvalidInput, MedImageError, ResponseError
+from medimage_client.shared_memory import SharedMemory, tensor_size
+from medimage_client.wire_errors import not_triton, response_error, shared_memory_error, status_of, unified_error
 
 SCHEMES = ", ".join(f"{scheme}://" for scheme in DEFAULT_PORTS)
 
-# gRPC codes as HTTP numbers, after Triton's own pairs (server, http_server.cc) and, for the rest, grpc-gateway's
-GRPC_STATUS = {
-    "INVALID_ARGUMENT": 400,
-    "UNAUTHENTICATED": 401,
-    "PERMISSION_DENIED": 403,
-    "NOT_FOUND": 404,
-    "CANCELLED": 499,
-    "RESOURCE_EXHAUSTED": 429,
-    "INTERNAL": 500,
-    "UNIMPLEMENTED": 501,
-    "UNAVAILABLE": 503,
-    "DEADLINE_EXCEEDED": 504,
-}
-STATUS_ERRORS: dict[int, type[MedImageError]] = {
-    400: InvalidInput,
-    404: NotFound,
-    408: RequestTimeout,
-    429: Unavailable,
-    503: Unavailable,
-    504: RequestTimeout,
-}
-MAX_MESSAGE_LENGTH = 400  # characters
-
-# Words of the libraries below, each the only mark of what it tells
-ENSEMBLE_PREFIX = re.compile(r"^in ensemble '[^']*', ")  # Triton, before the message of an ensemble's step
-NO_CONNECTION = re.compile(  # gRPC, whose code is UNAVAILABLE like that of a server with a full queue
-    r"failed to connect|errors? resolving|dns resolution|socket closed|connection (reset|closed|aborted)|broken pipe",
-    re.IGNORECASE,
-)
-UNREADABLE_BODY = "an exception occurred in the client while decoding"  # tritonclient, over HTTP
 STREAM_HEADERS = {"triton_grpc_error": "true"}  # Triton: end a stream that fails with a gRPC code, not a text alone
 EVENT = b"data:"  # server-sent events
-STATUS_MARKS = {  # Triton 2.51 and our models; for streams, which lose the status over HTTP and sometimes over gRPC
-    # first, for these may go on with any words: of our models, and of Triton's Python backend
-    re.compile(r"^(internal error|Failed to process the request|Stub process '[^']*' is not healthy)"): 500,
-    re.compile(r"maximum queue size|waiting already|busy; try again|shutting down"): 503,
-    re.compile(r"unknown model"): 404,
-}
-TOO_LONG = re.compile(r"took longer than the limit")  # our models, UNAVAILABLE as Triton has no code for it
-NOT_READY = re.compile(r"not ready|not at ready state|no available versions")  # Triton, before and after a load
-
 
 Outputs = dict[str, NDArray[Any]]  # by name
 
@@ -107,18 +59,47 @@ class Transport(Protocol):
 
 
 class TritonTransport:
-    """One of tritonclient's asyncio clients, which are alike for gRPC and HTTP; belongs to one event loop."""
+    """One of tritonclient's asyncio clients, which are alike for gRPC and HTTP; belongs to one event loop.
 
-    def __init__(self, triton: ModuleType, client: Any, failures: tuple[type[Exception], ...]) -> None:
-        self._triton = triton  # tritonclient.grpc.aio or tritonclient.http.aio
+    Args:
+        triton: tritonclient.grpc.aio or tritonclient.http.aio.
+        failures: what the client raises.
+        shared_memory: send large inputs of `infer` through it.
+    """
+
+    def __init__(
+        self, triton: ModuleType, client: Any, failures: tuple[type[Exception], ...], *, shared_memory: bool
+    ) -> None:
+        self._triton = triton
         self._client = client
-        self._failures = failures  # what the client raises
+        self._failures = failures
+        self._shared_memory = SharedMemory(self._register, self._unregister) if shared_memory else None
 
     async def infer(self, call: Call, *, timeout: float) -> Outputs:
+        async with AsyncExitStack() as held:
+            return await self._infer(call, await self._inputs(call, held), timeout)
+
+    async def is_ready(self, models: Sequence[str]) -> bool:
+        try:
+            # one after the other: an unloaded model needs no further question
+            return await self._client.is_server_ready() and all(
+                [await self._client.is_model_ready(model) for model in models]
+            )
+        except self._failures as error:
+            raise unified_error(error) from None
+
+    async def close(self) -> None:
+        try:
+            if self._shared_memory is not None:
+                await self._shared_memory.close()
+        finally:
+            await self._client.close()
+
+    async def _infer(self, call: Call, inputs: Sequence[Any], timeout: float) -> Outputs:
         try:
             result = await self._client.infer(
                 call.model,
-                self._tensors(call),
+                inputs,
                 outputs=[self._triton.InferRequestedOutput(name) for name in call.output_names],
                 parameters=dict(call.parameters),
                 timeout=microseconds(timeout),
@@ -132,30 +113,40 @@ class TritonTransport:
             raise ResponseError(not_triton(200), status=200)
         return outputs
 
-    async def is_ready(self, models: Sequence[str]) -> bool:
-        try:
-            # one after the other: an unloaded model needs no further question
-            return await self._client.is_server_ready() and all(
-                [await self._client.is_model_ready(model) for model in models]
-            )
-        except self._failures as error:
-            raise unified_error(error) from None
-
-    async def close(self) -> None:
-        await self._client.close()
-
-    def _tensors(self, call: Call) -> list[Any]:
+    async def _inputs(self, call: Call, held: AsyncExitStack) -> list[Any]:
+        """The call's tensors; what they take of the shared memory is theirs while `held` is open."""
         tensors = []
         for name, array in call.inputs.items():
-            tensor = self._triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-            tensors.append(tensor.set_data_from_numpy(array))
+            values = bytes_values(array) if self._shared_memory is not None else []
+            if self._shared_memory is None or tensor_size(values) < MIN_SHARED_MEMORY_BYTES:
+                tensors.append(self._tensor(name, array))
+                continue
+            region = await held.enter_async_context(self._shared_memory.holding(values))
+            tensor = self._triton.InferInput(name, list(array.shape), "BYTES")
+            tensors.append(tensor.set_shared_memory(region.name, tensor_size(values)))
         return tensors
+
+    def _tensor(self, name: str, array: NDArray[Any]) -> Any:
+        tensor = self._triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+        return tensor.set_data_from_numpy(array)
+
+    async def _register(self, region: str, size: int) -> None:
+        try:
+            await self._client.register_system_shared_memory(region, f"/{region}", size)
+        except self._failures as error:
+            raise shared_memory_error(unified_error(error)) from None
+
+    async def _unregister(self, region: str) -> None:
+        try:
+            await self._client.unregister_system_shared_memory(region)
+        except self._failures as error:
+            raise unified_error(error) from None
 
 
 class GrpcTransport(TritonTransport):
     """Streams over gRPC's own."""
 
-    def __init__(self, address: str, *, secure: bool) -> None:
+    def __init__(self, address: str, *, secure: bool, shared_memory: bool) -> None:
         # imported here, as in HttpTransport: each of the two takes a third of a second, and few programs need both
         import tritonclient.grpc.aio as triton
         from grpc.aio import AioRpcError, init_grpc_aio  # type: ignore[import-untyped]  # grpcio has no types
@@ -169,7 +160,7 @@ class GrpcTransport(TritonTransport):
             ("grpc.max_reconnect_backoff_ms", int(MAX_DELAY_S * 1000)),  # else up to 2 minutes, longer than our retries
         ]
         client = triton.InferenceServerClient(address, ssl=secure, channel_args=options)
-        super().__init__(triton, client, (InferenceServerException,))
+        super().__init__(triton, client, (InferenceServerException,), shared_memory=shared_memory)
         self._rpc_error = AioRpcError
 
     async def stream(self, call: Call, *, timeout: float) -> AsyncGenerator[Outputs, None]:
@@ -188,7 +179,7 @@ class GrpcTransport(TritonTransport):
     async def _requests(self, call: Call, timeout: float) -> AsyncIterator[dict[str, Any]]:
         yield {
             "model_name": call.model,
-            "inputs": self._tensors(call),
+            "inputs": [self._tensor(name, array) for name, array in call.inputs.items()],
             "parameters": dict(call.parameters),
             "timeout": microseconds(timeout),
         }
@@ -197,7 +188,7 @@ class GrpcTransport(TritonTransport):
 class HttpTransport(TritonTransport):
     """Streams by Triton's generate extension, whose requests are JSON and whose responses are server-sent events."""
 
-    def __init__(self, address: str, *, secure: bool) -> None:
+    def __init__(self, address: str, *, secure: bool, shared_memory: bool) -> None:
         import aiohttp
         import tritonclient.http.aio as triton
         from aiohttp.http_exceptions import LineTooLong
@@ -205,7 +196,8 @@ class HttpTransport(TritonTransport):
         context = ssl.create_default_context() if secure else None
         # conn_timeout covers the whole request, and the caller keeps the time
         client = triton.InferenceServerClient(address, ssl=secure, ssl_context=context, conn_timeout=None)
-        super().__init__(triton, client, (InferenceServerException, aiohttp.ClientError, OSError))
+        failures = (InferenceServerException, aiohttp.ClientError, OSError)
+        super().__init__(triton, client, failures, shared_memory=shared_memory)
         self._endless_line = (LineTooLong, ValueError)  # the latter of older versions of aiohttp
         # tritonclient has no streams over HTTP
         self._session = aiohttp.ClientSession(
@@ -263,51 +255,25 @@ class Endpoint:
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname  # IPv6
         return cls(parts.scheme, f"{host}:{port}{path}")
 
-    def connect(self) -> Transport:
-        """A connection of the running event loop. The server's certificate is checked against the system's trust store
-        (https: or SSL_CERT_FILE), for grpcs gRPC's own (or GRPC_DEFAULT_SSL_ROOTS_FILE_PATH)."""
+    def connect(self, *, shared_memory: bool) -> Transport:
+        """A connection of the running event loop; through shared memory only to a server on this machine.
+
+        The server's certificate is checked against the system's trust store (https: or SSL_CERT_FILE), for grpcs gRPC's
+        own (or GRPC_DEFAULT_SSL_ROOTS_FILE_PATH).
+        """
         secure = self.scheme.endswith("s")
         transport = GrpcTransport if self.scheme.startswith("grpc") else HttpTransport
-        return transport(self.address, secure=secure)
+        return transport(self.address, secure=secure, shared_memory=shared_memory)
 
 
 def microseconds(timeout: float) -> int:
     return int(timeout * 1e6)
 
 
-def unified_error(error: Exception) -> MedImageError:
-    """tritonclient's exceptions, and those of the libraries below it, as ours.
-
-    tritonclient spells a status as "StatusCode.UNAVAILABLE" over gRPC and "503" over HTTP. Ours are raised `from None`:
-    a message of aiohttp may quote the answer, which is clinical text.
-    """
-    if not isinstance(error, InferenceServerException):
-        reason = str(error) if isinstance(error, OSError) else ""  # the operating system quotes nothing
-        return TransportError(f"cannot reach the server: {one_line(reason or type(error).__name__)}")
-    code = (error.status() or "").removeprefix("StatusCode.")
-    message = error.message() or ""
-    if code == "UNAVAILABLE" and NO_CONNECTION.search(message):
-        return TransportError(f"cannot reach the server: {one_line(message)}")
-    if not code:
-        status = status_of(message, default=500)
-    else:
-        status = int(code) if code.isdecimal() else GRPC_STATUS.get(code, 500)
-    return response_error(status, not_triton(status) if message.startswith(UNREADABLE_BODY) else message)
-
-
-def response_error(status: int, message: str) -> MedImageError:
-    """A failure that the server tells, by its HTTP number."""
-    message = one_line(ENSEMBLE_PREFIX.sub("", message))
-    if NOT_READY.search(message):
-        return NotReady(message)
-    if TOO_LONG.search(message):
-        return RequestTimeout(message)
-    error_type = STATUS_ERRORS.get(status, ServerError if status >= 500 else ResponseError)
-    return error_type(message, status=status)
-
-
-def status_of(message: str, *, default: int) -> int:
-    return next((status for mark, status in STATUS_MARKS.items() if mark.search(message)), default)
+def bytes_values(array: NDArray[Any]) -> list[bytes]:
+    """The values of a tensor that travels as BYTES, none of another."""
+    values = array.ravel().tolist() if array.dtype == np.object_ else []
+    return [value if isinstance(value, bytes) else value.encode() for value in values]
 
 
 def json_value(array: NDArray[Any]) -> Any:
@@ -343,11 +309,3 @@ def read_object(text: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def not_triton(status: int) -> str:
-    return f"HTTP {status} and a body that is not Triton's; is this the address of a Triton server?"
-
-
-def one_line(message: str) -> str:
-    return shorten(message, MAX_MESSAGE_LENGTH, placeholder=" …")

@@ -16,6 +16,7 @@ from PIL import Image, ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from medimage_client.base64_text import decode_base64
+from medimage_client.windowing import GREY_BITS, apply_bit_range
 from medimage_server.errors import InvalidInput
 
 # Pillow's still formats that a signature tells apart. Not those without one, such as TGA, which would make an image of
@@ -29,8 +30,6 @@ EXPECTED = "expected an encoded image file such as PNG or JPEG, or its base64 te
 
 DEEP_GREY_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
-BAND_ROWS = 64  # of an image whose floats stay in the processor's cache
-GREY_BITS = (8, 10, 12, 14, 16)  # what detectors and scanners deliver inside 16-bit files
 
 # Pillow's names for 16 bits a channel as the file has them; not BMP's "BGR;16", which is 16 bits a pixel.
 DEEP_GREY_ALPHA_LAYOUT = "LA;16B"
@@ -146,14 +145,6 @@ def scale_grey(image: Image.Image) -> Image.Image:
     A 12-bit film in a 16-bit file thus keeps its contrast, and white (4095) becomes 255; values are rounded.
     """
     values = np.asarray(image)  # (H, W) uint16, or int32 for mode I
-    darkest, brightest = values.min(), values.max()
-    if darkest < 0 or brightest >= 2 ** GREY_BITS[-1]:
+    if values.min() < 0 or values.max() >= 2 ** GREY_BITS[-1]:
         raise InvalidInput("grey values are outside 0 to 65535; window the image to 8 or 16 bits")
-    bits = next(bits for bits in GREY_BITS if brightest < 2**bits)
-    # Single precision is exact here for each of the 65,536 values, and several times as fast as a table of them.
-    levels = np.empty(values.shape, np.uint8)
-    for top in range(0, len(values), BAND_ROWS):
-        band = slice(top, top + BAND_ROWS)
-        scaled = np.multiply(values[band], np.float32(255 / (2**bits - 1)), dtype=np.float32)
-        np.add(scaled, np.float32(0.5), out=levels[band], casting="unsafe")  # cuts off what is behind the point
-    return Image.fromarray(levels)
+    return Image.fromarray(apply_bit_range(values))

@@ -21,14 +21,13 @@ from typing import Literal, cast, get_args
 import numpy as np
 from PIL import Image
 
-from medimage_client.constants import MAX_IMAGE_SIZE_PX, MAX_JPEG_QUALITY
+from medimage_client.client_resize import GREY_MODES, RESIZED_BY_CLIENT, square
+from medimage_client.constants import MAX_IMAGE_SIZE_PX, MAX_JPEG_QUALITY, STANDARD_IMAGE_SIZE_PX
 from medimage_server.errors import InvalidInput
 from medimage_server.exported import exported_json
 from medimage_server.image_requests import ImageBounds, Pixels, fill_rows, positive
 
 Profile = Literal["azure", "reference"]
-
-GREY_MODES = ("1", "L", "LA")  # Pillow's modes whose RGB has three equal channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +65,7 @@ class Settings(ImageBounds):
 class Standardization:
     """Azure's image standardization: a square of `size` pixels, then a JPEG of `quality`."""
 
-    size: int = 512
+    size: int = STANDARD_IMAGE_SIZE_PX
     quality: int = 75
 
     @classmethod
@@ -83,10 +82,8 @@ class Standardization:
 
     def apply(self, image: Image.Image) -> Image.Image:
         """Any image -> RGB or grey of size x size, with the JPEG losses."""
-        # Before RGB, as the endpoint does it: palette and 1-bit images get nearest, others bicubic.
-        square = without_equal_channels(image.resize((self.size, self.size)))
         jpeg = BytesIO()
-        square.save(jpeg, "JPEG", quality=self.quality)
+        square(image, self.size).save(jpeg, "JPEG", quality=self.quality)
         return Image.open(jpeg)
 
 
@@ -100,8 +97,14 @@ class ImagePreprocessor:
         """n encoded files or base64 texts -> (n, height, width, 3) uint8 RGB.
 
         Raises:
-            InvalidInput: an image that cannot be used, named by its row, or a request parameter out of range.
+            InvalidInput: an image that cannot be used, named by its row, a request parameter out of range, or images
+                that the client resized for another profile.
         """
+        if request_parameters.get(RESIZED_BY_CLIENT) and self.settings.profile != "azure":
+            raise InvalidInput(
+                "images resized by the client are for servers of the profile azure; this one's is "
+                f"{self.settings.profile}, so leave resize at 'server'"
+            )
         standardization = Standardization.from_request(request_parameters)
         pixels = np.empty((len(images), *self.settings.image_size, 3), dtype=np.uint8)
         fill_rows(pixels, images, partial(self._preprocess, standardization=standardization))
@@ -115,18 +118,6 @@ class ImagePreprocessor:
         image = image.convert("L" if image.mode in GREY_MODES else "RGB")
         resized = image.resize((width, height), self.settings.interpolation)
         return np.asarray(resized.convert("RGB"))
-
-
-def without_equal_channels(image: Image.Image) -> Image.Image:
-    """RGB, or one channel in place of three equal ones: a third of the work from here on, and the same values.
-
-    JPEG's luminance of equal channels is their value, and its chrominance zero (ITU-T T.871).
-    """
-    if image.mode in GREY_MODES:
-        return image.convert("L")
-    rgb = image.convert("RGB")
-    red, green, blue = rgb.split()
-    return red if red == green == blue else rgb
 
 
 def _integer(parameters: Mapping[str, object], name: str, default: int, maximum: int) -> int:

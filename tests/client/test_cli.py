@@ -19,7 +19,7 @@ from tests.client.fake_triton import values_of
 @pytest.fixture
 def run(triton, monkeypatch):
     """Run the command against the Triton in memory."""
-    monkeypatch.setattr("medimage_client.transport.Endpoint.connect", lambda endpoint: triton)
+    monkeypatch.setattr("medimage_client.transport.Endpoint.connect", lambda endpoint, *, shared_memory: triton)
 
     def run(*args, **options):
         return CliRunner().invoke(medimage, [str(arg) for arg in args], **options)
@@ -63,6 +63,27 @@ def test_embed_writes_npy_with_the_names_beside_it(run, images, tmp_path, unit_v
     assert np.array_equal(np.load(output), unit_vectors([5, 9, 7, 3, 9]))
     names = (tmp_path / "out.names.txt").read_text().splitlines()
     assert names == [str(images / "a.png"), str(images / "b/one.PNG"), str(images / "c.tiff"), "abc", "two lines"]
+
+
+@pytest.mark.parametrize(
+    "command", [["embed", "--output", "out.npy"], ["classify", "--label", "a"]], ids=["embed", "classify"]
+)
+def test_images_travel_as_the_options_say(run, triton, tmp_path, monkeypatch, command):
+    shared = []
+
+    def connect(endpoint, *, shared_memory):
+        shared.append(shared_memory)
+        return triton
+
+    monkeypatch.setattr("medimage_client.transport.Endpoint.connect", connect)
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.full((600, 700), 5, np.uint8)).save("film.bmp")
+    assert run(*command, "film.bmp").exit_code == 0
+    assert run(*command, "film.bmp", "--resize", "client", "--shared-memory").exit_code == 0
+    plain, resized = [call for call in triton.calls if "image" in call.inputs]
+    assert (plain.parameters, resized.parameters) == ({}, {"resized_by_client": True})
+    assert len(values_of(resized)[0]) < len(values_of(plain)[0])
+    assert shared == [False, True]
 
 
 def test_embed_writes_npz_with_names_and_vectors(run, images, tmp_path, unit_vectors):

@@ -6,9 +6,11 @@ import gc
 import inspect
 import json
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.special import expit, softmax
 
 from medimage_client import AsyncMedImageInsight, InvalidInput, MedImageInsight, ServerError, Unavailable
@@ -77,6 +79,54 @@ def test_image_params_travel_as_request_parameters(client, triton, grey):
 def test_image_param_out_of_range_is_refused_before_sending(client, triton, grey):
     with pytest.raises(InvalidInput, match="image_standardization_image_size' is -1; expected a whole number"):
         client.embed_images([grey(1)], image_standardization_image_size=-1)
+    assert triton.calls == []
+
+
+def film(value):
+    """An image of more pixels than the square, answered by the unit vector `value`."""
+    return np.full((600, 700), value, dtype=np.uint8)
+
+
+def base64_of_file(value):
+    file = BytesIO()
+    Image.fromarray(film(value)).save(file, "BMP")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client, options: client.embed_images([film(7)], resize="client", **options),
+        lambda client, options: client.classify([film(7)], ["ab"], resize="client"),
+        lambda client, options: client.score(
+            {"input_data": {"columns": ["image"], "data": [[base64_of_file(7)]]}, "params": options}, resize="client"
+        ),
+    ],
+    ids=["embed_images", "classify", "score"],
+)
+def test_client_resizes_large_images_and_says_so(client, triton, call):
+    call(client, {})
+    (sent,) = [call for call in triton.calls if "image" in call.inputs]
+    assert sent.parameters == {"resized_by_client": True}
+    assert Image.open(BytesIO(values_of(sent)[0])).size == (512, 512)
+
+
+def test_client_resizes_to_the_size_that_azures_parameter_asks_for(client, triton):
+    client.embed_images([film(7)], resize="client", image_standardization_image_size=300)
+    assert triton.calls[0].parameters == {"resized_by_client": True, "image_standardization_image_size": 300}
+    assert Image.open(BytesIO(values_of(triton.calls[0])[0])).size == (300, 300)
+
+
+def test_images_go_as_they_are_unless_told_otherwise(client, triton):
+    client.embed_images([film(7)])
+    assert triton.calls[0].parameters == {}
+    assert values_of(triton.calls[0]) == [encode_image(film(7))]
+
+
+def test_unknown_place_to_resize_is_refused_before_sending(client, triton, grey):
+    with pytest.raises(InvalidInput) as refused:
+        client.embed_images([grey(1)], resize="Jane Doe")
+    assert str(refused.value) == "resize is not one of ['server', 'client']"
     assert triton.calls == []
 
 

@@ -16,7 +16,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, deserialize_bytes_tensor
 
 from medimage_client import MedImageInsight, errors
-from medimage_client.transport import Endpoint, unified_error
+from medimage_client.transport import Endpoint
+from medimage_client.wire_errors import unified_error
 from tests.client.http_server import serving
 
 FULL_QUEUE = ("UNAVAILABLE", 503, "in ensemble 'medimageinsight_text', Exceeds maximum queue size")

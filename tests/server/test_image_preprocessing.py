@@ -228,3 +228,14 @@ def test_missing_preprocessing_file_names_the_export(tmp_path):
         FileNotFoundError, match=r"preprocessing\.json: not found; run `medimage export medimageinsight`"
     ):
         Settings.read(PARAMETERS, tmp_path / "preprocessing.json")
+
+
+def test_images_resized_by_the_client_are_refused_where_the_profile_makes_no_square():
+    resized = {"resized_by_client": True}
+    np.testing.assert_array_equal(ImagePreprocessor(AZURE)([encode(NOISE)], resized), [azure(NOISE)])
+    with pytest.raises(InvalidInput) as refused:
+        ImagePreprocessor(REFERENCE)([encode(NOISE)], resized)
+    assert str(refused.value) == (
+        "images resized by the client are for servers of the profile azure; this one's is reference, so leave resize at "
+        "'server'"
+    )

@@ -2,14 +2,31 @@
 
 import asyncio
 import base64
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tritonclient.grpc as grpc
+from PIL import Image
 
-from medimage_client import AsyncMedImageInsight, InvalidInput, MedImageInsight
+from medimage_client import (
+    AsyncMedImageInsight,
+    InvalidInput,
+    MedImageInsight,
+    RequestTimeout,
+    SharedMemoryError,
+)
+from medimage_client.images import encode_image
+from medimage_client.shared_memory import FOLDER
+from medimage_server.launcher import run_triton
 from tests.client.azure_samples import IMAGE_AND_TEXT, TEXT_ONLY, TWO_BY_TWO, card_request
 from tests.triton.requests import bytes_input, embed_images, embed_texts
 from tests.triton.test_serving import TOLERANCE, drawn_png
+
+# aiohttp's, of requests above 1 MiB that tritonclient hands it in one piece; Python does not show it
+pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 
 TEXTS = ["x-ray chest anteroposterior Pneumonia", "", "Röntgen Thorax"]
 AZURE_PARAMS = {"image_standardization_image_size": 64, "image_standardization_jpeg_compression_ratio": 10}
@@ -120,3 +137,129 @@ def test_bad_image_of_a_request_is_named_by_row_and_column(call):
     with pytest.raises(InvalidInput, match=r"^row 1, column 'image': PNG file is damaged or truncated") as refused:
         call("score", {"input_data": {"columns": ["image", "text"], "data": data}})
     assert refused.value.status == 400
+
+
+def film(seed, height=800, width=700):
+    """A drawing in noise, larger than the square that the server makes of it; noise, so that its PNG is large too."""
+    noise = np.random.default_rng(seed).integers(0, 100, (height, width), dtype=np.uint8)
+    noise[seed * 20 : seed * 20 + 200, 100:400] += 120
+    return noise
+
+
+@pytest.mark.parametrize("params", [{}, AZURE_PARAMS], ids=["defaults", "azure-params"])
+def test_images_resized_by_the_client_get_the_very_vectors(url, params):
+    deep = Image.fromarray(film(1).astype(np.uint16) * 16)  # 12 bits in 16
+    colour = Image.fromarray(np.dstack([film(2), film(3), film(4)]))
+    jpeg = BytesIO()
+    colour.save(jpeg, "JPEG")
+    images = [film(0), encode_image(deep), encode_image(colour), jpeg.getvalue(), drawn_png(5)]
+    with MedImageInsight(url) as client:
+        plain = client.embed_images(images, **params)
+        np.testing.assert_array_equal(client.embed_images(images, resize="client", **params), plain)
+
+
+def large_png(seed):
+    """A drawing of over 1 MiB, which goes through shared memory and yet is soon decoded: what follows a PNG's end is
+    not read."""
+    return drawn_png(seed) + np.random.default_rng(seed).bytes(2**20 + seed)
+
+
+def regions(triton):
+    return list(triton.grpc.get_system_shared_memory_status().regions)
+
+
+@pytest.fixture
+def no_region_is_left(triton, monkeypatch):
+    monkeypatch.setattr("medimage_client.shared_memory.RELEASE_TIME_S", 30)  # for a machine with much else to do
+    yield
+    assert regions(triton) == []
+    assert not list(FOLDER.glob("medimage-client-*"))
+
+
+def test_many_images_through_shared_memory_get_the_same_vectors(url, triton, no_region_is_left):
+    images = [large_png(seed) if seed % 3 else drawn_png(seed) for seed in range(20)]
+    with MedImageInsight(url) as plain, MedImageInsight(url, shared_memory=True) as client:
+        expected = plain.embed_images(images)
+        np.testing.assert_array_equal(client.embed_images(images), expected)
+        used = regions(triton)
+        assert 1 <= len(used) <= 4  # one a request in flight
+        np.testing.assert_array_equal(client.embed_images(images), expected)
+        assert len(regions(triton)) <= 4
+        assert set(regions(triton)) & set(used)
+        assert not list(FOLDER.glob("medimage-client-*"))  # not even while they are used
+
+
+def test_clients_side_by_side_do_not_meet_in_shared_memory(url, triton, no_region_is_left):
+    images = [[large_png(10 * n + i) for i in range(4)] for n in range(4)]
+
+    async def embed_all():
+        clients = [AsyncMedImageInsight(url, shared_memory=True) for _ in images]
+        try:
+            calls = [client.embed_images(some) for client, some in zip(clients, images, strict=True) for _ in range(2)]
+            return await asyncio.gather(*calls)
+        finally:
+            await asyncio.gather(*(client.close() for client in clients))
+
+    expected = [embed_images(triton.grpc, some) for some in images for _ in range(2)]
+    assert_close(asyncio.run(embed_all()), expected)
+
+
+def test_bad_image_in_shared_memory_is_named_and_the_client_goes_on(url, triton, no_region_is_left):
+    with MedImageInsight(url, shared_memory=True) as client:
+        with pytest.raises(InvalidInput, match=r"^images\[1\]: "):
+            client.embed_images([large_png(0), b"\x89PNG\r\n\x1a\n cut short" + bytes(2**20), large_png(2)])
+        assert_close(client.embed_images([large_png(1)]), embed_images(triton.grpc, [large_png(1)]))
+
+
+def test_request_in_shared_memory_that_times_out_spoils_no_later_one(url, triton, no_region_is_left):
+    slow = [encode_image(film(seed, 2000, 2000)) for seed in range(4)]  # the server takes its time to read them
+    with MedImageInsight(url, shared_memory=True) as client:
+        with pytest.raises(RequestTimeout):
+            client.embed_images(slow, timeout=0.1)
+        images = [large_png(seed) for seed in range(8)]
+        assert_close(client.embed_images(images), embed_images(triton.grpc, images))
+
+
+def test_cancelled_call_leaves_no_shared_memory(url, triton, no_region_is_left):
+    async def cancel():
+        async with AsyncMedImageInsight(url, shared_memory=True) as client:
+            call = asyncio.create_task(client.embed_images([large_png(seed) for seed in range(16)]))
+            async with asyncio.timeout(20):
+                while not await asyncio.to_thread(regions, triton):
+                    await asyncio.sleep(0)
+            call.cancel()
+            with suppress(asyncio.CancelledError):
+                await call
+
+    asyncio.run(cancel())
+
+
+def test_server_that_cannot_see_the_memory_refuses_it_in_one_line(
+    url, triton, monkeypatch, tmp_path, no_region_is_left
+):
+    monkeypatch.setattr("medimage_client.shared_memory.FOLDER", Path(tmp_path))  # as if on another machine
+    with MedImageInsight(url, shared_memory=True) as client, pytest.raises(SharedMemoryError) as refused:
+        client.embed_images([large_png(0)])
+    assert str(refused.value).startswith(
+        "the server does not take shared memory (Unable to open shared memory region: '/medimage-client-"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_restarted_server_gets_the_memory_anew(repository, tmp_path):
+    def serve(**ports):
+        return run_triton(repository, models=["medimageinsight_image"], log=tmp_path / "log", **ports)
+
+    images = [large_png(seed) for seed in range(16)]
+    with serve() as server:
+        ports = {f"{name}_port": getattr(server, f"{name}_port") for name in ("grpc", "http", "metrics")}
+        clients = [
+            MedImageInsight(f"{scheme}://127.0.0.1:{ports[f'{scheme}_port']}", shared_memory=True)
+            for scheme in ("grpc", "http")
+        ]
+        expected = [client.embed_images(images) for client in clients]
+    with serve(**ports), grpc.InferenceServerClient(f"127.0.0.1:{ports['grpc_port']}") as raw:
+        for client, vectors in zip(clients, expected, strict=True):
+            with client:
+                np.testing.assert_array_equal(client.embed_images(images), vectors)
+                assert raw.get_system_shared_memory_status().regions

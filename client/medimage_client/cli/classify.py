@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimage_client.async_client import AsyncMedImageInsight
-from medimage_client.cli.options import image_paths, server_options
+from medimage_client.cli.options import image_paths, server_options, transfer_options
 from medimage_client.cli.progress import EmbeddedFiles, embed_files
+from medimage_client.client_resize import Resize
 from medimage_client.constants import DEFAULT_TIMEOUT_S
 
 
@@ -28,6 +29,7 @@ from medimage_client.constants import DEFAULT_TIMEOUT_S
 @click.option("--template", default="{}", show_default=True, help="Text around each label, which replaces {}.")
 @click.option("--multilabel", is_flag=True, help="Rate each label by itself; else they exclude each other.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@transfer_options
 @server_options(timeout=DEFAULT_TIMEOUT_S)
 def classify(
     paths: list[Path],
@@ -36,6 +38,8 @@ def classify(
     template: str,
     multilabel: bool,
     as_json: bool,
+    resize: Resize,
+    shared_memory: bool,
     url: str,
     timeout: float,
 ) -> None:
@@ -51,8 +55,8 @@ def classify(
         raise click.BadParameter("has no {}, the place of the label", param_hint="--template")
 
     async def classify_all() -> tuple[EmbeddedFiles, NDArray[np.float32]]:
-        async with AsyncMedImageInsight(url, timeout=timeout) as client:
-            images = await embed_files(client, paths)
+        async with AsyncMedImageInsight(url, timeout=timeout, shared_memory=shared_memory) as client:
+            images = await embed_files(client, paths, resize)
             return images, await client.classify(images.features, all_labels, template=template, multilabel=multilabel)
 
     images, scores = asyncio.run(classify_all())

@@ -8,8 +8,9 @@ import click
 import numpy as np
 
 from medimage_client.async_client import AsyncMedImageInsight
-from medimage_client.cli.options import image_paths, server_options
+from medimage_client.cli.options import image_paths, server_options, transfer_options
 from medimage_client.cli.progress import EmbeddedFiles, embed_files
+from medimage_client.client_resize import Resize
 from medimage_client.constants import DEFAULT_TIMEOUT_S
 from medimage_client.embedder import Embeddings
 from medimage_client.errors import MissingExtra
@@ -27,8 +28,17 @@ Writer = Callable[[Path, Sequence[str], Embeddings], None]
     callback=lambda ctx, parameter, path: check_output(path),
     help="File to write: .npy, .npz or .parquet.",
 )
+@transfer_options
 @server_options(timeout=DEFAULT_TIMEOUT_S)
-def embed(paths: list[Path], texts: tuple[str, ...], output: Path, url: str, timeout: float) -> None:
+def embed(
+    paths: list[Path],
+    texts: tuple[str, ...],
+    output: Path,
+    resize: Resize,
+    shared_memory: bool,
+    url: str,
+    timeout: float,
+) -> None:
     """Embed image files, folders of them, and texts.
 
     Each row of 1024 numbers is named by its file or text: .npz has the arrays `names` and `vectors`, .parquet the
@@ -39,8 +49,8 @@ def embed(paths: list[Path], texts: tuple[str, ...], output: Path, url: str, tim
         raise click.UsageError("nothing to embed; give PATHS, --text or both")
 
     async def embed_all() -> tuple[EmbeddedFiles, Embeddings]:
-        async with AsyncMedImageInsight(url, timeout=timeout) as client:
-            return await embed_files(client, paths), await client.embed_texts(texts)
+        async with AsyncMedImageInsight(url, timeout=timeout, shared_memory=shared_memory) as client:
+            return await embed_files(client, paths, resize), await client.embed_texts(texts)
 
     images, text_features = asyncio.run(embed_all())
     vectors = np.concatenate([images.features, text_features])

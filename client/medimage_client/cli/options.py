@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
+from medimage_client.client_resize import Resize
 from medimage_client.constants import DEFAULT_URL
 from medimage_client.dicom import DICOM_HEAD_BYTES, is_dicom
 
@@ -34,6 +35,21 @@ def server_options(*, timeout: float | None, what: str = "one request") -> Calla
         return url_option(timeout_option(command))
 
     return decorate
+
+
+def transfer_options(command: F) -> F:
+    """The options --resize and --shared-memory, on how images travel."""
+    resize = click.option(
+        "--resize",
+        type=click.Choice(get_args(Resize)),
+        default="server",
+        show_default=True,
+        help="Where large images become the 512 x 512 pixels that the model begins with; client spares the network.",
+    )
+    shared_memory = click.option(
+        "--shared-memory", is_flag=True, help="Hand images over in memory, to a server on this machine."
+    )
+    return resize(shared_memory(command))
 
 
 def image_paths(*, required: bool) -> Callable[[F], F]:

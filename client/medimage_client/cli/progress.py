@@ -10,6 +10,7 @@ import click
 import numpy as np
 
 from medimage_client.async_client import AsyncMedImageInsight
+from medimage_client.client_resize import Resize
 from medimage_client.connection import gather
 from medimage_client.constants import EMBEDDING_SIZE, IMAGES_PER_REQUEST
 from medimage_client.embedder import Embeddings
@@ -33,13 +34,13 @@ class EmbeddedFiles:
             raise click.ClickException(f"{len(self.refused)} of {n_files} images are left out")
 
 
-async def embed_files(client: AsyncMedImageInsight, paths: Sequence[Path]) -> EmbeddedFiles:
+async def embed_files(client: AsyncMedImageInsight, paths: Sequence[Path], resize: Resize) -> EmbeddedFiles:
     """Embed image files, in order; a bar goes to standard error if that is a terminal."""
     groups = [paths[start : start + IMAGES_PER_REQUEST] for start in range(0, len(paths), IMAGES_PER_REQUEST)]
     with click.progressbar(length=len(paths), label="Images", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
 
         async def embed(group: Sequence[Path]) -> EmbeddedFiles:
-            embedded = await embed_group(client, group)
+            embedded = await embed_group(client, group, resize)
             bar.update(len(group))
             return embedded
 
@@ -51,13 +52,13 @@ async def embed_files(client: AsyncMedImageInsight, paths: Sequence[Path]) -> Em
     )
 
 
-async def embed_group(client: AsyncMedImageInsight, paths: Sequence[Path]) -> EmbeddedFiles:
+async def embed_group(client: AsyncMedImageInsight, paths: Sequence[Path], resize: Resize) -> EmbeddedFiles:
     """Embed the files of one request; again without the one at fault, as long as there is one."""
     paths = list(paths)
     refused: list[str] = []
     while True:
         try:
-            return EmbeddedFiles(paths, await client.embed_images(paths), refused)
+            return EmbeddedFiles(paths, await client.embed_images(paths, resize=resize), refused)
         except InvalidInput as error:
             at_fault = INDEX.match(str(error))
             if at_fault is None:

@@ -1,0 +1,234 @@
+"""What do `resize="client"` and `shared_memory=True` save of an image's way to the server?
+
+Films are drawings with the noise of a detector, as PNG files, sent by the client to a Triton on this machine. Its
+checkpoint is the phantom one, whose encoder takes little time, so that the way there shows. Each round runs the
+variants side by side. Unit: milliseconds, from file to vector; bytes as sent.
+
+Run: .venv/bin/python perf/client_transport.py        Result: perf/results/client_transport.json, and tables on stdout
+"""
+
+import asyncio
+import io
+import json
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import click
+import numpy as np
+from machine import machine
+from PIL import Image
+
+from medimage_client import MedImageInsight
+from medimage_client.constants import STANDARD_IMAGE_SIZE_PX
+from medimage_client.images import encode_image
+from medimage_export.medimageinsight.export import export_medimageinsight
+from medimage_export.phantoms import CAPTIONS, phantom
+from medimage_export.repository import copy_unexported
+from medimage_server.launcher import TritonServer, run_triton
+
+ROOT = Path(__file__).parents[1]
+OUTPUT = ROOT / "perf" / "results" / "client_transport.json"
+ROUNDS = 15  # measured, after one that is not
+LINK_BIT_S = 100e6  # of a slow network
+PADDED_MB = (0.3, 1, 2, 5, 10, 20)
+
+Calls = Mapping[str, Callable[[], np.ndarray]]
+Times = dict[str, dict[str, float]]
+
+
+@click.command()
+@click.option("--rounds", default=ROUNDS, show_default=True, help="Measured rounds.")
+@click.option("--repository", type=click.Path(path_type=Path, exists=True), help="An earlier export.")
+def main(rounds: int, repository: Path | None) -> None:
+    """Measure both options of the client against what it does without them."""
+    with tempfile.TemporaryDirectory() as scratch:
+        if repository is None:
+            repository = copy_unexported(ROOT / "model_repository", Path(scratch) / "model_repository")
+            export_medimageinsight(ROOT / "checkpoints" / "medimageinsight-phantom", repository)
+        with run_triton(repository, models=["medimageinsight_image"], log=Path(scratch) / "triton.log") as server:
+            report = {"machine": machine(), "rounds": rounds, "link_bit_s": LINK_BIT_S}
+            films = draw_films()
+            for name, measure in (("resize", measure_resize), ("shared_memory", measure_shared_memory)):
+                report[name] = measure(server, films, rounds)
+                OUTPUT.write_text(json.dumps(report, indent=2) + "\n")  # after each, so that an end leaves what it has
+    print_resize(report)
+    print_shared_memory(report)
+
+
+def draw_films() -> dict[str, bytes]:
+    """PNG files in two sizes and three kinds: 8-bit grey, 12 bits in 16-bit grey, and colour."""
+    films = {}
+    rng = np.random.default_rng(0)
+    for height, width in ((2048, 2048), (3000, 2500)):
+        drawn = phantom(CAPTIONS[0], seed=0, size=height).image[:, :width].astype(np.float32)
+        grey, red, blue = ((drawn + rng.normal(0, 4, drawn.shape)).clip(0, 255) for _ in range(3))
+        for kind, pixels in (
+            ("8-bit grey", grey.astype(np.uint8)),
+            ("16-bit grey", (grey * 16).astype(np.uint16)),
+            ("8-bit RGB", np.dstack([red, grey, blue]).astype(np.uint8)),
+        ):
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "PNG")
+            films[f"{height} x {width}, {kind}"] = file.getvalue()
+    return films
+
+
+def padded(megabytes: float) -> bytes:
+    """A small PNG with noise behind its end, which nobody decodes: an image whose way to the server is all it costs."""
+    file = io.BytesIO()
+    Image.fromarray(phantom(CAPTIONS[0], seed=0, size=64).image).save(file, "PNG")
+    png = file.getvalue()
+    return png + np.random.default_rng(0).bytes(int(megabytes * 1e6) - len(png))
+
+
+def measure_resize(server: TritonServer, films: Mapping[str, bytes], rounds: int) -> list[dict[str, object]]:
+    results = []
+    with ExitStack() as stack:
+        port = stack.enter_context(slow_link(server.grpc_port))
+        near, far = (
+            stack.enter_context(MedImageInsight(f"grpc://127.0.0.1:{port}")) for port in (server.grpc_port, port)
+        )
+        for name, film in films.items():
+            sent = {
+                "server": len(film),
+                "client": len(encode_image(film, square_px=STANDARD_IMAGE_SIZE_PX)),
+            }
+            client_ms = statistics.median(
+                milliseconds(lambda film=film: encode_image(film, square_px=STANDARD_IMAGE_SIZE_PX))
+                for _ in range(rounds)
+            )
+            links = {
+                link: alternate(
+                    {
+                        resize: lambda client=client, film=film, resize=resize: client.embed_images(
+                            [film], resize=resize
+                        )
+                        for resize in ("server", "client")
+                    },
+                    rounds,
+                )
+                for link, client in (("loopback", near), ("slow", far))
+            }
+            results.append({"film": name, "sent_bytes": sent, "client_ms": client_ms, "links": links})
+    return results
+
+
+def measure_shared_memory(server: TritonServer, films: Mapping[str, bytes], rounds: int) -> list[dict[str, object]]:
+    a_film = films["3000 x 2500, 16-bit grey"]
+    inputs = {f"{megabytes:g} MB, no decoding": [padded(megabytes)] for megabytes in PADDED_MB}
+    inputs |= {"film of 3000 x 2500, 16-bit": [a_film], "4 of them": [a_film] * 4}
+    results: list[dict[str, object]] = [
+        {"images": name, "bytes": sum(map(len, images)), "wires": {}} for name, images in inputs.items()
+    ]
+    for scheme, port in (("grpc", server.grpc_port), ("http", server.http_port)):
+        with ExitStack() as stack:
+            clients = {
+                variant: stack.enter_context(
+                    MedImageInsight(f"{scheme}://127.0.0.1:{port}", shared_memory=variant == "shared memory")
+                )
+                for variant in ("plain", "shared memory")
+            }
+            for result, images in zip(results, inputs.values(), strict=True):
+                result["wires"][scheme] = alternate(
+                    {
+                        variant: lambda client=client, images=images: client.embed_images(images)
+                        for variant, client in clients.items()
+                    },
+                    rounds,
+                )
+    return results
+
+
+def alternate(calls: Calls, rounds: int) -> Times:
+    """Median and spread of each call over alternating rounds, after checking that all give the same vectors."""
+    vectors = [call() for call in calls.values()]  # also the warm-up
+    assert all(np.array_equal(vectors[0], other) for other in vectors)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            times[name].append(milliseconds(call))
+    return {
+        name: {"median_ms": statistics.median(found), "min_ms": min(found), "max_ms": max(found)}
+        for name, found in times.items()
+    }
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - started)
+
+
+@contextmanager
+def slow_link(port: int) -> Iterator[int]:
+    """A port of this machine that passes on to another at LINK_BIT_S a direction and connection."""
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        free_at = time.perf_counter()
+        while chunk := await reader.read(2**16):
+            free_at = max(free_at, time.perf_counter()) + 8 * len(chunk) / LINK_BIT_S
+            await asyncio.sleep(free_at - time.perf_counter())
+            writer.write(chunk)
+            await writer.drain()
+
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", port)
+        ways = [asyncio.create_task(way) for way in (pass_on(reader, server_writer), pass_on(server_reader, writer))]
+        with suppress(asyncio.CancelledError):  # the link is taken down
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        for way in ways:
+            way.cancel()
+        for end in (writer, server_writer):
+            end.close()
+
+    async def serve() -> None:
+        closed = asyncio.Event()
+        async with await asyncio.start_server(connect, "127.0.0.1", 0) as listening:
+            opened.set_result((listening.sockets[0].getsockname()[1], asyncio.get_running_loop(), closed))
+            await closed.wait()
+
+    opened: Future[tuple[int, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    slow_port, loop, closed = opened.result()
+    try:
+        yield slow_port
+    finally:
+        loop.call_soon_threadsafe(closed.set)
+        thread.join()
+
+
+def print_resize(report: dict) -> None:
+    about = report["machine"]
+    print(f"\n{about['cpu']}, {about['cores']} cores; medians of {report['rounds']} rounds, ms\n")
+    slow = f"{report['link_bit_s'] / 1e6:.0f} Mbit/s"
+    print(f'| PNG film | file MB | sent MB | ÷ | client ms | loopback | resize="client" | {slow} | resize="client" |')
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    for r in report["resize"]:
+        file, sent = r["sent_bytes"]["server"], r["sent_bytes"]["client"]
+        cells = [f"{r['links'][link][resize]['median_ms']:.0f}" for link in r["links"] for resize in r["sent_bytes"]]
+        print(
+            f"| {r['film']} | {file / 1e6:.2f} | {sent / 1e6:.2f} | {file / sent:.0f} | {r['client_ms']:.0f} | "
+            + f"{' | '.join(cells)} |"
+        )
+
+
+def print_shared_memory(report: dict) -> None:
+    print("\n| images | MB | gRPC | shared memory | saved | HTTP | shared memory | saved |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    for r in report["shared_memory"]:
+        cells = []
+        for times in r["wires"].values():
+            plain, shared = times["plain"]["median_ms"], times["shared memory"]["median_ms"]
+            cells += [f"{plain:.0f}", f"{shared:.0f}", f"{plain - shared:.0f} ({1 - shared / plain:.0%})"]
+        print(f"| {r['images']} | {r['bytes'] / 1e6:.1f} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
