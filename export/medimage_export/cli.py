@@ -14,7 +14,9 @@ import click
 from medimage_export.errors import ExportError
 
 if TYPE_CHECKING:
-    from medimage_export.cxrreportgen.decoder_graph import Precision
+    from medimage_export.cxrreportgen.decoder_graph import Precision as ReportPrecision
+    from medimage_export.medimageinsight.encoder_writer import Precision
+    from medimage_export.served_config import Format
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,6 +39,20 @@ def repository_option(command: F) -> F:
     help="Published folder (config.yaml, vision_model/, language_model/), or an MLflow package that holds it.",
 )
 @click.option("--random-weights", is_flag=True, help="Full size without a checkpoint, for benchmarks.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="fp16 is for GPUs, int8 for CPUs.",
+)
+@click.option(
+    "--format",
+    type=click.Choice(["onnx", "tensorrt"]),
+    default="onnx",
+    show_default=True,
+    help="tensorrt builds plans for the GPU of this machine.",
+)
 @repository_option
 @click.option(
     "--image",
@@ -45,13 +61,29 @@ def repository_option(command: F) -> F:
     multiple=True,
     help="An image file to add to the parity check; may be repeated.",
 )
-def medimageinsight(checkpoint: Path | None, random_weights: bool, repository: Path, images: tuple[Path, ...]) -> None:
-    """Export MedImageInsight as ONNX, and check it against PyTorch."""
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of image files from which int8 takes its ranges, in place of drawings; a dozen typical ones will do.",
+)
+def medimageinsight(
+    checkpoint: Path | None,
+    random_weights: bool,
+    precision: "Precision",
+    format: "Format",
+    repository: Path,
+    images: tuple[Path, ...],
+    calibration: Path | None,
+) -> None:
+    """Export MedImageInsight, and check it against PyTorch."""
     # here and below, so that `medimage export --help` need not wait for torch
     from medimage_export.medimageinsight.export import export_medimageinsight
 
     with running(checkpoint, random_weights, repository):
-        export_medimageinsight(checkpoint, repository, images=images)
+        files = sorted(file for file in calibration.iterdir() if file.is_file()) if calibration else []
+        export_medimageinsight(
+            checkpoint, repository, precision=precision, format=format, images=images, calibration=files
+        )
 
 
 @export.command()
@@ -70,7 +102,7 @@ def medimageinsight(checkpoint: Path | None, random_weights: bool, repository: P
     help="fp16 is for GPUs. int4 keeps the decoder's weights in 4 bits, for CPUs.",
 )
 @repository_option
-def cxrreportgen(checkpoint: Path | None, random_weights: bool, precision: "Precision", repository: Path) -> None:
+def cxrreportgen(checkpoint: Path | None, random_weights: bool, precision: "ReportPrecision", repository: Path) -> None:
     """Export CXRReportGen or MAIRA-2 as ONNX, and check it against transformers."""
     from medimage_export.cxrreportgen.export import export_cxrreportgen
 

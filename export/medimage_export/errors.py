@@ -4,7 +4,10 @@ ExportError
 ├── CheckpointError   the folder is not a MedImageInsight checkpoint, or its tensors are not exactly the model's
 │   └── ConfigError   its config.yaml lacks a key, or asks for something that is not implemented
 ├── RepositoryError   the folder is not this project's model repository, or its configs are for another shape
-└── ParityError       the exported model is further from PyTorch than its precision allows
+├── ParityError       the exported model is further from PyTorch than its precision allows
+├── UnsupportedByTensorRT   the graph holds what TensorRT's ONNX parser does not document as supported
+├── TensorRTMissing   neither the tensorrt package nor trtexec is here; says what to run where they are
+└── PlanError         TensorRT refused to build or to run a plan
 """
 
 
@@ -26,3 +29,15 @@ class RepositoryError(ExportError):
 
 class ParityError(ExportError):
     """An exported model is further from its reference than its precision allows."""
+
+
+class UnsupportedByTensorRT(ExportError):
+    """The graph holds what TensorRT's ONNX parser does not document as supported."""
+
+
+class TensorRTMissing(ExportError):
+    """Neither the tensorrt package nor trtexec is here; the message is the command for where they are."""
+
+
+class PlanError(ExportError):
+    """TensorRT refused to build or to run a plan."""

@@ -2,15 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import nn
 
 from medimage_export.errors import ParityError
 
 Feed = Mapping[str, np.ndarray]
+
+
+class Session(Protocol):
+    """What runs an exported model: onnxruntime's InferenceSession, and whatever else has its `run`."""
+
+    def run(self, output_names: Sequence[str], feed: Feed, /) -> Sequence[np.ndarray]:
+        """The outputs for one batch, in the order of their names."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +41,13 @@ class ParityRow:
 
 
 def compare(
-    model: str, reference: nn.Module, session: onnxruntime.InferenceSession, feeds: Mapping[str, Feed]
+    model: str, reference: nn.Module, session: Session, names: Sequence[str], feeds: Mapping[str, Feed]
 ) -> list[ParityRow]:
-    """Run PyTorch and ONNX Runtime on the same batches, named by the keys of `feeds`.
+    """Run PyTorch and an exported model on the same batches, named by the keys of `feeds`.
 
-    The reference takes the arrays of a feed in their order and gives its outputs in the session's order.
+    The reference takes the arrays of a feed in their order and gives the outputs that `names` names, in that order.
     """
     rows = []
-    names = [output.name for output in session.get_outputs()]
     for kind, feed in feeds.items():
         with torch.inference_mode():
             expected = reference(*(torch.from_numpy(array) for array in feed.values()))

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import onnx
 import torch
 from onnx import TensorProto, helper
 from torch import Tensor
@@ -30,11 +29,10 @@ from torch import Tensor
 from medimage_export.cxrreportgen.checkpoint import DECODER, Tensors
 from medimage_export.cxrreportgen.config import DecoderConfig
 from medimage_export.cxrreportgen.quantization import dequantize_blockwise, quantize_blockwise
+from medimage_export.onnx_writer import MICROSOFT, OnnxWriter
 
 Precision = Literal["fp32", "fp16", "int4"]
-OPSETS = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]  # 23 brought RMSNormalization
-IR_VERSION = 11
-ALIGNMENT = 4096  # of each tensor in the data file, so that it can be memory-mapped
+OPSET = 23  # brought RMSNormalization
 # Weights that share a scale. With 32, onnxruntime's CPU kernels give a row the same bits whatever rows are beside it,
 # so that a report does not depend on how many are written at the same time; with 64 and more (4 bits) they do not.
 # Blocks of 128 would read a prompt in two thirds of the time, with rounding errors a fifth larger (of normal weights).
@@ -52,15 +50,8 @@ def write_decoder(
     progress: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Write `path`, with the weights beside it in `<path>.data`; no more than one weight is in memory at a time."""
-    with (path.parent / f"{path.name}.data").open("wb") as data:
-        graph = _Graph(data, precision)
+    with DecoderWriter(path, precision) as graph:
         _build(graph, config, tensors, progress)
-    model = helper.make_model(
-        helper.make_graph(graph.nodes, "decoder", graph.inputs, graph.outputs, graph.initializers),
-        opset_imports=OPSETS,
-        ir_version=IR_VERSION,
-    )
-    onnx.save(model, path)
 
 
 class QuantizedTensors:
@@ -103,59 +94,28 @@ def rope_tables(config: DecoderConfig) -> tuple[np.ndarray, np.ndarray]:
     return np.cos(angles) * magnitude, np.sin(angles) * magnitude
 
 
-class _Graph:
-    """Nodes, and weights on their way to the data file."""
+class DecoderWriter(OnnxWriter):
+    """The decoder's linear layers in each precision, and its floats in the graph's type."""
 
-    def __init__(self, data: "object", precision: Precision) -> None:
-        self.data, self.precision = data, precision
+    def __init__(self, path: Path, precision: Precision) -> None:
+        super().__init__(path, opset=OPSET)
+        self.precision = precision
         self.type = TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: list[onnx.TensorProto] = []
-        self.inputs: list[onnx.ValueInfoProto] = []
-        self.outputs: list[onnx.ValueInfoProto] = []
 
-    def node(self, op: str, inputs: list[str], outputs: list[str], *, domain: str = "", **attributes: object) -> str:
-        self.nodes.append(helper.make_node(op, inputs, outputs, name=outputs[0], domain=domain, **attributes))
-        return outputs[0]
-
-    def input(self, name: str, kind: int, shape: list[object]) -> str:
-        self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
-        return name
-
-    def output(self, name: str, kind: int, shape: list[object]) -> str:
-        self.outputs.append(helper.make_tensor_value_info(name, kind, shape))
-        return name
-
-    def constant(self, name: str, values: np.ndarray) -> str:
-        """A small constant, kept in the graph itself."""
-        self.initializers.append(onnx.numpy_helper.from_array(values, name))
-        return name
-
-    def weight(self, name: str, values: np.ndarray | Tensor) -> str:
-        """A weight; floats take the graph's type."""
-        array = values if isinstance(values, np.ndarray) else values.numpy()
-        if array.dtype != np.uint8:
-            array = np.ascontiguousarray(array, helper.tensor_dtype_to_np_dtype(self.type))
-        self.data.write(b"\0" * (-self.data.tell() % ALIGNMENT))
-        tensor = onnx.TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
-        tensor.data_location = TensorProto.EXTERNAL
-        location = {"location": Path(self.data.name).name, "offset": self.data.tell(), "length": array.nbytes}
-        for key, value in location.items():
-            tensor.external_data.add(key=key, value=str(value))
-        array.tofile(self.data)
-        self.initializers.append(tensor)
-        return name
+    def parameter(self, name: str, values: Tensor | np.ndarray) -> str:
+        """A weight, in the graph's type."""
+        return self.weight(name, np.ascontiguousarray(values, helper.tensor_dtype_to_np_dtype(self.type)))
 
     def linear(self, x: str, name: str, weight: Tensor, *, bits: int = WEIGHT_BITS) -> str:
         """x @ weight.T, `weight` (out, in) as PyTorch has it."""
         if self.precision != "int4":
-            return self.node("MatMul", [x, self.weight(f"{name}.weight", weight.T)], [f"{name}.out"])
+            return self.node("MatMul", [x, self.parameter(f"{name}.weight", weight.T)], f"{name}.out")
         packed, scales = quantize_blockwise(weight, bits=bits, block_size=BLOCK_SIZE)
         return self.node(
             "MatMulNBits",
-            [x, self.weight(f"{name}.weight", packed), self.weight(f"{name}.scales", scales)],
-            [f"{name}.out"],
-            domain="com.microsoft",
+            [x, self.weight(f"{name}.weight", packed.numpy()), self.weight(f"{name}.scales", scales.numpy())],
+            f"{name}.out",
+            domain=MICROSOFT,
             N=weight.shape[0],
             K=weight.shape[1],
             bits=bits,
@@ -164,13 +124,13 @@ class _Graph:
         )
 
 
-def _build(graph: _Graph, config: DecoderConfig, tensors: Tensors, progress: Callable[[str], None]) -> None:
+def _build(graph: DecoderWriter, config: DecoderConfig, tensors: Tensors, progress: Callable[[str], None]) -> None:
     T, H, kv_shape = graph.type, config.hidden_size, ["batch", config.num_kv_heads, "max_length", config.head_dim]
     hidden = graph.input("inputs_embeds", T, ["batch", "sequence", H])
     positions = graph.input("position_ids", TensorProto.INT64, ["batch", "sequence"])
     seqlens = graph.input("seqlens_k", TensorProto.INT32, ["batch"])
     total = graph.input("total_sequence_length", TensorProto.INT32, [])
-    cos, sin = (graph.weight(name, table) for name, table in zip(("cos", "sin"), rope_tables(config), strict=True))
+    cos, sin = (graph.parameter(name, table) for name, table in zip(("cos", "sin"), rope_tables(config), strict=True))
 
     graph.output("logits", TensorProto.FLOAT, ["batch", config.vocab_size])
 
@@ -178,12 +138,12 @@ def _build(graph: _Graph, config: DecoderConfig, tensors: Tensors, progress: Cal
         return tensors.read(DECODER + name).float()
 
     def norm_weight(name: str) -> str:
-        return graph.weight(name, read(name))
+        return graph.parameter(name, read(name))
 
     normed = graph.node(
         "RMSNormalization",
         [hidden, norm_weight("model.layers.0.input_layernorm.weight")],
-        ["normed.0"],
+        "normed.0",
         epsilon=config.rms_norm_eps,
     )
     for i in range(config.num_layers):
@@ -202,7 +162,7 @@ def _build(graph: _Graph, config: DecoderConfig, tensors: Tensors, progress: Cal
                 f"{layer}attention",
                 graph.output(f"{present}key", T, kv_shape), graph.output(f"{present}value", T, kv_shape),
             ],
-            domain="com.microsoft",
+            domain=MICROSOFT,
             num_heads=config.num_heads,
             kv_num_heads=config.num_kv_heads,
             do_rotary=1,
@@ -215,23 +175,23 @@ def _build(graph: _Graph, config: DecoderConfig, tensors: Tensors, progress: Cal
         gate_up = graph.linear(normed, f"{layer}gate_up_proj", _fused(read, f"{layer}mlp.", ("gate", "up"), config))
         gate, up = f"{layer}gate", f"{layer}up"
         graph.node("Split", [gate_up], [gate, up], axis=-1, num_outputs=2)
-        sigmoid = graph.node("Sigmoid", [gate], [f"{layer}sigmoid"])
-        silu = graph.node("Mul", [gate, sigmoid], [f"{layer}silu"])
-        gated = graph.node("Mul", [silu, up], [f"{layer}gated"])
+        sigmoid = graph.node("Sigmoid", [gate], f"{layer}sigmoid")
+        silu = graph.node("Mul", [gate, sigmoid], f"{layer}silu")
+        gated = graph.node("Mul", [silu, up], f"{layer}gated")
         mlp = graph.linear(gated, f"{layer}down_proj", read(f"{layer}mlp.down_proj.weight"))
         if i + 1 < config.num_layers:
             following = f"model.layers.{i + 1}.input_layernorm.weight"
             normed, hidden = _add_and_norm(graph, mlp, hidden, norm_weight(following), f"{layer}out", config)
         else:
-            hidden = graph.node("Add", [mlp, hidden], [f"{layer}out"])
+            hidden = graph.node("Add", [mlp, hidden], f"{layer}out")
 
     last = _last_tokens(graph, hidden, seqlens)
     normed = graph.node(
-        "RMSNormalization", [last, norm_weight("model.norm.weight")], ["normed"], epsilon=config.rms_norm_eps
+        "RMSNormalization", [last, norm_weight("model.norm.weight")], "normed", epsilon=config.rms_norm_eps
     )
     progress("head")
     logits = graph.linear(normed, "lm_head", read("lm_head.weight"), bits=HEAD_BITS)
-    graph.node("Cast", [logits], ["logits"], to=1)
+    graph.node("Cast", [logits], "logits", to=TensorProto.FLOAT)
 
 
 def _fused(read: Callable[[str], Tensor], prefix: str, parts: tuple[str, ...], config: DecoderConfig) -> Tensor:
@@ -241,20 +201,22 @@ def _fused(read: Callable[[str], Tensor], prefix: str, parts: tuple[str, ...], c
     return torch.cat([read(f"{prefix}{part}_proj.weight") for part in parts])
 
 
-def _add_and_norm(graph: _Graph, x: str, skip: str, weight: str, name: str, config: DecoderConfig) -> tuple[str, str]:
+def _add_and_norm(
+    graph: DecoderWriter, x: str, skip: str, weight: str, name: str, config: DecoderConfig
+) -> tuple[str, str]:
     """RMS norm of x + skip, and x + skip."""
     normed, added = f"{name}.normed", f"{name}.sum"
     graph.node(
         "SkipSimplifiedLayerNormalization",
         [x, skip, weight],
         [normed, "", "", added],
-        domain="com.microsoft",
+        domain=MICROSOFT,
         epsilon=config.rms_norm_eps,
     )
     return normed, added
 
 
-def _last_tokens(graph: _Graph, hidden: str, seqlens: str) -> str:
+def _last_tokens(graph: DecoderWriter, hidden: str, seqlens: str) -> str:
     """(B, S, H) -> (B, H): the last valid token of each row.
 
     That is the last one, but for a first prefill with padding on the right, where it is token seqlens_k. Where there is
@@ -262,10 +224,10 @@ def _last_tokens(graph: _Graph, hidden: str, seqlens: str) -> str:
     """
     axis = graph.constant("sequence_axis", np.array(1, np.int64))
     one = graph.constant("one", np.array(1, np.int64))
-    shape = graph.node("Shape", [hidden], ["hidden_shape"])
-    length = graph.node("Gather", [shape, axis], ["sequence_length"], axis=0)
-    end = graph.node("Sub", [length, one], ["last_index"])
-    valid = graph.node("Cast", [seqlens], ["seqlens_int64"], to=TensorProto.INT64)
-    index = graph.node("Min", [valid, end], ["last_valid"])
-    column = graph.node("Unsqueeze", [index, graph.constant("axis_1", np.array([1], np.int64))], ["last_valid_column"])
-    return graph.node("GatherND", [hidden, column], ["last_hidden"], batch_dims=1)
+    shape = graph.node("Shape", [hidden], "hidden_shape")
+    length = graph.node("Gather", [shape, axis], "sequence_length", axis=0)
+    end = graph.node("Sub", [length, one], "last_index")
+    valid = graph.node("Cast", [seqlens], "seqlens_int64", to=TensorProto.INT64)
+    index = graph.node("Min", [valid, end], "last_valid")
+    column = graph.node("Unsqueeze", [index, graph.constant("axis_1", np.array([1], np.int64))], "last_valid_column")
+    return graph.node("GatherND", [hidden, column], "last_hidden", batch_dims=1)

@@ -164,7 +164,7 @@ def _export_image_encoder(encoder: ImageEncoder, path: Path, precision: Precisio
     to_onnx(exported, path)
     hide_output_shape(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    rows = compare("cxr_image_encoder", encoder, session, _image_feeds(encoder.config))
+    rows = compare("cxr_image_encoder", encoder, session, encoder.OUTPUTS, _image_feeds(encoder.config))
     check_parity(rows, IMAGE_BOUNDS[precision])
     return rows
 

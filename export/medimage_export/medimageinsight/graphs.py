@@ -1,20 +1,18 @@
-"""The graphs that Triton serves: an encoder with everything that belongs to the model's numbers inside.
+"""What the graphs that Triton serves compute, in PyTorch: the reference of their parity check.
 
-Scaling, normalisation, L2 norm and the logit scale are part of the graph, so that a client sends 8-bit pixels or token
-ids and every runtime gives the same vectors.
+Scaling, normalisation, L2 norm and the logit scale are part of a graph, so that a client sends 8-bit pixels or token
+ids and every runtime gives the same vectors. The graphs themselves are written by `image_graph` and `text_graph`.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medimage_export.medimageinsight.unicl import MedImageInsight
-from medimage_export.to_onnx import Graph
 
 
-class ImageEncoderGraph(Graph):
+class ImageEncoderGraph(nn.Module):
     """pixels (B, height, width, 3) uint8 RGB -> image_features (B, E) unit vectors, scaling_factor (B, 1)."""
 
-    INPUTS = ("pixels",)
     OUTPUTS = ("image_features", "scaling_factor")
 
     def __init__(self, model: MedImageInsight) -> None:
@@ -28,14 +26,10 @@ class ImageEncoderGraph(Graph):
         features = self.model.encode_image(pixel_values.permute(0, 3, 1, 2))
         return features, self.model.logit_scale.expand(pixels.shape[0], 1)
 
-    def example(self) -> tuple[Tensor, ...]:
-        return (torch.zeros((2, *self.model.config.image.image_size, 3), dtype=torch.uint8),)
 
-
-class TextEncoderGraph(Graph):
+class TextEncoderGraph(nn.Module):
     """input_ids, attention_mask (B, T) int64 -> text_features (B, E) unit vectors, scaling_factor (B, 1)."""
 
-    INPUTS = ("input_ids", "attention_mask")
     OUTPUTS = ("text_features", "scaling_factor")
 
     def __init__(self, model: MedImageInsight) -> None:
@@ -45,7 +39,3 @@ class TextEncoderGraph(Graph):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         features = self.model.encode_text(input_ids, attention_mask)
         return features, self.model.logit_scale.expand(input_ids.shape[0], 1)
-
-    def example(self) -> tuple[Tensor, ...]:
-        ids = torch.zeros((2, self.model.config.text.context_length), dtype=torch.int64)
-        return ids, torch.ones_like(ids)

@@ -1,0 +1,99 @@
+"""Make the config of a served model say what an export wrote: ONNX as committed, or a TensorRT plan."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
+
+from medimage_export.errors import RepositoryError
+from medimage_export.repository import VERSION
+from medimage_export.tensorrt_profiles import batch_profiles
+
+Format = Literal["onnx", "tensorrt"]
+
+
+@dataclass(frozen=True)
+class Served:
+    """How a config names a format, and which files of a version folder are of it."""
+
+    runner: str
+    file: str
+    files: str  # as a glob: the weights of an ONNX file lie beside it
+
+
+SERVED: dict[Format, Served] = {
+    "onnx": Served('backend: "onnxruntime"', "model.onnx", "model.onnx*"),
+    "tensorrt": Served('platform: "tensorrt_plan"', "model.plan", "model.plan"),
+}
+
+
+def max_batch_size(repository: Path, model: str) -> int:
+    """What the config allows, and so a plan must; see `tensorrt_profiles.batch_profiles`."""
+    path = repository / model / "config.pbtxt"
+    return _parsed(path, path.read_bytes().decode()).max_batch_size
+
+
+def serve(repository: Path, model: str, written: Format) -> None:
+    """Point a model's config to the exported file, which is in place, and remove the files of the other format.
+
+    Of the text only the backend or platform, the file's name and the optimisation profiles of the instance groups
+    change; comments and the rest stay byte for byte, and back in ONNX the config is what it was. KIND_AUTO stays:
+    Triton makes it KIND_GPU where there is a GPU, and without one says itself that TensorRT needs one.
+
+    Raises:
+        RepositoryError: the config runs on the CPU, or is written so that these cannot be changed in it.
+    """
+    path = repository / model / "config.pbtxt"
+    text = path.read_bytes().decode()  # bytes, so that line ends stay
+    edited = _as_onnx(text)
+    wanted = _parsed(path, edited)
+    if written == "tensorrt":
+        if any(group.kind == ModelInstanceGroup.KIND_CPU for group in wanted.instance_group):
+            raise RepositoryError(f"{path}: instance_group is KIND_CPU; a TensorRT plan needs KIND_GPU or KIND_AUTO")
+        profiles = [str(index) for index in range(len(batch_profiles(wanted.max_batch_size)))]
+        edited = _as_tensorrt(edited, profiles)
+        wanted.ClearField("backend")
+        wanted.platform = "tensorrt_plan"
+        wanted.default_model_filename = SERVED["tensorrt"].file
+        for group in wanted.instance_group:
+            group.profile[:] = profiles
+    if _parsed(path, edited) != wanted or wanted.default_model_filename != SERVED[written].file:
+        raise RepositoryError(
+            f"{path}: cannot be edited for {written}; it must have, each once and on a line of its own, "
+            f'{SERVED["onnx"].runner}, default_model_filename: "{SERVED["onnx"].file}", and a kind in its '
+            "instance_group"
+        )
+    if edited != text:
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_bytes(edited.encode())
+        partial.replace(path)
+    other: Format = "onnx" if written == "tensorrt" else "tensorrt"
+    for stale in (repository / model / VERSION).glob(SERVED[other].files):
+        stale.unlink()
+
+
+def _as_tensorrt(text: str, profiles: list[str]) -> str:
+    names = ", ".join(f'"{name}"' for name in profiles)
+    text = _renamed(text, "onnx", "tensorrt")
+    return re.sub(r"(?m)^([^#\n]*\bkind: KIND_\w+)", rf"\1 profile: [ {names} ]", text)
+
+
+def _as_onnx(text: str) -> str:
+    text = _renamed(text, "tensorrt", "onnx")
+    return re.sub(r"(?m)^([^#\n]*\bkind: KIND_\w+) profile: \[[^\]]*\]", r"\1", text)
+
+
+def _renamed(text: str, old: Format, new: Format) -> str:
+    text = re.sub(rf"(?m)^{re.escape(SERVED[old].runner)}", SERVED[new].runner, text)
+    name = 'default_model_filename: "{}"'
+    return re.sub(rf"(?m)^{re.escape(name.format(SERVED[old].file))}", name.format(SERVED[new].file), text)
+
+
+def _parsed(path: Path, text: str) -> ModelConfig:
+    try:
+        return text_format.Parse(text, ModelConfig())
+    except text_format.ParseError as exc:
+        raise RepositoryError(f"{path}: line {exc}") from exc

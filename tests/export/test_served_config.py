@@ -1,0 +1,128 @@
+"""The served config after an export, read as Triton reads it."""
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from medimage_export.errors import RepositoryError
+from medimage_export.repository import copy_unexported
+from medimage_export.served_config import max_batch_size, serve
+from tests.paths import REPOSITORY
+
+ENCODERS = ["image_encoder", "text_encoder"]
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """The committed repository, without exported files."""
+    return copy_unexported(REPOSITORY, tmp_path / "models")
+
+
+def text_of(repository, model):
+    return (repository / model / "config.pbtxt").read_bytes().decode()
+
+
+def rewrite(repository, model, old, new):
+    text = text_of(repository, model)
+    assert text.count(old) == 1
+    (repository / model / "config.pbtxt").write_bytes(text.replace(old, new).encode())
+
+
+@pytest.mark.parametrize("model", ENCODERS)
+def test_tensorrt_config_differs_in_platform_file_and_profiles(repository, model):
+    before = text_of(repository, model)
+    serve(repository, model, "tensorrt")
+    after = text_of(repository, model)
+    changed = [new for old, new in zip(before.splitlines(), after.splitlines(), strict=True) if old != new]
+    assert changed[0] == 'platform: "tensorrt_plan"'
+    assert changed[1] == 'default_model_filename: "model.plan"'
+    assert changed[2].startswith('instance_group [ { count: 1 kind: KIND_AUTO profile: [ "0", "1", "2" ] } ]  # ')
+    assert len(changed) == 3
+
+    config = text_format.Parse(text_of(repository, model), ModelConfig())
+    wanted = text_format.Parse(before, ModelConfig())
+    wanted.backend, wanted.platform, wanted.default_model_filename = "", "tensorrt_plan", "model.plan"
+    wanted.instance_group[0].profile[:] = ["0", "1", "2"]
+    assert config == wanted
+
+
+@pytest.mark.parametrize("model", ENCODERS)
+def test_config_is_byte_for_byte_what_it_was_when_onnx_is_exported_again(repository, model):
+    before = text_of(repository, model)
+    serve(repository, model, "tensorrt")
+    serve(repository, model, "onnx")
+    assert text_of(repository, model) == before
+
+
+@pytest.mark.parametrize("written", ["onnx", "tensorrt"])
+def test_second_export_of_the_same_format_changes_nothing(repository, written):
+    serve(repository, "image_encoder", written)
+    before = text_of(repository, "image_encoder")
+    serve(repository, "image_encoder", written)
+    assert text_of(repository, "image_encoder") == before
+
+
+@pytest.mark.parametrize("size", [1, 8, 32, 64])
+def test_largest_batch_is_read_from_a_config_of_either_format_and_changes_no_profile(repository, size):
+    rewrite(repository, "image_encoder", "max_batch_size: 16", f"max_batch_size: {size}")
+    assert max_batch_size(repository, "image_encoder") == size
+    serve(repository, "image_encoder", "tensorrt")
+    assert max_batch_size(repository, "image_encoder") == size
+    config = text_format.Parse(text_of(repository, "image_encoder"), ModelConfig())
+    assert list(config.instance_group[0].profile) == ["0", "1", "2"]
+
+
+def test_windows_line_ends_and_words_in_comments_stay(repository):
+    comment = '# backend: "onnxruntime" or kind: KIND_AUTO'
+    rewrite(repository, "image_encoder", 'backend: "onnxruntime"\n', f'backend: "onnxruntime"\r\n{comment}\n')
+    before = text_of(repository, "image_encoder")
+    serve(repository, "image_encoder", "tensorrt")
+    assert f'platform: "tensorrt_plan"\r\n{comment}\n' in text_of(repository, "image_encoder")
+    serve(repository, "image_encoder", "onnx")
+    assert text_of(repository, "image_encoder") == before
+
+
+def test_groups_that_an_operator_chose_keep_their_kind(repository):
+    groups = "[ { count: 2 kind: KIND_GPU gpus: [ 1 ] } ]"
+    rewrite(repository, "image_encoder", "[ { count: 1 kind: KIND_AUTO } ]", groups)
+    before = text_of(repository, "image_encoder")
+    serve(repository, "image_encoder", "tensorrt")
+    (group,) = text_format.Parse(text_of(repository, "image_encoder"), ModelConfig()).instance_group
+    assert (group.count, list(group.gpus), list(group.profile)) == (2, [1], ["0", "1", "2"])
+    serve(repository, "image_encoder", "onnx")
+    assert text_of(repository, "image_encoder") == before
+
+
+def test_files_of_the_other_format_go_when_the_new_one_is_served(repository):
+    folder = repository / "image_encoder" / "1"
+    for name in ("model.onnx", "model.onnx.data", "model.plan", "notes.txt"):
+        (folder / name).touch()
+    serve(repository, "image_encoder", "tensorrt")
+    assert {path.name for path in folder.iterdir()} >= {"model.plan", "notes.txt"}
+    assert not list(folder.glob("model.onnx*"))
+    for name in ("model.onnx", "model.onnx.data"):
+        (folder / name).touch()
+    serve(repository, "image_encoder", "onnx")
+    assert not (folder / "model.plan").exists()
+    assert (folder / "model.onnx.data").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("KIND_AUTO", "KIND_CPU", "KIND_CPU; a TensorRT plan needs KIND_GPU or KIND_AUTO"),
+        ("kind: KIND_AUTO", "", "cannot be edited for tensorrt"),
+        ("kind: KIND_AUTO", "kind:KIND_AUTO", "cannot be edited for tensorrt"),
+        ('backend: "onnxruntime"', 'backend: "other"', "cannot be edited for tensorrt"),
+        ('"model.onnx"', '"encoder.onnx"', "cannot be edited for tensorrt"),
+        ("max_batch_size", "max_batch", "line "),
+    ],
+)
+def test_config_that_cannot_be_edited_is_an_error_and_stays(repository, old, new, message):
+    rewrite(repository, "image_encoder", old, new)
+    (repository / "image_encoder/1/model.onnx").touch()
+    before = text_of(repository, "image_encoder")
+    with pytest.raises(RepositoryError, match=f"image_encoder/config.pbtxt: .*{message}"):
+        serve(repository, "image_encoder", "tensorrt")
+    assert text_of(repository, "image_encoder") == before
+    assert (repository / "image_encoder/1/model.onnx").exists()
