@@ -14,7 +14,8 @@ LIBPYTHON = libpython$(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.v
 GET_LIBPYTHON = { cd $(VENV) && apt-get download --quiet $(LIBPYTHON) && dpkg --extract $(LIBPYTHON)_*.deb deb \
 	&& cp --no-dereference deb/usr/lib/*/$(LIBPYTHON).so.1.0 lib/ && rm -r deb $(LIBPYTHON)_*.deb; } || true
 
-.PHONY: demo test check fix perf perf-reports phantom-reports clean
+.PHONY: demo test check fix perf perf-gpu perf-scaling perf-overhead perf-preprocessing perf-client perf-reports \
+	phantom-reports clean
 
 demo: $(VENV)/.runtime  ## the whole way on a real Triton, with the phantom checkpoint
 	$(BIN)/python examples/demo.py
@@ -31,14 +32,29 @@ fix: $(VENV)/.dev  ## what check asks for, as far as a tool can do it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-perf: $(VENV)/.runtime  ## both encoders at full size, side by side; takes about seven minutes on two cores
-	$(BIN)/python perf/encoders.py
+perf: $(VENV)/.perf  ## MedImageInsight against PyTorch and OpenVINO, side by side; takes about 20 minutes on two cores
+	$(BIN)/python -m perf.suite
+
+perf-gpu: $(VENV)/.perf  ## the same on a GPU, in fp16
+	$(BIN)/python -m perf.suite --device cuda
+
+perf-scaling: $(VENV)/.perf  ## how cost grows, of what model_repository holds: by batch, by concurrency, from a cold start
+	$(BIN)/python -m perf.scaling
+
+perf-overhead: $(VENV)/.perf  ## what Triton adds to the bare sessions of what model_repository holds
+	$(BIN)/python -m perf.overhead
+
+perf-preprocessing: $(VENV)/.perf  ## each step from an encoded image to pixels
+	$(BIN)/python -m perf.preprocessing
+
+perf-client: $(VENV)/.perf  ## resize="client" and shared_memory=True against neither
+	$(BIN)/python -m perf.client_transport
 
 perf-reports: $(VENV)/.runtime  ## the report decoder at full size; takes 20 GB and about 20 minutes on two cores
-	$(BIN)/python perf/reports.py
+	$(BIN)/python -m perf.reports
 
 phantom-reports: $(VENV)/.dev  ## the phantom report checkpoint on unseen studies, through Triton
-	$(BIN)/python perf/phantom_reports.py
+	$(BIN)/python -m perf.phantom_reports
 
 clean:
 	rm -rf $(VENV) build
@@ -54,4 +70,10 @@ $(VENV)/.runtime: pyproject.toml requirements.lock | $(BIN)/python
 
 $(VENV)/.dev: $(VENV)/.runtime
 	$(INSTALL) --editable '.[dev]'
+	touch $@
+
+# OpenVINO is a baseline alone. --no-deps leaves out its telemetry.
+$(VENV)/.perf: $(VENV)/.runtime
+	$(INSTALL) --editable '.[perf]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'openvino==2026.4.1'
 	touch $@

@@ -4,7 +4,7 @@ Films are drawings with the noise of a detector, as PNG files, sent by the clien
 checkpoint is the phantom one, whose encoder takes little time, so that the way there shows. Each round runs the
 variants side by side. Unit: milliseconds, from file to vector; bytes as sent.
 
-Run: .venv/bin/python perf/client_transport.py        Result: perf/results/client_transport.json, and tables on stdout
+Run: make perf-client        Result: perf/results/client_transport.json, and tables on stdout
 """
 
 import asyncio
@@ -21,7 +21,6 @@ from pathlib import Path
 
 import click
 import numpy as np
-from machine import machine
 from PIL import Image
 
 from medimage_client import MedImageInsight
@@ -31,6 +30,7 @@ from medimage_export.medimageinsight.export import export_medimageinsight
 from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_export.repository import copy_unexported
 from medimage_server.launcher import TritonServer, run_triton
+from perf.machine import machine
 
 ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / "perf" / "results" / "client_transport.json"

@@ -8,7 +8,7 @@ can come. Phantoms, with noise in the bits that they lack.
 Other libraries are measured where they are installed; the product needs none of them:
     pip install opencv-python-headless pyvips-binary pyvips imagecodecs simplejpeg
 
-Run: python perf/preprocessing.py        Result: perf/results/preprocessing.json, and the tables on stdout
+Run: make perf-preprocessing        Result: perf/results/preprocessing.json, and the tables on stdout
 """
 
 import json
@@ -24,11 +24,11 @@ from types import ModuleType
 
 import click
 import numpy as np
-from machine import machine
 from PIL import Image
 
 from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_server.image_preprocessing import ImagePreprocessor, Settings
+from perf.machine import machine
 
 Calls = Mapping[str, Callable[[], object]]
 

@@ -22,7 +22,6 @@ import click
 import numpy as np
 import onnxruntime
 import torch
-from machine import machine
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from medimage_export.cxrreportgen.checkpoint import RandomTensors, expected_shapes, reference_decoder
@@ -32,6 +31,7 @@ from medimage_export.cxrreportgen.image_encoder import ImageEncoder
 from medimage_export.to_onnx import to_onnx
 from medimage_server.reports.decoder import Decoder
 from medimage_server.reports.scheduler import Ending, Job, Scheduler
+from perf.machine import machine
 
 OUTPUT = Path(__file__).parents[1] / "perf" / "results" / "reports.json"
 CONFIG = CXRReportGenConfig(decoder=PHI3_MINI)

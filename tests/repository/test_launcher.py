@@ -170,7 +170,7 @@ def test_weights_are_asked_for_only_of_the_models_to_be_served(unexported):
 def test_tensorrt_plans_are_refused_with_the_way_out(unexported):
     config = unexported / "text_encoder/config.pbtxt"
     config.write_text(config.read_text().replace('backend: "onnxruntime"', 'platform: "tensorrt_plan"'))
-    with pytest.raises(RepositoryError, match=r"^text_encoder: TensorRT plans, .* `medimage export` with --format onnx"):
+    with pytest.raises(RepositoryError, match=r"^text_encoder: TensorRT plans, .* with --format onnx"):
         check_complete(unexported, ["text_encoder"], read_configs(unexported))
 
 

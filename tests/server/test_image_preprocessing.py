@@ -236,6 +236,6 @@ def test_images_resized_by_the_client_are_refused_where_the_profile_makes_no_squ
     with pytest.raises(InvalidInput) as refused:
         ImagePreprocessor(REFERENCE)([encode(NOISE)], resized)
     assert str(refused.value) == (
-        "images resized by the client are for servers of the profile azure; this one's is reference, so leave resize at "
-        "'server'"
+        "images resized by the client are for servers of the profile azure; this one's is reference, "
+        "so leave resize at 'server'"
     )

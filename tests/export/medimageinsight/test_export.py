@@ -1,36 +1,23 @@
-"""Exported graphs: the same numbers as PyTorch, in a shape that other precisions and runtimes can use."""
+"""The export as a whole: what it checks, what it puts in place, and what it leaves alone."""
 
 import json
 from collections import Counter
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
-import torch
-from onnx import numpy_helper
 from PIL import Image
 
-from medimage_export.errors import ParityError, RepositoryError
-from medimage_export.medimageinsight import export as export_module
-from medimage_export.medimageinsight.export import FP32_BOUND, export_medimageinsight
+from medimage_export.errors import ExportError, ParityError, RepositoryError
+from medimage_export.medimageinsight.checkpoint import find_checkpoint, load_model
+from medimage_export.medimageinsight.export import BOUNDS, calibration_images, export_medimageinsight, image_feeds
 from medimage_export.medimageinsight.graphs import ImageEncoderGraph, TextEncoderGraph
+from medimage_export.medimageinsight.text_graph import write_text_encoder
 from medimage_export.parity import Bound, ParityRow, check_parity, compare
 from medimage_export.repository import copy_unexported
-from medimage_export.to_onnx import OPSET, to_onnx
-from tests.export.medimageinsight.small import SMALL, perturbed_model
+from tests.export.medimageinsight.small import random_texts
+from tests.export.medimageinsight.written import pytorch, run, weights_of_products
 from tests.paths import PHANTOM_CHECKPOINT, REPOSITORY
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """Both encoders of the small model as (PyTorch graph, path of the ONNX file)."""
-    model = perturbed_model()
-    folder = tmp_path_factory.mktemp("onnx")
-    graphs = {"image_encoder": ImageEncoderGraph(model).eval(), "text_encoder": TextEncoderGraph(model).eval()}
-    for name, graph in graphs.items():
-        to_onnx(graph, folder / f"{name}.onnx")
-    return {name: (graph, folder / f"{name}.onnx") for name, graph in graphs.items()}
 
 
 @pytest.fixture
@@ -39,83 +26,42 @@ def repository(tmp_path):
     return copy_unexported(REPOSITORY, tmp_path / "model_repository")
 
 
-def operators(path) -> Counter:
-    return Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
+@pytest.fixture(scope="module")
+def phantom():
+    return load_model(find_checkpoint(PHANTOM_CHECKPOINT))
 
 
-def test_image_graph_keeps_each_layer_norm_and_gelu_as_one_node(exported):
-    _, path = exported["image_encoder"]
-    found = operators(path)
-    blocks = 2 * sum(SMALL.image.depths)  # spatial and channel
-    assert found["LayerNormalization"] == 2 * blocks + len(SMALL.image.depths) + 1
-    assert found["Gelu"] == blocks
-    assert found["ReduceMean"] == 1  # the pooling: none from a decomposed norm
+def noise():
+    return np.random.default_rng(5).integers(0, 256, (2, 480, 480, 3), dtype=np.uint8)
 
 
-def test_text_graph_has_no_number_that_fp16_cannot_hold(exported):
-    """A -inf or -3.4e38 mask becomes -inf in fp16, and NaN where a whole row is masked."""
-    _, path = exported["text_encoder"]
-    assert operators(path)["LayerNormalization"] == 2 * SMALL.text.layers + 1
-    model = onnx.load(path)
-    constants = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
-    constants += [
-        numpy_helper.to_array(a.t)
-        for n in model.graph.node
-        for a in n.attribute
-        if a.type == onnx.AttributeProto.TENSOR
-    ]
-    floats = [array for array in constants if array.dtype == np.float32]
-    assert floats
-    assert all(np.isfinite(array.astype(np.float16)).all() for array in floats)
-
-
-@pytest.mark.parametrize(("name", "features"), [("image_encoder", "image_features"), ("text_encoder", "text_features")])
-def test_graph_has_the_contract_of_the_served_model(exported, name, features):
-    graph, path = exported[name]
-    model = onnx.load(path, load_external_data=False)
-    assert model.opset_import[0].version == OPSET >= 17
+def test_compare_finds_a_changed_weight_and_a_missing_bias(small_model, tmp_path):
+    path = tmp_path / "model.onnx"
+    write_text_encoder(small_model, path, precision="fp32")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    assert [i.name for i in session.get_inputs()] == list(graph.INPUTS)
-    assert {o.name: o.shape for o in session.get_outputs()} == {
-        features: ["batch", SMALL.projection_dim],
-        "scaling_factor": ["batch", 1],
-    }
-
-
-def test_image_graph_takes_raw_pixels_and_normalises_inside(exported):
-    """uint8 NHWC in; the same image scaled and normalised by hand through the encoder must give the same vector."""
-    graph, path = exported["image_encoder"]
-    pixels = np.random.default_rng(5).integers(0, 256, (3, 480, 480, 3), dtype=np.uint8)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    features, scale = session.run(None, {"pixels": pixels})
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    normalised = ((pixels / 255.0 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
-    with torch.inference_mode():
-        raw = graph.model.image_encoder(torch.from_numpy(normalised)) @ graph.model.image_projection
-    expected = raw.numpy() / np.linalg.norm(raw.numpy(), axis=1, keepdims=True)
-    np.testing.assert_allclose(features, expected, atol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-6)
-    np.testing.assert_array_equal(scale, np.full((3, 1), graph.model.logit_scale.item(), dtype=np.float32))
-
-
-def test_exported_file_holds_no_path_of_the_exporting_machine(exported):
-    for _, path in exported.values():
-        assert str(REPOSITORY.parent).encode() not in path.read_bytes()
-
-
-def test_compare_finds_a_changed_weight(exported):
-    graph, path = exported["text_encoder"]
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    ids = np.full((2, 77), SMALL.text.vocab_size - 1)
-    feeds = {"ends": {"input_ids": ids, "attention_mask": np.ones_like(ids)}}
-    check_parity(compare("text_encoder", graph, session, feeds), FP32_BOUND)
-    weight = graph.model.lang_encoder.resblocks[1].mlp.c_fc.weight
-    weight[0, 0] += 1
-    try:
+    ids, mask = random_texts([9, 30])
+    feeds = {"texts": {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}}
+    reference = TextEncoderGraph(small_model)
+    check_parity(compare("text_encoder", reference, session, reference.OUTPUTS, feeds), BOUNDS["fp32"])
+    layer = small_model.lang_encoder.resblocks[1].mlp.c_fc
+    for parameter in (layer.weight[0], layer.bias):
+        kept = parameter.clone()
+        parameter.zero_()
         with pytest.raises(ParityError, match="text_features"):
-            check_parity(compare("text_encoder", graph, session, feeds), FP32_BOUND)
-    finally:
-        weight[0, 0] -= 1
+            check_parity(compare("text_encoder", reference, session, reference.OUTPUTS, feeds), BOUNDS["fp32"])
+        parameter.copy_(kept)
+
+
+def test_compare_refuses_outputs_of_another_shape(small_model):
+    class Flat:
+        def run(self, names, feed):
+            return [np.ones((2, 5), np.float32), np.ones((2, 1), np.float32)]
+
+    ids, mask = random_texts([9, 30])
+    feeds = {"texts": {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}}
+    reference = TextEncoderGraph(small_model)
+    with pytest.raises(ParityError, match=r"text_features has shape \(2, 5\) instead of \(2, 1024\)"):
+        compare("text_encoder", reference, Flat(), reference.OUTPUTS, feeds)
 
 
 def test_parity_error_names_every_output_past_the_bound(capsys):
@@ -134,10 +80,11 @@ def test_parity_error_names_every_output_past_the_bound(capsys):
     assert "5.0e-01" in capsys.readouterr().out  # the table comes before the error
 
 
-def test_export_writes_what_the_repository_needs(repository, tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_export_writes_what_the_repository_needs(repository, tmp_path, phantom, precision):
     image = tmp_path / "image.png"
     Image.new("L", (300, 200), 128).save(image)
-    rows = export_medimageinsight(PHANTOM_CHECKPOINT, repository, images=[image, image])
+    rows = export_medimageinsight(PHANTOM_CHECKPOINT, repository, precision=precision, images=[image, image])
     assert {"image 1", "image 2"} < {row.inputs for row in rows}
     assert {row.output for row in rows} == {"image_features", "text_features", "scaling_factor"}
     written = {str(p.relative_to(repository)) for p in repository.rglob("*") if p.suffix in (".json", ".onnx", ".data")}
@@ -154,16 +101,72 @@ def test_export_writes_what_the_repository_needs(repository, tmp_path):
     preprocessing = json.loads((repository / "image_preprocessing/1/preprocessing.json").read_text())
     assert preprocessing == {"image_size": [480, 480], "interpolation": "bicubic"}
     manifest = json.loads((repository / "medimageinsight/1/manifest.json").read_text())
+    assert (manifest["format"], manifest["precision"]) == ("onnx", precision)
     assert len(manifest["checkpoint"]["sha256"]) == 64
-    assert all(row["max_abs"] <= FP32_BOUND.max_abs for row in manifest["parity"])
+    assert all(row["max_abs"] <= BOUNDS[precision].max_abs for row in manifest["parity"])
+    assert max(row["max_abs"] for row in manifest["parity"]) > (1e-5 if precision != "fp32" else 0)
+
+    features = run(repository / "image_encoder/1/model.onnx", {"pixels": noise()})[0]
+    wanted = pytorch(ImageEncoderGraph(phantom), {"pixels": noise()})[0]
+    np.testing.assert_allclose(features, wanted, rtol=0, atol=BOUNDS[precision].max_abs)
+    (kind, _), *_ = Counter(
+        w.dtype for w in weights_of_products(repository / "image_encoder/1/model.onnx")
+    ).most_common()
+    assert kind == {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}[precision]
+    for path in repository.rglob("*/1/model.onnx"):
+        assert str(REPOSITORY.parent).encode() not in path.read_bytes()
 
 
-def test_failed_parity_leaves_the_repository_as_it_was(repository, monkeypatch):
-    monkeypatch.setattr(export_module, "FP32_BOUND", Bound(max_abs=-1, min_cosine=1))
+def test_export_of_another_precision_takes_the_place_of_the_first(repository):
+    export_medimageinsight(PHANTOM_CHECKPOINT, repository)
+    config = (repository / "image_encoder/config.pbtxt").read_bytes()
+    large = (repository / "image_encoder/1/model.onnx.data").stat().st_size
+    export_medimageinsight(PHANTOM_CHECKPOINT, repository, precision="int8")
+    assert (repository / "image_encoder/1/model.onnx.data").stat().st_size < large / 2
+    assert (repository / "image_encoder/config.pbtxt").read_bytes() == config
+
+
+def test_int8_takes_its_ranges_from_the_given_images(repository, tmp_path):
+    """With a black picture for its ranges alone, all else is cut, and the parity check says so."""
+    black = tmp_path / "black.png"
+    Image.new("RGB", (480, 480)).save(black)
+    with pytest.raises(ParityError, match=r"image_encoder image_features \(phantoms\)"):
+        export_medimageinsight(PHANTOM_CHECKPOINT, repository, precision="int8", calibration=[black])
+    assert not list(repository.rglob("model.onnx"))
+
+
+def test_drawings_for_calibration_are_not_those_of_the_parity_check(phantom):
+    """Ranges from the images that they are checked on would flatter the check."""
+    config = phantom.config.image
+    drawings = {feed["pixels"].tobytes() for feed in calibration_images(config, [])}
+    checked = {image.tobytes() for image in image_feeds(config, [])["phantoms"]["pixels"]}
+    assert len(drawings) >= 10
+    assert not drawings & checked
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_failed_parity_leaves_the_repository_as_it_was(repository, monkeypatch, precision):
+    monkeypatch.setitem(BOUNDS, precision, Bound(max_abs=-1, min_cosine=1))
     before = sorted(repository.rglob("*"))
     with pytest.raises(ParityError):
-        export_medimageinsight(PHANTOM_CHECKPOINT, repository)
+        export_medimageinsight(PHANTOM_CHECKPOINT, repository, precision=precision)
     assert sorted(repository.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "int8", "format": "tensorrt"}, "int8 is for CPUs; TensorRT takes --precision fp16 or fp32"),
+        ({"calibration": ["a.png"]}, "fp32 needs no calibration images; only --precision int8 takes them"),
+        (
+            {"calibration": ["a.png"], "precision": "fp16"},
+            "fp16 needs no calibration images; only --precision int8 takes them",
+        ),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused_before_anything_is_read(tmp_path, options, message):
+    with pytest.raises(ExportError, match=f"^{message}$"):
+        export_medimageinsight(tmp_path / "no checkpoint", tmp_path / "no repository", **options)
 
 
 def test_export_refuses_a_folder_that_is_no_repository(tmp_path):

@@ -1,10 +1,15 @@
 """`medimage export medimageinsight`: exit codes, and one line for whoever typed it."""
 
+import json
+import sys
+
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from medimage_export.cli import export
 from medimage_export.medimageinsight import export as export_module
+from medimage_export.phantoms import phantom
 from medimage_export.repository import copy_unexported
 from tests.export.medimageinsight.small import SMALL
 from tests.paths import PHANTOM_CHECKPOINT, REPOSITORY
@@ -54,3 +59,90 @@ def test_export_with_an_unusable_image_fails_in_one_line_that_names_it(repositor
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("Error: ") and str(image) in line
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of two images; what lies in folders below it is none of them."""
+    folder = tmp_path / "pictures"
+    (folder / "below").mkdir(parents=True)
+    (folder / "below" / "notes.txt").write_text("no image")
+    for caption in ("x-ray chest anteroposterior No Finding", "dermoscopy skin polarized Melanoma"):
+        Image.fromarray(phantom(caption, seed=1).image).save(folder / f"{caption}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options", [("--precision", "fp16"), ("--precision", "int8"), ()], ids=["fp16", "int8", "none"]
+)
+def test_precision_is_what_the_manifest_says(repository, options):
+    result = run("--checkpoint", PHANTOM_CHECKPOINT, "--repository", repository, *options)
+    assert result.exit_code == 0, result.output
+    manifest = json.loads((repository / "medimageinsight/1/manifest.json").read_text())
+    assert manifest["precision"] == (options[1] if options else "fp32")
+
+
+def test_int8_with_a_folder_of_images_takes_its_ranges_from_them(repository, pictures):
+    command = ("--checkpoint", PHANTOM_CHECKPOINT, "--repository", repository, "--precision", "int8")
+    assert run(*command).exit_code == 0
+    from_drawings = (repository / "image_encoder/1/model.onnx").read_bytes()
+    result = run(*command, "--calibration", pictures)
+    assert result.exit_code == 0, result.output
+    assert (repository / "image_encoder/1/model.onnx").read_bytes() != from_drawings
+    for path in repository.rglob("1/*"):  # a file's name may be a patient's
+        assert not path.is_file() or b"Melanoma.png" not in path.read_bytes()
+    assert "Melanoma" not in result.output
+
+
+def test_calibration_with_a_file_that_is_no_image_fails_in_one_line_that_names_it(repository, pictures):
+    (pictures / "thumbs.db").write_bytes(b"no image")
+    result = run(
+        "--checkpoint", PHANTOM_CHECKPOINT, "--repository", repository, "--precision", "int8", "--calibration", pictures
+    )
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: ") and str(pictures / "thumbs.db") in line
+    assert not list(repository.rglob("model.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (
+            ("--precision", "int8", "--format", "tensorrt"),
+            "Error: int8 is for CPUs; TensorRT takes --precision fp16 or fp32",
+        ),
+        (
+            ("--precision", "fp16", "--calibration", "."),
+            "Error: fp16 needs no calibration images; only --precision int8 takes them",
+        ),
+        (("--calibration", "."), "Error: fp32 needs no calibration images; only --precision int8 takes them"),
+    ],
+    ids=["int8 plan", "fp16 calibration", "fp32 calibration"],
+)
+def test_options_that_exclude_each_other_fail_in_one_line(repository, pictures, monkeypatch, options, line):
+    monkeypatch.chdir(pictures)
+    result = run("--checkpoint", PHANTOM_CHECKPOINT, "--repository", repository, *options)
+    assert (result.exit_code, result.stderr) == (1, f"{line}\n")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--precision", "bf16"), ("--format", "openvino"), ("--calibration", "absent")],
+    ids=["precision", "format", "calibration"],
+)
+def test_unknown_values_are_bad_use(repository, options):
+    result = run("--checkpoint", PHANTOM_CHECKPOINT, "--repository", repository, *options)
+    assert result.exit_code == 2
+    assert f"Invalid value for '{options[0]}'" in result.stderr.splitlines()[-1]
+
+
+def test_tensorrt_where_it_is_missing_fails_in_one_line_with_what_to_run(repository, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = run("--checkpoint", PHANTOM_CHECKPOINT, "--repository", repository, "--format", "tensorrt")
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: neither the Python package tensorrt nor trtexec is here")
+    assert "docker run" in line
+    assert not list(repository.rglob("model.*n*"))

@@ -5,9 +5,7 @@ import torch
 from torch import nn
 
 from medimage_export.medimageinsight.text_transformer import LayerNorm, TextTransformer
-from tests.export.medimageinsight.small import SMALL
-
-END = SMALL.text.vocab_size - 1
+from tests.export.medimageinsight.small import END, SMALL, random_texts
 
 
 @pytest.fixture
@@ -42,26 +40,14 @@ def reference(encoder: TextTransformer, input_ids: torch.Tensor, attention_mask:
     return x[torch.arange(len(x)), first_end]
 
 
-def batch(lengths: list[int], *, pad: int = END) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random texts of the given numbers of tokens, the end token among them, padded to the context length."""
-    generator = torch.Generator().manual_seed(3)
-    ids = torch.full((len(lengths), SMALL.text.context_length), pad)
-    mask = torch.zeros_like(ids)
-    for row, length in enumerate(lengths):
-        ids[row, :length] = torch.randint(0, END - 1, (length,), generator=generator)
-        ids[row, length - 1] = END
-        mask[row, :length] = 1
-    return ids, mask
-
-
 def test_text_transformer_equals_clip_formulas_with_key_padding(encoder):
-    ids, mask = batch([2, 11, 40, 77])
+    ids, mask = random_texts([2, 11, 40, 77])
     with torch.inference_mode():
         torch.testing.assert_close(encoder(ids, mask), reference(encoder, ids, mask).float(), rtol=0, atol=2e-5)
 
 
 def test_text_transformer_pools_at_the_first_of_two_end_tokens(encoder):
-    ids, mask = batch([12])
+    ids, mask = random_texts([12])
     ids[0, 4] = END  # written in the text by its author
     with torch.inference_mode():
         torch.testing.assert_close(encoder(ids, mask), reference(encoder, ids, mask).float(), rtol=0, atol=2e-5)
@@ -69,12 +55,14 @@ def test_text_transformer_pools_at_the_first_of_two_end_tokens(encoder):
 
 def test_text_transformer_ignores_which_id_pads(encoder):
     with torch.inference_mode():
-        torch.testing.assert_close(encoder(*batch([9], pad=END)), encoder(*batch([9], pad=0)), rtol=0, atol=0)
+        torch.testing.assert_close(
+            encoder(*random_texts([9], pad=END)), encoder(*random_texts([9], pad=0)), rtol=0, atol=0
+        )
 
 
 def test_text_transformer_is_not_causal(encoder):
     """An early end token sees the tokens after it: changing one of them changes the answer."""
-    ids, mask = batch([12])
+    ids, mask = random_texts([12])
     ids[0, 4] = END
     changed = ids.clone()
     changed[0, 8] += 1
@@ -83,7 +71,7 @@ def test_text_transformer_is_not_causal(encoder):
 
 
 def test_text_transformer_gives_the_same_for_a_shorter_sequence(encoder):
-    ids, mask = batch([9])
+    ids, mask = random_texts([9])
     with torch.inference_mode():
         torch.testing.assert_close(encoder(ids, mask), encoder(ids[:, :9], mask[:, :9]), rtol=0, atol=1e-5)
 

@@ -1,0 +1,55 @@
+"""What is measured on a CPU and what on a GPU: the same code, other precisions and batches."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from medimage_export.medimageinsight.encoder_writer import Precision
+
+Dtype = Literal["float32", "bfloat16", "float16"]  # PyTorch's names
+SHORT: dict[Dtype, str] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where PyTorch and ONNX Runtime compute, and what is worth measuring there."""
+
+    name: str  # in the results' file names
+    torch: str  # PyTorch's and ONNX Runtime's name of the device
+    provider: str  # ONNX Runtime's
+    eager: tuple[Dtype, ...]  # of PyTorch; the first one is the baseline
+    precisions: tuple[Precision, ...]  # of our exports, for speed
+    accuracies: tuple[Precision, ...]  # of our exports, for accuracy
+    image_batches: tuple[int, ...]
+    encoder_rounds: int
+    path_rounds: int
+    with_openvino: bool
+    plot: str  # file name
+
+
+CPU = Device(
+    "cpu",
+    torch="cpu",
+    provider="CPUExecutionProvider",
+    eager=("float32", "bfloat16"),
+    precisions=("fp32", "int8"),
+    accuracies=("fp32", "fp16", "int8"),
+    image_batches=(1,),
+    encoder_rounds=5,
+    path_rounds=3,  # seconds each
+    with_openvino=True,
+    plot="latency.png",
+)
+CUDA = Device(
+    "cuda",
+    torch="cuda",
+    provider="CUDAExecutionProvider",
+    eager=("float16",),
+    precisions=("fp32", "fp16"),
+    accuracies=("fp32", "fp16"),
+    image_batches=(1, 32),
+    encoder_rounds=50,
+    path_rounds=20,
+    with_openvino=False,
+    plot="latency-cuda.png",
+)
+DEVICES = {device.name: device for device in (CPU, CUDA)}

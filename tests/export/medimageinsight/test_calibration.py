@@ -1,0 +1,185 @@
+"""Ranges of activations: against the modules of PyTorch run by hand, and what the parity check makes of wrong ones."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from medimage_export.errors import ParityError
+from medimage_export.medimageinsight.calibration import activation_ranges
+from medimage_export.medimageinsight.encoder_writer import Range
+from medimage_export.medimageinsight.export import BOUNDS
+from medimage_export.medimageinsight.graphs import ImageEncoderGraph, TextEncoderGraph
+from medimage_export.medimageinsight.image_graph import write_image_encoder
+from medimage_export.parity import check_parity, compare
+from tests.export.medimageinsight.small import perturbed_model, random_texts, small_config
+
+SIZE = (192, 96)  # the first stage has 48 x 24 tokens: whole windows of 12, so none of them is padding
+ATTENTION = "blocks.0.0.spatial_block.window_attn.fn"
+
+
+@pytest.fixture
+def model():
+    return perturbed_model(small_config(SIZE))
+
+
+@pytest.fixture
+def feeds():
+    random = np.random.default_rng(0)
+    return [{"pixels": (random.integers(0, 256, (1, *SIZE, 3)) // dim).astype(np.uint8)} for dim in (1, 4)]
+
+
+def extremes(*tensors):
+    """Of all of them, and of zero."""
+    values = torch.cat([tensor.flatten() for tensor in tensors])
+    return min(0.0, values.min().item()), max(0.0, values.max().item())
+
+
+def assert_range(found, wanted):
+    np.testing.assert_allclose((found.low, found.high), wanted, rtol=1e-5)
+
+
+def first_tokens(model, feed):
+    """What the first patch convolution makes of the pixels."""
+    mean, std = (torch.tensor(values) for values in (model.config.image.image_mean, model.config.image.image_std))
+    return model.image_encoder.convs[0]((torch.from_numpy(feed["pixels"]).float() / 255 - mean) / std)
+
+
+def before_attention(model, feed):
+    """What goes into the first window attention."""
+    block = model.image_encoder.blocks[0][0].spatial_block
+    return block.window_attn.norm(block.conv1(first_tokens(model, feed)))
+
+
+def test_range_of_qkv_is_that_of_the_normed_tokens_of_all_feeds(model, feeds):
+    ranges = activation_ranges(model.image_encoder, ImageEncoderGraph(model), feeds)
+    assert_range(ranges[f"{ATTENTION}.qkv"], extremes(*(before_attention(model, feed) for feed in feeds)))
+
+
+def test_range_of_window_proj_is_that_of_attention_without_the_bias_of_v(model, feeds):
+    """Every output of attention is higher by that bias, which the graph adds behind proj."""
+    attention = model.get_submodule(f"image_encoder.{ATTENTION}")
+    v_bias = attention.qkv.bias.chunk(3)[2]
+    v_bias.fill_(1)
+    found = activation_ranges(model.image_encoder, ImageEncoderGraph(model), feeds)[f"{ATTENTION}.proj"]
+    normed = [before_attention(model, feed) for feed in feeds]
+    attention.proj = nn.Identity()
+    biased = extremes(*(attention(x) for x in normed))
+    v_bias.zero_()
+    plain = extremes(*(attention(x) for x in normed))
+    assert_range(found, plain)
+    assert biased[1] == pytest.approx(plain[1] + 1, rel=1e-5)
+
+
+def test_range_of_a_patch_convolution_is_that_of_its_normed_input(model, feeds):
+    encoder = model.image_encoder
+    ranges = activation_ranges(encoder, ImageEncoderGraph(model), feeds)
+    wanted = extremes(encoder.convs[1].norm(encoder.blocks[0](first_tokens(model, feeds[0]))))
+    alone = activation_ranges(encoder, ImageEncoderGraph(model), feeds[:1])
+    assert_range(alone["convs.1.proj"], wanted)
+    assert ranges["convs.1.proj"].low <= alone["convs.1.proj"].low  # more feeds only widen
+    assert ranges["convs.1.proj"].high >= alone["convs.1.proj"].high
+
+
+def test_ranges_of_text_are_those_of_the_formulas(small_model):
+    ids, mask = random_texts([9, 40])
+    encoder = small_model.lang_encoder
+    feeds = [{"input_ids": ids.numpy(), "attention_mask": mask.numpy()}]
+    ranges = activation_ranges(encoder, TextEncoderGraph(small_model), feeds)
+    block = encoder.resblocks[0]
+    with torch.inference_mode():
+        x = encoder.token_embedding(ids) + encoder.positional_embedding
+        normed = block.ln_1(x)
+        x = x + block.attn(normed, (1 - mask.float())[:, None, None] * -1e4)
+        normed_again = block.ln_2(x)
+        hidden = normed_again @ block.mlp.c_fc.weight.T + block.mlp.c_fc.bias
+    assert_range(ranges["resblocks.0.attn"], extremes(normed))
+    assert_range(ranges["resblocks.0.mlp.c_fc"], extremes(normed_again))
+    assert_range(ranges["resblocks.0.mlp.c_proj"], extremes(hidden * torch.sigmoid(1.702 * hidden)))
+
+
+def test_zero_is_in_every_range(model, feeds):
+    model.image_encoder.blocks[0][0].spatial_block.window_attn.norm.bias.fill_(100)
+    ranges = activation_ranges(model.image_encoder, ImageEncoderGraph(model), feeds)
+    assert ranges[f"{ATTENTION}.qkv"].low == 0 < 90 < ranges[f"{ATTENTION}.qkv"].high
+    assert all(found.low <= 0 <= found.high for found in ranges.values())
+
+
+def test_model_is_watched_only_meanwhile_also_when_a_feed_cannot_be_taken(model, feeds):
+    activation_ranges(model.image_encoder, ImageEncoderGraph(model), feeds[:1])
+    broken = {"pixels": np.zeros((1, 8), np.uint8)}
+    with pytest.raises(RuntimeError):
+        activation_ranges(model.image_encoder, ImageEncoderGraph(model), [broken])
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.fixture
+def int8_rows(model, feeds, tmp_path):
+    """The parity rows of an int8 graph of `model`, written from other weights or with other ranges."""
+
+    def rows(*, weights=model, change=lambda ranges: ranges):
+        reference = ImageEncoderGraph(model)
+        ranges = change(activation_ranges(model.image_encoder, reference, feeds))
+        path = tmp_path / "model.onnx"
+        write_image_encoder(weights, path, precision="int8", ranges=ranges)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return compare("image_encoder", reference, session, reference.OUTPUTS, {"noise": feeds[0]})
+
+    return rows
+
+
+def scaled(layer, factor):
+    return lambda ranges: (
+        ranges
+        | {name: Range(found.low * factor, found.high * factor) for name, found in ranges.items() if layer in name}
+    )
+
+
+def test_int8_bound_passes_measured_ranges(int8_rows):
+    check_parity(int8_rows(), BOUNDS["int8"])
+
+
+@pytest.mark.parametrize(
+    ("layer", "factor"),
+    [("convs.2.proj", 0.1), ("convs.3.proj", 0.3), ("convs.3.proj", 100), (".qkv", 0.05), ("", 0.1), ("", 50)],
+    ids=["cut patches", "cut last patches", "coarse last patches", "cut attention", "cut all", "coarse all"],
+)
+def test_int8_bound_refuses_wrong_ranges(int8_rows, layer, factor):
+    """Those of a patch convolution, which no residual bypasses, or those of a whole kind of layer."""
+    with pytest.raises(ParityError, match="image_features"):
+        check_parity(int8_rows(change=scaled(layer, factor)), BOUNDS["int8"])
+
+
+def test_int8_bound_lets_a_wrong_range_of_one_residual_pass(int8_rows):
+    """What it cannot see: one branch beside a residual moves the vector less than 8 bits may. The table shows it."""
+    rows = int8_rows(change=scaled(f"{ATTENTION}.proj", 0.1))
+    check_parity(rows, BOUNDS["int8"])
+    assert rows[0].min_cosine < int8_rows()[0].min_cosine
+
+
+@pytest.mark.parametrize("dropped", ["bias", "conv2.fn.dw.bias"])
+def test_int8_bound_refuses_weights_without_a_kind_of_bias(model, int8_rows, dropped):
+    without = perturbed_model(model.config)
+    for name, parameter in without.image_encoder.named_parameters():
+        if name.endswith(dropped):
+            parameter.zero_()
+    with pytest.raises(ParityError, match="image_features"):
+        check_parity(int8_rows(weights=without), BOUNDS["int8"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_weight_that_is_no_number_fails_the_parity_check(tmp_path, precision):
+    config = small_config((40, 36), stages=1)
+    model = perturbed_model(replace(config, image=replace(config.image, embed_dims=(16,))))
+    broken = perturbed_model(model.config)
+    broken.image_encoder.blocks[0][0].channel_block.ffn.fn.net.fc2.weight[0, 0] = torch.nan
+    path = tmp_path / "model.onnx"
+    write_image_encoder(broken, path, precision=precision)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    feed = {"pixels": np.full((1, 40, 36, 3), 77, np.uint8)}
+    reference = ImageEncoderGraph(model)
+    with pytest.raises(ParityError, match="image_features"):
+        check_parity(compare("image_encoder", reference, session, reference.OUTPUTS, {"": feed}), BOUNDS[precision])

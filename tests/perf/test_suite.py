@@ -1,0 +1,261 @@
+"""What `make perf` measures, on the phantom checkpoint: every runtime really computes the model's vectors."""
+
+import json
+import sys
+from dataclasses import replace
+from io import BytesIO
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from scipy.special import softmax
+from torch.utils.flop_counter import FlopCounterMode
+
+from medimage_export.medimageinsight.checkpoint import find_checkpoint, load_model
+from medimage_export.medimageinsight.config import MedImageInsightConfig
+from medimage_export.medimageinsight.export import export_medimageinsight
+from medimage_export.medimageinsight.unicl import MedImageInsight
+from medimage_export.phantoms import CAPTIONS, phantom
+from medimage_export.phantoms.generator import TRAIN_SEEDS, VALIDATION_SEEDS
+from medimage_export.repository import copy_unexported
+from medimage_server.image_preprocessing import ImagePreprocessor, Settings
+from medimage_server.launcher import LaunchError
+from perf.suite import accuracy, baselines, encoders, floor, whole_path
+from perf.suite.__main__ import main
+from perf.suite.device import CPU, CUDA
+from perf.suite.results import Results
+from perf.suite.rounds import alternate, difference
+from perf.suite.sessions import session
+from tests.paths import PHANTOM_CHECKPOINT, REPOSITORY
+
+# The very path of a GPU, on the machine that the tests run on.
+CUDA_ON_CPU = replace(CUDA, torch="cpu", provider="CPUExecutionProvider", image_batches=(1, 2))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model(find_checkpoint(PHANTOM_CHECKPOINT))
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory):
+    """The phantom checkpoint in each precision."""
+    folder = tmp_path_factory.mktemp("exports")
+    exports = {}
+    for precision in ("fp32", "fp16", "int8"):
+        exports[precision] = copy_unexported(REPOSITORY, folder / precision)
+        export_medimageinsight(PHANTOM_CHECKPOINT, exports[precision], precision=precision)
+    return exports
+
+
+@pytest.fixture
+def _without_compilation(monkeypatch):
+    """TorchInductor takes minutes; the module as it is takes its place."""
+    monkeypatch.setattr(torch, "compile", lambda module, **options: module)
+
+
+@pytest.mark.usefixtures("_without_compilation")
+@pytest.mark.parametrize("device", [CPU, CUDA_ON_CPU], ids=["cpu", "the path of cuda"])
+def test_every_runtime_gives_the_models_vectors(device, model, repositories, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    exports = {precision: repositories[precision] for precision in device.precisions}
+    for case in encoders.cases(model, exports, device):
+        found = {runtime: call() for runtime, call in case.calls.items()}
+        ours = {f"OnnxRuntime {precision}" for precision in device.precisions}
+        assert ours < set(found) and ("torch.compile" in " ".join(found)) == case.name.startswith("image")
+        want = wanted_vectors(case.name, model, exports["fp32"])
+        for runtime, vectors in found.items():
+            assert vectors.shape == want.shape and vectors.dtype == np.float32, runtime
+            bound = 0.999999 if runtime.endswith("fp32") else 0.995
+            assert difference(want, vectors)[1] >= bound, runtime
+
+
+def wanted_vectors(case, model, repository):
+    """The model's own, of the texts without any padding."""
+    with torch.inference_mode():
+        if case.startswith("image"):
+            pixels = torch.from_numpy(encoders.images(int(case.split()[-1]))).permute(0, 3, 1, 2) / 255
+            mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+            return model.encode_image((pixels - mean[:, None, None]) / std[:, None, None]).numpy()
+        ids, mask = encoders.texts(repository / "text_tokenizer" / "1" / "tokenizer.json")
+        return model.encode_text(torch.from_numpy(ids[:, :10]), torch.from_numpy(mask[:, :10])).numpy()
+
+
+def test_a_baseline_that_is_not_there_is_named_with_its_reason(model, repositories, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+
+    def no_compiler(module, **options):
+        raise RuntimeError("No working C++ compiler found\nand much more")
+
+    monkeypatch.setattr(torch, "compile", lambda module, **options: no_compiler)
+    case = next(encoders.cases(model, {"fp32": repositories["fp32"]}, CPU))
+    assert case.not_measured == {
+        "torch.compile fp32": "torch.compile failed: RuntimeError: No working C++ compiler found",
+        "OpenVINO fp32": "OpenVINO is not installed: `make perf` installs it",
+    }
+    assert list(case.calls) == ["PyTorch eager fp32", "PyTorch eager bf16", "OnnxRuntime fp32"]
+
+
+def test_texts_have_ten_real_tokens_each(repositories):
+    ids, mask = encoders.texts(repositories["fp32"] / "text_tokenizer" / "1" / "tokenizer.json")
+    assert ids.shape == mask.shape == (16, 77)
+    assert (mask.sum(1) == 10).all()
+    assert (ids.argmax(1) == 9).all()  # the end-of-text token has the highest id
+
+
+def test_rounds_alternate_and_take_turns_in_starting():
+    calls = []
+
+    def call(name, vector):
+        def run():
+            calls.append(name)
+            return np.array([vector])
+
+        return run
+
+    timings = alternate({"a": call("a", [1.0, 0.0]), "b": call("b", [0.6, 0.8])}, rounds=3)
+    assert calls == ["a", "b", "a", "b", "b", "a", "a", "b"]
+    assert [len(timing.times_ms) for timing in timings.values()] == [3, 3]
+    assert (timings["a"].max_abs_difference, timings["a"].min_cosine) == (0, 1)
+    assert (timings["b"].max_abs_difference, timings["b"].min_cosine) == pytest.approx((0.8, 0.6))
+
+
+def test_operation_counts_are_those_of_pytorchs_counter():
+    with torch.device("meta"):
+        full_size = MedImageInsight(MedImageInsightConfig())
+        with FlopCounterMode(display=False) as image:
+            full_size.encode_image(torch.empty(1, 3, 480, 480))
+        with FlopCounterMode(display=False) as text:
+            full_size.encode_text(torch.zeros(1, 10, dtype=torch.int64), torch.ones(1, 10))
+    assert image.get_total_flops() / 1e9 == pytest.approx(floor.IMAGE_GFLOP, rel=0.02)
+    assert text.get_total_flops() / 1e9 == pytest.approx(floor.TEXT_GFLOP, rel=0.01)
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA_ON_CPU], ids=["cpu", "the path of cuda"])
+def test_matrix_rate_of_each_precision_is_measured(device, monkeypatch):
+    monkeypatch.setattr(floor, "SHAPES", ((64, 64, 64),))
+    monkeypatch.setattr(floor, "MIN_SECONDS", 0.01)
+    rates = floor.matrix_rates(device)
+    assert set(rates) == set(device.precisions)
+    assert all(0.01 < rate < 1e6 for rate in rates.values())
+
+
+def test_floor_is_work_over_rate():
+    assert floor.floor_ms(615, 250) == pytest.approx(2460)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("profile", ["reference", "azure"])
+def test_reference_pixels_are_those_of_the_server(profile, mode, repositories):
+    settings = Settings(
+        profile=profile,
+        max_encoded_bytes=2**25,
+        max_pixels=50_000_000,
+        image_size=(480, 480),
+        interpolation=Image.Resampling.BICUBIC,
+    )
+    caption = next(caption for caption in CAPTIONS if (phantom(caption, 0).image.ndim == 3) == (mode == "RGB"))
+    image = Image.fromarray(phantom(caption, 2000, size=700).image)
+    file = BytesIO()
+    image.save(file, "PNG")
+    want = ImagePreprocessor(settings)([file.getvalue()], {}).astype(int)
+    got = whole_path.reference_pixels(whole_path.decode(file.getvalue()), profile).astype(int)
+    assert got.shape == (1, 480, 480, 3)
+    assert np.abs(want - got).mean() < 0.1 and np.abs(want - got).max() <= (1 if profile == "reference" else 8)
+
+
+@pytest.mark.parametrize(("width", "height"), (*whole_path.SIZES[:2], (300, 250)))
+def test_pngs_have_the_size_asked_for_and_are_grey(width, height):
+    image = whole_path.decode(whole_path.png(width, height))
+    assert (image.size, image.mode, image.format) == ((width, height), "L", "PNG")
+
+
+def test_without_triton_the_whole_path_runs_in_this_process(model, repositories, monkeypatch, tmp_path):
+    def no_triton():
+        raise LaunchError("no tritonserver on PATH or in this environment")
+
+    monkeypatch.setattr(whole_path, "find_triton", no_triton)
+    file = whole_path.png(300, 250)
+    reference = whole_path.reference_pipeline(
+        baselines.eager(baselines.ImageEncoder(model), "cpu"), whole_path.served_profile(repositories["fp32"])
+    )
+    with whole_path.served({"fp32": repositories["fp32"]}, CPU, tmp_path) as (through, embeds):
+        assert through == "in this process, without Triton: no tritonserver on PATH or in this environment"
+        assert difference(reference(file), embeds["fp32"](file))[1] >= 0.9999
+
+
+def test_test_set_is_unseen_and_has_a_long_tail():
+    test_set = accuracy.drawings(accuracy.NORMAL, accuracy.FINDING)
+    seeds = {drawing.seed for drawing in test_set}
+    assert not seeds & {*TRAIN_SEEDS, *VALIDATION_SEEDS}
+    counts = {caption: sum(drawing.caption == caption for drawing in test_set) for caption in CAPTIONS}
+    assert len(set(test_set)) == len(test_set) == sum(counts.values()) == 1450
+    assert sorted(counts.values()) == [50] * 13 + [100] * 8
+
+
+def test_metrics_of_a_set_worked_out_by_hand():
+    truth = np.array([0, 0, 0, 1, 2])
+    probabilities = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.1, 0.5, 0.4], [0.5, 0.3, 0.2]])
+    # 3 of 5 right; recalls 2/3, 1 and 0. One against the rest: of class 0, (0.7 and 0.6) beat 0.1 and 0.5, and 0.2
+    # beats 0.1 alone, 5 of 6 pairs; of class 1, 0.5 beats 0.2, 0.3 and 0.3 but not 0.7, 3 of 4; of class 2, 0.2 beats
+    # three times 0.1 but not 0.4, 3 of 4.
+    found = accuracy.metrics(truth, probabilities)
+    assert found == pytest.approx(
+        {"accuracy": 3 / 5, "balanced_accuracy": (2 / 3 + 1 + 0) / 3, "macro_auc": (5 / 6 + 3 / 4 + 3 / 4) / 3}
+    )
+
+
+def test_zero_shot_is_the_softmax_of_scaled_cosines():
+    random = np.random.default_rng(0)
+    images, texts = random.standard_normal((5, 8)), random.standard_normal((3, 8))
+    want = softmax(np.exp(1.5) * images @ texts.T, axis=1)
+    assert np.allclose(accuracy.zero_shot(images, texts, 1.5), want)
+
+
+def test_evaluation_tells_a_damaged_encoder_from_a_good_one(model, repositories):
+    candidates = accuracy.encoders(model, {"int8": repositories["int8"]}, CPU)
+    good = candidates["PyTorch eager fp32"]
+    candidates["damaged"] = replace(good, image=lambda pixels: good.image(255 - pixels))
+    found = accuracy.evaluate(candidates, accuracy.drawings(2, 1), repositories["int8"], float(model.logit_scale))
+    assert found["PyTorch eager fp32"]["accuracy"] >= 0.9
+    assert found["PyTorch eager fp32"]["changed_answers"] == 0
+    assert found["OnnxRuntime int8"]["accuracy"] >= 0.9 and found["OnnxRuntime int8"]["min_cosine"] < 0.999999
+    assert found["damaged"]["accuracy"] < 0.8 and found["damaged"]["changed_answers"] > 5
+
+
+def test_accuracy_of_fp16_on_a_cpu_is_not_that_of_a_session_there(model, repositories):
+    pixels = encoders.images(1)
+    fp32, fp16 = (
+        accuracy.encoders(model, {precision: repositories[precision]}, CPU)[f"OnnxRuntime {precision}"].image(pixels)
+        for precision in ("fp32", "fp16")
+    )
+    computed_in_fp32 = session(repositories["fp16"], "image_encoder", CPU)(pixels)
+    assert fp16.dtype == np.float32
+    # rounding at every node moves the vectors further than rounding the weights alone
+    assert 1 - difference(fp32, fp16)[1] > 1 - difference(fp32, computed_in_fp32)[1] > 0
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="it has one")
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_session_that_silently_leaves_the_gpu_is_refused(repositories):
+    with pytest.raises(RuntimeError, match="without CUDAExecutionProvider: install onnxruntime-gpu"):
+        session(repositories["fp16"], "image_encoder", CUDA)
+
+
+def test_results_are_on_disk_after_each_part(tmp_path):
+    results = Results(tmp_path / "results" / "run.json")
+    results.put("floor", fp32=1)
+    assert json.loads(results.path.read_text()) == {"floor": {"fp32": 1}}
+    results.put("encoders", text=2)
+    results.put("floor", int8=3)
+    assert json.loads(results.path.read_text()) == {"floor": {"fp32": 1, "int8": 3}, "encoders": {"text": 2}}
+    assert [path.name for path in results.path.parent.iterdir()] == ["run.json"]
+
+
+def test_a_repository_of_another_precision_is_refused_before_anything_is_measured(repositories):
+    result = CliRunner().invoke(main, ["--quick", "--repository-fp32", str(repositories["int8"])])
+    assert result.exit_code == 1
+    assert "--repository-fp32 holds an export of precision int8" in result.output
