@@ -81,6 +81,8 @@ def medimageinsight(
 
     with running(checkpoint, random_weights, repository):
         files = sorted(file for file in calibration.iterdir() if file.is_file()) if calibration else []
+        if calibration and not files:
+            raise click.UsageError(f"--calibration {calibration} holds no files")
         export_medimageinsight(
             checkpoint, repository, precision=precision, format=format, images=images, calibration=files
         )

@@ -1,5 +1,7 @@
 """Rounding after every node: against numpy, which has float16 arithmetic of its own."""
 
+import weakref
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -71,6 +73,26 @@ def test_outputs_come_by_name_also_those_that_other_nodes_read(tmp_path, feed):
     scaled, back = graph.run(["scaled", "back"], feed)
     np.testing.assert_array_equal(graph.run(["back"], feed)[0], back)
     np.testing.assert_array_equal(graph.run(["up", "scaled"], feed)[1], scaled)
+
+
+def test_tensor_that_no_node_reads_any_more_is_given_up(tmp_path, monkeypatch):
+    """A full-size encoder makes over 1,000 of them."""
+    made, alive = [], []
+
+    class Watched(onnxruntime.InferenceSession):
+        def run(self, names, feed):
+            found = super().run(names, feed)
+            made.extend(weakref.ref(array) for array in found)
+            alive.append(sum(reference() is not None for reference in made))
+            return found
+
+    steps = " ".join(f"t{i + 1} = Neg(t{i})" for i in range(20))
+    text = f'<ir_version: 9, opset_import: ["" : 20]> g (float[n] t0) => (float[n] t20) {{ {steps} }}'
+    graph = NodeByNode(saved(tmp_path, text))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Watched)
+    np.testing.assert_array_equal(graph.run(["t20"], {"t0": np.ones(3, np.float32)})[0], [1, 1, 1])
+    assert len(made) == 20
+    assert max(alive) <= 2  # a node's input and output
 
 
 def test_float32_graph_gives_the_numbers_of_a_session(tmp_path):

@@ -1,8 +1,9 @@
 """Zero-shot accuracy of each precision beside fp32's, on drawings that the phantom checkpoint has not seen.
 
-int8 is measured on TEST_SEEDS, 20 drawings of each of 21 captions: 420, of which one is 0.24 points of accuracy and of
-balanced accuracy. fp16, whose roundings are slow on a CPU, on two of each: 42, of which one is 2.4 points, so its goals
-of 0.2 points mean that no answer changes.
+The set has a long tail, so that balanced accuracy says something of its own: of each of the 8 exams 15 drawings without
+a finding, and 10 with each of the 13 findings. Of these 250 one is 0.40 points of accuracy, and at most 0.48 of
+balanced accuracy: int8 may lose one. fp16, whose roundings are slow on a CPU, has two of each caption: 42, of which one
+is 2.4 points, so that its goals mean that no answer changes.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from tokenizers import Tokenizer
 from medimage_export.medimageinsight.export import export_medimageinsight
 from medimage_export.node_by_node import NodeByNode
 from medimage_export.phantoms import CAPTIONS, TEST_SEEDS, phantom
+from medimage_export.phantoms.generator import EXAMS
 from medimage_export.repository import copy_unexported
 from tests.paths import PHANTOM_CHECKPOINT, REPOSITORY
 
@@ -39,10 +41,14 @@ def repositories(tmp_path_factory):
     return folders
 
 
-@pytest.fixture(scope="module")
-def drawings():
-    """All of the test seeds, seed by seed."""
-    studies = [phantom(caption, seed) for seed in TEST_SEEDS for caption in CAPTIONS]
+def drawn(normal, finding):
+    """So many of each caption, of seeds that the checkpoint was not trained on."""
+    studies = [
+        phantom(f"{exam} {condition}", seed)
+        for exam, (_, conditions) in EXAMS.items()
+        for condition in conditions
+        for seed in TEST_SEEDS[: normal if condition == conditions[0] else finding]
+    ]
     images = [Image.fromarray(study.image).convert("RGB").resize((480, 480), Image.BICUBIC) for study in studies]
     return Drawings(np.stack(images), np.array([CAPTIONS.index(study.caption) for study in studies]))
 
@@ -83,16 +89,19 @@ def scores(truth, found):
     )
 
 
-def test_int8_is_within_half_a_point_of_fp32_on_420_drawings(repositories, drawings):
+def test_int8_is_within_half_a_point_of_fp32_on_250_drawings(repositories):
+    drawings = drawn(normal=15, finding=10)
+    assert len(drawings.truth) == 250
     fp32 = scores(drawings.truth, probabilities(repositories["fp32"], "fp32", drawings.pixels))
     int8 = scores(drawings.truth, probabilities(repositories["int8"], "int8", drawings.pixels))
     assert fp32[0] > 90  # there is something to lose
     assert (abs(int8 - fp32) <= 0.5).all(), (fp32, int8)
 
 
-def test_fp16_changes_no_answer_and_no_area_by_a_tenth_of_a_point_on_42_drawings(repositories, drawings):
-    pixels, truth = drawings.pixels[:42], drawings.truth[:42]
-    fp32 = scores(truth, probabilities(repositories["fp32"], "fp32", pixels))
-    fp16 = scores(truth, probabilities(repositories["fp16"], "fp16", pixels))
-    assert fp32[0] > 80
-    assert (abs(fp16 - fp32) <= (0.2, 0.2, 0.1)).all(), (fp32, fp16)
+def test_fp16_changes_no_answer_and_no_area_by_a_tenth_of_a_point_on_42_drawings(repositories):
+    drawings = drawn(normal=2, finding=2)
+    fp32 = probabilities(repositories["fp32"], "fp32", drawings.pixels)
+    fp16 = probabilities(repositories["fp16"], "fp16", drawings.pixels)
+    np.testing.assert_array_equal(fp16.argmax(axis=1), fp32.argmax(axis=1))
+    moved = abs(scores(drawings.truth, fp16) - scores(drawings.truth, fp32))
+    assert (moved <= (0.2, 0.2, 0.1)).all(), moved

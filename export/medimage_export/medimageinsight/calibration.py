@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from medimage_export.medimageinsight.davit import WindowAttention
+from medimage_export.errors import ExportError
+from medimage_export.medimageinsight.davit import PatchEmbed, WindowAttention
 from medimage_export.medimageinsight.encoder_writer import Range
 from medimage_export.medimageinsight.text_transformer import SelfAttention
 from medimage_export.parity import Feed
@@ -15,6 +16,9 @@ def activation_ranges(encoder: nn.Module, model: nn.Module, feeds: Iterable[Feed
     """The range of the input of each linear layer of `encoder`, by the layer's name, while `model` takes the feeds.
 
     Zero is in every range, since it is what pads.
+
+    Raises:
+        ExportError: a layer's input is not finite.
     """
     extremes: dict[str, Tensor] = {}
 
@@ -36,6 +40,8 @@ def activation_ranges(encoder: nn.Module, model: nn.Module, feeds: Iterable[Feed
     finally:
         for handle in handles:
             handle.remove()
+    if broken := [layer for layer, pair in extremes.items() if not pair.isfinite().all()]:
+        raise ExportError(f"no int8 range: the input of {', '.join(broken)} is not finite; are the weights?")
     return {layer: Range(*pair.tolist()) for layer, pair in extremes.items()}
 
 
@@ -46,6 +52,9 @@ def _linear_layers(encoder: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]
         for name, module in encoder.named_modules()
         if isinstance(module, WindowAttention)
     }
+    zero = torch.zeros(())
     for name, module in encoder.named_modules():
-        if isinstance(module, nn.Linear | SelfAttention) or (isinstance(module, nn.Conv2d) and module.groups == 1):
-            yield name, module, moved.get(name, torch.zeros(()))
+        if isinstance(module, nn.Linear | SelfAttention):
+            yield name, module, moved.get(name, zero)
+        elif isinstance(module, PatchEmbed) and module.prenorm:  # not the one that takes the image itself
+            yield f"{name}.proj", module.proj, zero

@@ -40,8 +40,8 @@ class Range:
 
     @property
     def scale(self) -> np.float32:
-        """Of one step of an unsigned 8-bit integer."""
-        return np.float32((self.high - self.low) / 255)
+        """Of one step of an unsigned 8-bit integer; 1 where there is nothing but zeros."""
+        return np.float32((self.high - self.low) / 255 or 1)
 
     @property
     def zero_point(self) -> np.uint8:

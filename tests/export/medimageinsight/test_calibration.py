@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from medimage_export.errors import ParityError
+from medimage_export.errors import ExportError, ParityError
 from medimage_export.medimageinsight.calibration import activation_ranges
 from medimage_export.medimageinsight.encoder_writer import Range
 from medimage_export.medimageinsight.export import BOUNDS
@@ -106,6 +106,14 @@ def test_zero_is_in_every_range(model, feeds):
     ranges = activation_ranges(model.image_encoder, ImageEncoderGraph(model), feeds)
     assert ranges[f"{ATTENTION}.qkv"].low == 0 < 90 < ranges[f"{ATTENTION}.qkv"].high
     assert all(found.low <= 0 <= found.high for found in ranges.values())
+
+
+def test_input_that_is_not_finite_is_an_error_that_names_the_layer(model, feeds):
+    model.image_encoder.blocks[1][0].spatial_block.ffn.norm.bias[3] = float("nan")
+    with pytest.raises(
+        ExportError, match=r"^no int8 range: the input of blocks\.1\.0\.\S*ffn\.fn\.net\.fc1, "
+    ):
+        activation_ranges(model.image_encoder, ImageEncoderGraph(model), feeds)
 
 
 def test_model_is_watched_only_meanwhile_also_when_a_feed_cannot_be_taken(model, feeds):

@@ -38,6 +38,7 @@ def test_range_gives_zero_an_integer_and_each_value_the_nearest(low, high):
     found = Range(low, high)
     step = (high - low) / 255
     assert found.scale == np.float32(step)
+    assert abs(-low / step - found.zero_point) <= 0.501
     (zero,) = quantized([0], found)
     assert zero == found.zero_point  # what pads is exact
     values = np.linspace(low, high, 10_001)
@@ -48,6 +49,10 @@ def test_range_gives_zero_an_integer_and_each_value_the_nearest(low, high):
     assert abs(restored - values).max() <= step * 1.001
     inside = (integers > 0) & (integers < 255)
     assert abs(restored - values)[inside].max() <= step * 0.501
+
+
+def test_range_of_zeros_alone_gives_zeros():
+    assert (Range(0.0, 0.0).scale, Range(0.0, 0.0).zero_point) == (1, 0)
 
 
 def test_range_cuts_what_lies_outside():

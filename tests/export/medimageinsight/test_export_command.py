@@ -73,13 +73,13 @@ def pictures(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [("--precision", "fp16"), ("--precision", "int8"), ()], ids=["fp16", "int8", "none"]
+    ("options", "precision"), [((), "fp32"), (("--precision", "fp16"), "fp16")], ids=["default", "fp16"]
 )
-def test_precision_is_what_the_manifest_says(repository, options):
+def test_precision_is_what_the_manifest_says(repository, options, precision):
     result = run("--checkpoint", PHANTOM_CHECKPOINT, "--repository", repository, *options)
     assert result.exit_code == 0, result.output
     manifest = json.loads((repository / "medimageinsight/1/manifest.json").read_text())
-    assert manifest["precision"] == (options[1] if options else "fp32")
+    assert manifest["precision"] == precision
 
 
 def test_int8_with_a_folder_of_images_takes_its_ranges_from_them(repository, pictures):
@@ -92,6 +92,16 @@ def test_int8_with_a_folder_of_images_takes_its_ranges_from_them(repository, pic
     for path in repository.rglob("1/*"):  # a file's name may be a patient's
         assert not path.is_file() or b"Melanoma.png" not in path.read_bytes()
     assert "Melanoma" not in result.output
+
+
+def test_empty_calibration_folder_is_bad_use(repository, tmp_path):
+    (tmp_path / "empty").mkdir()
+    result = run(
+        *("--checkpoint", PHANTOM_CHECKPOINT, "--repository", repository),
+        *("--precision", "int8", "--calibration", tmp_path / "empty"),
+    )
+    assert result.exit_code == 2
+    assert result.stderr.endswith(f"Error: --calibration {tmp_path / 'empty'} holds no files\n")
 
 
 def test_calibration_with_a_file_that_is_no_image_fails_in_one_line_that_names_it(repository, pictures):
