@@ -35,7 +35,7 @@ fix: $(VENV)/.dev  ## what check asks for, as far as a tool can do it
 perf: $(VENV)/.perf  ## MedImageInsight against PyTorch and OpenVINO, side by side; takes about 20 minutes on two cores
 	$(BIN)/python -m perf.suite
 
-perf-gpu: $(VENV)/.perf  ## the same on a GPU, in fp16
+perf-gpu: $(VENV)/.perf-gpu  ## the same on a GPU, in fp16; puts onnxruntime-gpu in place of onnxruntime
 	$(BIN)/python -m perf.suite --device cuda
 
 perf-scaling: $(VENV)/.perf  ## how cost grows, of what model_repository holds: by batch, by concurrency, from a cold start
@@ -76,4 +76,12 @@ $(VENV)/.dev: $(VENV)/.runtime
 $(VENV)/.perf: $(VENV)/.runtime
 	$(INSTALL) --editable '.[perf]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'openvino==2026.4.1'
+	touch $@
+
+# onnxruntime has no CUDA, and onnxruntime-gpu has the same files: one of them must go before the other comes, also an
+# older onnxruntime-gpu that .perf or .dev has written over. It computes on a CPU as well. 1.31.1 is built for CUDA 13,
+# and takes CUDA and cuDNN from a PyTorch for CUDA 13.
+$(VENV)/.perf-gpu: $(VENV)/.perf $(wildcard $(VENV)/.dev)
+	$(BIN)/python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'onnxruntime-gpu==1.31.1'
 	touch $@

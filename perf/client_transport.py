@@ -8,7 +8,6 @@ Run: make perf-client        Result: perf/results/client_transport.json, and tab
 """
 
 import asyncio
-import io
 import json
 import statistics
 import tempfile
@@ -21,21 +20,22 @@ from pathlib import Path
 
 import click
 import numpy as np
-from PIL import Image
 
 from medimage_client import MedImageInsight
 from medimage_client.constants import STANDARD_IMAGE_SIZE_PX
 from medimage_client.images import encode_image
 from medimage_export.medimageinsight.export import export_medimageinsight
-from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_export.repository import copy_unexported
 from medimage_server.launcher import TritonServer, run_triton
 from perf.machine import machine
+from perf.pictures import film, png
+from perf.timing import alternate, spread, timed
 
 ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / "perf" / "results" / "client_transport.json"
 ROUNDS = 15  # measured, after one that is not
 LINK_BIT_S = 100e6  # of a slow network
+SIZES = ((2048, 2048), (2500, 3000))  # (width, height)
 PADDED_MB = (0.3, 1, 2, 5, 10, 20)
 
 Calls = Mapping[str, Callable[[], np.ndarray]]
@@ -65,26 +65,22 @@ def draw_films() -> dict[str, bytes]:
     """PNG files in two sizes and three kinds: 8-bit grey, 12 bits in 16-bit grey, and colour."""
     films = {}
     rng = np.random.default_rng(0)
-    for height, width in ((2048, 2048), (3000, 2500)):
-        drawn = phantom(CAPTIONS[0], seed=0, size=height).image[:, :width].astype(np.float32)
+    for width, height in SIZES:
+        drawn = film(width, height).astype(np.float32)
         grey, red, blue = ((drawn + rng.normal(0, 4, drawn.shape)).clip(0, 255) for _ in range(3))
         for kind, pixels in (
             ("8-bit grey", grey.astype(np.uint8)),
             ("16-bit grey", (grey * 16).astype(np.uint16)),
             ("8-bit RGB", np.dstack([red, grey, blue]).astype(np.uint8)),
         ):
-            file = io.BytesIO()
-            Image.fromarray(pixels).save(file, "PNG")
-            films[f"{height} x {width}, {kind}"] = file.getvalue()
+            films[f"{width} x {height}, {kind}"] = png(pixels)
     return films
 
 
 def padded(megabytes: float) -> bytes:
     """A small PNG with noise behind its end, which nobody decodes: an image whose way to the server is all it costs."""
-    file = io.BytesIO()
-    Image.fromarray(phantom(CAPTIONS[0], seed=0, size=64).image).save(file, "PNG")
-    png = file.getvalue()
-    return png + np.random.default_rng(0).bytes(int(megabytes * 1e6) - len(png))
+    image = png(film(64, 64))
+    return image + np.random.default_rng(0).bytes(int(megabytes * 1e6) - len(image))
 
 
 def measure_resize(server: TritonServer, films: Mapping[str, bytes], rounds: int) -> list[dict[str, object]]:
@@ -94,20 +90,20 @@ def measure_resize(server: TritonServer, films: Mapping[str, bytes], rounds: int
         near, far = (
             stack.enter_context(MedImageInsight(f"grpc://127.0.0.1:{port}")) for port in (server.grpc_port, port)
         )
-        for name, film in films.items():
+        for name, file in films.items():
             sent = {
-                "server": len(film),
-                "client": len(encode_image(film, square_px=STANDARD_IMAGE_SIZE_PX)),
+                "server": len(file),
+                "client": len(encode_image(file, square_px=STANDARD_IMAGE_SIZE_PX)),
             }
             client_ms = statistics.median(
-                milliseconds(lambda film=film: encode_image(film, square_px=STANDARD_IMAGE_SIZE_PX))
+                1e3 * timed(lambda file=file: encode_image(file, square_px=STANDARD_IMAGE_SIZE_PX))[1]
                 for _ in range(rounds)
             )
             links = {
-                link: alternate(
+                link: side_by_side(
                     {
-                        resize: lambda client=client, film=film, resize=resize: client.embed_images(
-                            [film], resize=resize
+                        resize: lambda client=client, file=file, resize=resize: client.embed_images(
+                            [file], resize=resize
                         )
                         for resize in ("server", "client")
                     },
@@ -120,9 +116,9 @@ def measure_resize(server: TritonServer, films: Mapping[str, bytes], rounds: int
 
 
 def measure_shared_memory(server: TritonServer, films: Mapping[str, bytes], rounds: int) -> list[dict[str, object]]:
-    a_film = films["3000 x 2500, 16-bit grey"]
+    a_film = films["2500 x 3000, 16-bit grey"]
     inputs = {f"{megabytes:g} MB, no decoding": [padded(megabytes)] for megabytes in PADDED_MB}
-    inputs |= {"film of 3000 x 2500, 16-bit": [a_film], "4 of them": [a_film] * 4}
+    inputs |= {"film of 2500 x 3000, 16-bit": [a_film], "4 of them": [a_film] * 4}
     results: list[dict[str, object]] = [
         {"images": name, "bytes": sum(map(len, images)), "wires": {}} for name, images in inputs.items()
     ]
@@ -135,7 +131,7 @@ def measure_shared_memory(server: TritonServer, films: Mapping[str, bytes], roun
                 for variant in ("plain", "shared memory")
             }
             for result, images in zip(results, inputs.values(), strict=True):
-                result["wires"][scheme] = alternate(
+                result["wires"][scheme] = side_by_side(
                     {
                         variant: lambda client=client, images=images: client.embed_images(images)
                         for variant, client in clients.items()
@@ -145,24 +141,13 @@ def measure_shared_memory(server: TritonServer, films: Mapping[str, bytes], roun
     return results
 
 
-def alternate(calls: Calls, rounds: int) -> Times:
-    """Median and spread of each call over alternating rounds, after checking that all give the same vectors."""
-    vectors = [call() for call in calls.values()]  # also the warm-up
-    assert all(np.array_equal(vectors[0], other) for other in vectors)
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            times[name].append(milliseconds(call))
-    return {
-        name: {"median_ms": statistics.median(found), "min_ms": min(found), "max_ms": max(found)}
-        for name, found in times.items()
-    }
-
-
-def milliseconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return 1e3 * (time.perf_counter() - started)
+def side_by_side(calls: Calls, rounds: int) -> Times:
+    """Median and spread of each call; raise unless all give the same vectors."""
+    found = alternate(calls, rounds)
+    reference, *others = (timing.result for timing in found.values())
+    for vectors in others:
+        np.testing.assert_array_equal(vectors, reference)
+    return {name: spread(timing.times_ms) for name, timing in found.items()}
 
 
 @contextmanager

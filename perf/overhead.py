@@ -1,9 +1,10 @@
 """What does Triton cost on top of the bare ONNX Runtime session: for one request, and when it is busy?
 
-Both encoders as they are served, over gRPC, against `InferenceSession.run` on the same tensors in this process. The two
-take turns, so that a noisy machine disturbs them alike. One request at a time: the difference in milliseconds, of which
-`max_queue_delay_microseconds` is a part. Busy: the share of the session's rate that is lost. The session is given as
-many rows at once as there are requests in flight, or one, whichever is faster.
+Both encoders as they are served from ONNX, over gRPC, against `InferenceSession.run` on the same tensors in this
+process, on CUDA where onnxruntime has it. The two take turns, so that a noisy machine disturbs them alike. One request
+at a time: the difference in milliseconds, of which `max_queue_delay_microseconds` is a part. Busy: the share of the
+session's rate that is lost. The session is given as many rows at once as there are requests in flight, or one,
+whichever is faster.
 
 Run: make perf-overhead     Result: perf/results/overhead.json, and the tables on stdout
 """
@@ -25,6 +26,7 @@ from medimage_server.launcher import run_triton
 from perf.load import requests_for, run_load
 from perf.machine import exported, machine
 from perf.scaling import encoder_inputs
+from perf.session_process import session_as_served
 
 ROOT = Path(__file__).parents[1]
 BUSY = (4, 8, 16)  # requests in flight
@@ -45,7 +47,10 @@ LIMIT_MS, LIMIT_SHARE = 15, 0.03  # the goals
 @click.option("--output", type=click.Path(path_type=Path), default=ROOT / "perf" / "results" / "overhead.json")
 def main(repository: Path, seconds: float, rounds: int, output: Path) -> None:
     """Measure both encoders of an exported repository."""
-    report: dict = {"machine": machine(), "exported": exported(repository), "one": [], "busy": []}
+    weights = exported(repository)
+    if weights["format"] != "onnx":
+        raise click.ClickException(f"{repository} holds {weights['format']} plans; export it with --format onnx")
+    report: dict = {"machine": machine(), "exported": weights, "one": [], "busy": []}
     with tempfile.TemporaryDirectory() as scratch:
         encoders = ("image_encoder", "text_encoder")
         with (
@@ -53,9 +58,8 @@ def main(repository: Path, seconds: float, rounds: int, output: Path) -> None:
             grpc.InferenceServerClient(f"{server.host}:{server.grpc_port}") as client,
         ):
             for tower, inputs in encoder_inputs(repository, max(BUSY)).items():
-                session = onnxruntime.InferenceSession(
-                    repository / f"{tower}_encoder" / "1" / "model.onnx", providers=["CPUExecutionProvider"]
-                )
+                session = session_as_served(repository / f"{tower}_encoder" / "1" / "model.onnx")
+                report["provider"] = session.get_providers()[0]
                 ask = served(client, f"{tower}_encoder", inputs)
                 report["one"].append({"tower": tower, **one_at_a_time(session, ask, inputs, seconds)})
                 report["busy"] += [

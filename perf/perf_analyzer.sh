@@ -12,7 +12,9 @@ Measure MODELs with perf_analyzer, one run per protocol and concurrency. Without
 medimageinsight_image, medimageinsight_text, medimageinsight, image_encoder, text_encoder.
 
   --url URL            server to measure, as grpc://HOST:PORT or http://HOST:PORT; once for each protocol wanted.
-                       Default: a server of its own on free loopback ports, over both protocols
+                       If it caches text vectors, as `medimage serve` does by default, texts are answered from the
+                       cache, because the same ones come again: start it with --text-cache-mb 0.
+                       Default: a server of its own, without that cache, on free loopback ports, over both protocols
   --repository DIR     what the own server serves, after `medimage export`   [default: model_repository]
   --concurrency LIST   requests in flight, separated by commas               [default: 1,2,4,8,16,32]
   --seconds N          least time of each run; slow models take longer       [default: 10]
@@ -36,7 +38,7 @@ readonly root tools="$root/build/perf_analyzer"
 PATH="$root/.venv/bin:$PATH"
 export PYTHONPATH="$root" # for perf.*
 
-models=() urls=()
+models=() urls=() summary=()
 repository="$root/model_repository" output="$root/perf/results"
 runs="$tools/runs"
 concurrencies=1,2,4,8,16,32 seconds=10 image_size=512
@@ -47,7 +49,7 @@ while (($#)); do
     --url | --repository | --concurrency | --seconds | --image-size | --output | --runs)
       (($# > 1)) || fail "$1 needs a value; see --help" 2
       case $1 in
-        --url) urls+=("$2") ;;
+        --url) urls+=("$2") summary=(--other-server) ;;
         --repository) repository=$(realpath -m "$2") ;;
         --concurrency) concurrencies=$2 ;;
         --seconds) seconds=$2 ;;
@@ -191,4 +193,4 @@ for model in "${models[@]}"; do
     done
   done
 done
-python3 -m perf.perf_analyzer_summary "$runs" --output "$output"
+python3 -m perf.perf_analyzer_summary "$runs" --output "$output" "${summary[@]}"

@@ -9,17 +9,16 @@ Run: by perf_analyzer.sh
 import json
 from base64 import b64encode
 from collections.abc import Iterable
-from io import BytesIO
 from pathlib import Path
 
 import click
 import numpy as np
 import tritonclient.grpc as grpc
 import tritonclient.http as http
-from PIL import Image
 from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 
 from medimage_export.phantoms import CAPTIONS, phantom
+from perf.pictures import png
 
 Tensors = dict[str, np.ndarray]
 STEPS_BEFORE = {  # encoder -> the model that makes its input, and the tensors that it takes and gives
@@ -77,12 +76,6 @@ def infer(url: str, model: str, inputs: Tensors, outputs: Iterable[str]) -> Tens
 def strings(values: Iterable[bytes]) -> np.ndarray:
     """(n, 1) of bytes."""
     return np.array(list(values), dtype=object)[:, None]
-
-
-def png(pixels: np.ndarray) -> bytes:
-    file = BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ Row = dict[str, object]
 @click.command()
 @click.argument("runs", type=click.Path(path_type=Path, exists=True))
 @click.option("--output", type=click.Path(path_type=Path, exists=True), required=True)
-def main(runs: Path, output: Path) -> None:
+@click.option("--other-server", is_flag=True, help="Of a server that perf_analyzer.sh did not start: may cache texts.")
+def main(runs: Path, output: Path, other_server: bool) -> None:
     """Summarise the reports under RUNS, which lie in MODEL/PROTOCOL/CONCURRENCY."""
     folders = sorted(
         (path.parent for path in runs.glob("*/*/[0-9]*/report.csv")), key=lambda f: (*f.parts[:-1], int(f.name))
@@ -40,7 +41,7 @@ def main(runs: Path, output: Path) -> None:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    page = "\n".join(tables(rows, machine()))
+    page = "\n".join(tables(rows, machine(), other_server=other_server))
     (output / "perf_analyzer.md").write_text(page + "\n")
     print(page)
 
@@ -107,10 +108,13 @@ def mean_batches(printed: str) -> dict[str, float]:
     return batches
 
 
-def tables(rows: Sequence[Row], about: dict[str, object]) -> Iterator[str]:
+def tables(rows: Sequence[Row], about: dict[str, object], *, other_server: bool) -> Iterator[str]:
     """Lines of Markdown: for each model its latencies, and where they went."""
     yield f"perf_analyzer, measured on {about['cpu']}, {about['cores']} cores, commit {about['commit']}; times in ms."
     yield "Of few requests, the p99 is the slowest. Queue and compute are means of the server's own clock."
+    if other_server:
+        yield "The server was given by --url. If it caches text vectors, as `medimage serve` does by default, the texts"
+        yield "were answered from its cache, because perf_analyzer sends the same ones again and again."
     for model, group in groupby(rows, key=lambda row: row["model"]):
         of_model = list(group)
         yield f"\n**{model}**\n"

@@ -12,7 +12,6 @@ Run: make perf-preprocessing        Result: perf/results/preprocessing.json, and
 """
 
 import json
-import statistics
 import struct
 import time
 import zlib
@@ -26,9 +25,10 @@ import click
 import numpy as np
 from PIL import Image
 
-from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_server.image_preprocessing import ImagePreprocessor, Settings
 from perf.machine import machine
+from perf.pictures import film
+from perf.timing import alternate, spread
 
 Calls = Mapping[str, Callable[[], object]]
 
@@ -57,11 +57,14 @@ def main(rounds: int) -> None:
     for width, height in SIZES:
         for kind, file in encoded(film(width, height)):
             check_equal(file)
-            times = {"path": alternate(path(file), rounds), "decode": alternate(decoders(file, libraries), rounds)}
+            times = {
+                "path": side_by_side(path(file), rounds),
+                "decode": side_by_side(decoders(file, libraries), rounds),
+            }
             files.append({"image": f"{width} x {height} {kind}", "bytes": len(file), **times})
             print(files[-1]["image"], flush=True)
     resize = [
-        {"image": name, "resize": alternate(calls, rounds), "max_difference": differences(calls)}
+        {"image": name, "resize": side_by_side(calls, rounds), "max_difference": differences(calls)}
         for name, calls in resizers(libraries)
     ]
     versions = {name: str(getattr(module, "__version__", "?")) for name, module in libraries.items()}
@@ -82,11 +85,6 @@ def library(name: str) -> ModuleType | None:
         module.vips_lib.vips_concurrency_set(1)
         module.cache_set_max(0)  # or the second round would be no work
     return module
-
-
-def film(width: int, height: int) -> np.ndarray:
-    """A chest phantom, (height, width) uint8."""
-    return phantom(CAPTIONS[0], seed=0, size=max(width, height)).image[:height, :width]
 
 
 def encoded(grey: np.ndarray) -> Iterator[tuple[str, bytes]]:
@@ -194,19 +192,9 @@ def differences(calls: Calls) -> dict[str, int]:
     return {name: int(np.abs(result - truth).max()) for name, result in results.items()}
 
 
-def alternate(calls: Calls, rounds: int) -> dict[str, dict[str, float]]:
-    """Median and spread of each call in milliseconds, all of them once a round."""
-    times_ms: dict[str, list[float]] = {name: [] for name in calls}
-    for measured in [False] + [True] * rounds:
-        for name, call in calls.items():
-            started = time.process_time()
-            call()
-            if measured:
-                times_ms[name].append(1e3 * (time.process_time() - started))
-    return {
-        name: {"median_ms": statistics.median(times), "min_ms": min(times), "max_ms": max(times)}
-        for name, times in times_ms.items()
-    }
+def side_by_side(calls: Calls, rounds: int) -> dict[str, dict[str, float]]:
+    """Median and spread of each call in milliseconds of processor time."""
+    return {name: spread(found.times_ms) for name, found in alternate(calls, rounds, time.process_time).items()}
 
 
 def print_tables(report: dict) -> None:

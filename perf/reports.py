@@ -13,7 +13,6 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -32,6 +31,7 @@ from medimage_export.to_onnx import to_onnx
 from medimage_server.reports.decoder import Decoder
 from medimage_server.reports.scheduler import Ending, Job, Scheduler
 from perf.machine import machine
+from perf.timing import timed
 
 OUTPUT = Path(__file__).parents[1] / "perf" / "results" / "reports.json"
 CONFIG = CXRReportGenConfig(decoder=PHI3_MINI)
@@ -79,7 +79,7 @@ def bandwidth() -> float:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(np.max, values))
 
-    return BANDWIDTH_BYTES / min(timed(read) for _ in range(5)) / 1e9
+    return BANDWIDTH_BYTES / min(timed(read)[1] for _ in range(5)) / 1e9
 
 
 def steps(path: Path, context: int, concurrency: tuple[int, ...] = CONCURRENCY) -> list[dict[str, float]]:
@@ -116,7 +116,7 @@ def step_times(decoder: Decoder, studies: int, context: int) -> list[float]:
 
     fill(decoder, studies, context)
     step()
-    return [timed(step) for _ in range(STEPS)]
+    return [timed(step)[1] for _ in range(STEPS)]
 
 
 def fill(decoder: Decoder, studies: int, context: int) -> None:
@@ -131,7 +131,7 @@ def image_encoder(folder: Path) -> float:
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     pixels = np.zeros((1, CONFIG.vision.image_size, CONFIG.vision.image_size), np.uint8)
     session.run(None, {"pixels": pixels})
-    return statistics.median(timed(lambda: session.run(None, {"pixels": pixels})) for _ in range(3))
+    return statistics.median(timed(lambda: session.run(None, {"pixels": pixels}))[1] for _ in range(3))
 
 
 def first_token(path: Path) -> float:
@@ -144,7 +144,7 @@ def first_token(path: Path) -> float:
             chunk = prompt[past : past + CHUNK]
             decoder.prefill(0, chunk, past=past, position_ids=np.arange(past, past + len(chunk)))
 
-    return timed(prefill)
+    return timed(prefill)[1]
 
 
 def same_tokens(path: Path, studies: int = 8) -> dict[str, int]:
@@ -246,12 +246,6 @@ def random_embeds(tokens: int, seed: int = 0) -> np.ndarray:
 def kv_bytes_per_token() -> int:
     decoder = CONFIG.decoder
     return 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim * 4
-
-
-def timed(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
 
 
 def print_tables(report: dict) -> None:

@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from io import BytesIO
 from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +29,9 @@ from medimage_server.model_repository import read_configs
 from medimage_server.text_tokenizer import TextTokenizer
 from perf.load import Load, requests_for, run_load
 from perf.machine import children, exported, machine, memory, peak_memory
+from perf.pictures import png
 from perf.scaling_plots import plot
+from perf.timing import spread
 
 ROOT = Path(__file__).parents[1]
 SIZES = (1, 2, 4, 8, 16, 32)  # of batches, and requests in flight
@@ -86,7 +87,10 @@ def batches(repository: Path, effort: Effort) -> list[dict[str, object]]:
                     [*map(str, command), str(effort.seconds), str(REPEATS)], check=True, stdout=subprocess.PIPE
                 )
                 measured = json.loads(answer.stdout)
-                results.append({"tower": tower, "batch": size, **spread(measured.pop("times_s")), **measured})
+                times_ms = [1e3 * seconds for seconds in measured.pop("times_s")]
+                results.append(
+                    {"tower": tower, "batch": size, "repeats": len(times_ms), **spread(times_ms), **measured}
+                )
     return results
 
 
@@ -177,21 +181,6 @@ def by_concurrency(tower: str, call: Callable[[int], object], effort: Effort) ->
             "per_second": load.rate,
             **{f"p{percent}_ms": load.percentile_ms(percent) for percent in (50, 90, 99)},
         }
-
-
-def spread(times_s: list[float]) -> dict[str, float]:
-    return {
-        "repeats": len(times_s),
-        "median_ms": 1e3 * statistics.median(times_s),
-        "min_ms": 1e3 * min(times_s),
-        "max_ms": 1e3 * max(times_s),
-    }
-
-
-def png(pixels: np.ndarray) -> bytes:
-    file = BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 def print_tables(report: dict) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-IR_VERSION = 11
 ALIGNMENT = 4096  # of each tensor in the data file, so that it can be memory-mapped
 MICROSOFT = "com.microsoft"  # onnxruntime's own operators
 MICROSOFT_VERSION = 1
@@ -40,7 +39,8 @@ class OnnxWriter:
             domains = {"": self.opset} | {node.domain: MICROSOFT_VERSION for node in self.nodes if node.domain}
             graph = helper.make_graph(self.nodes, self.path.stem, self.inputs, self.outputs, self.initializers)
             opsets = [helper.make_opsetid(domain, version) for domain, version in domains.items()]
-            onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION), self.path)
+            oldest = helper.find_min_ir_version_for(opsets, ignore_unknown=True)  # so that older runtimes read it, too
+            onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=oldest), self.path)
 
     def node(
         self, op: str, inputs: Sequence[str], output: str | Sequence[str], *, domain: str = "", **attributes: object

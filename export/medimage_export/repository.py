@@ -7,10 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import ModelConfig
-
 from medimage_export.errors import RepositoryError
+from medimage_export.served_config import ConfigChange, as_onnx, parse_config
 
 VERSION = "1"
 EXPORTED_FILES = ("*.onnx", "*.onnx.data", "*.plan", "*.npy", "*.json")
@@ -35,30 +33,41 @@ def staging_folder(repository: Path, models: Sequence[str]) -> Iterator[Path]:
         yield Path(scratch)
 
 
-def put_in_place(staging: Path, repository: Path) -> None:
-    """Move what was staged into the version folders."""
+def put_in_place(staging: Path, repository: Path, changes: Sequence[ConfigChange] = ()) -> None:
+    """Move what was staged into the version folders, and change the configs that are to serve it in another format."""
     for file in staging.glob("*/*"):
         version_folder = repository / file.parent.name / VERSION
         version_folder.mkdir(exist_ok=True)
         file.replace(version_folder / file.name)
+    for change in changes:
+        _write_config(repository / change.model / "config.pbtxt", change.config)
+        for stale in (repository / change.model / VERSION).glob(change.stale_files):
+            stale.unlink()
 
 
 def copy_unexported(repository: Path, target: Path) -> Path:
-    """Copy a model repository without what exports wrote into it; returns `target`, which must not exist."""
-    exported = shutil.ignore_patterns(
-        "*.onnx", "*.onnx.data", "*.plan", "*.npy", "*.json", f"{STAGING_PREFIX}*", "__pycache__"
-    )
-    return Path(shutil.copytree(repository, target, ignore=exported))
+    """Copy a model repository as it was before any export; returns `target`, which must not exist."""
+    exported = shutil.ignore_patterns(*EXPORTED_FILES, f"{STAGING_PREFIX}*", "__pycache__")
+    shutil.copytree(repository, target, ignore=exported)
+    for config in target.glob("*/config.pbtxt"):
+        _write_config(config, as_onnx(config.read_bytes().decode()))
+    return target
+
+
+def _write_config(path: Path, text: str) -> None:
+    """Whole or not at all; and only where something changes, as Triton loads a model again whose config is newer."""
+    content = text.encode()  # bytes, so that line ends stay
+    if path.read_bytes() != content:
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_bytes(content)
+        partial.replace(path)
 
 
 def check_configs(repository: Path, expected: Mapping[tuple[str, str], Sequence[int]]) -> None:
     """Raise RepositoryError unless the committed configs have these dims, by model and tensor."""
     for (model, tensor), dims in expected.items():
         path = repository / model / "config.pbtxt"
-        try:
-            parsed = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
-        except text_format.ParseError as exc:
-            raise RepositoryError(f"{path}: line {exc}") from exc
+        parsed = parse_config(path, path.read_text(encoding="utf-8"))
         found = {t.name: list(t.dims) for t in (*parsed.input, *parsed.output)}
         if found.get(tensor) != list(dims):
             raise RepositoryError(f"{path}: {tensor} has dims {found.get(tensor)}; this checkpoint needs {list(dims)}")

@@ -9,7 +9,6 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from medimage_export.errors import RepositoryError
-from medimage_export.repository import VERSION
 from medimage_export.tensorrt_profiles import batch_profiles
 
 Format = Literal["onnx", "tensorrt"]
@@ -30,14 +29,31 @@ SERVED: dict[Format, Served] = {
 }
 
 
+@dataclass(frozen=True)
+class ConfigChange:
+    """What `repository.put_in_place` does to a model besides moving its files in."""
+
+    model: str
+    config: str
+    stale_files: str  # as a glob: those of the other format
+
+
+def parse_config(path: Path, text: str) -> ModelConfig:
+    """Read the text of a config as Triton does; RepositoryError, which names `path`, where Triton could not."""
+    try:
+        return text_format.Parse(text, ModelConfig())
+    except text_format.ParseError as exc:
+        raise RepositoryError(f"{path}: line {exc}") from exc
+
+
 def max_batch_size(repository: Path, model: str) -> int:
     """What the config allows, and so a plan must; see `tensorrt_profiles.batch_profiles`."""
     path = repository / model / "config.pbtxt"
-    return _parsed(path, path.read_bytes().decode()).max_batch_size
+    return parse_config(path, path.read_bytes().decode()).max_batch_size
 
 
-def serve(repository: Path, model: str, written: Format) -> None:
-    """Point a model's config to the exported file, which is in place, and remove the files of the other format.
+def config_change(repository: Path, model: str, written: Format) -> ConfigChange:
+    """What points a model's config to the file that an export is going to write; changes nothing itself.
 
     Of the text only the backend or platform, the file's name and the optimisation profiles of the instance groups
     change; comments and the rest stay byte for byte, and back in ONNX the config is what it was. KIND_AUTO stays:
@@ -47,9 +63,8 @@ def serve(repository: Path, model: str, written: Format) -> None:
         RepositoryError: the config runs on the CPU, or is written so that these cannot be changed in it.
     """
     path = repository / model / "config.pbtxt"
-    text = path.read_bytes().decode()  # bytes, so that line ends stay
-    edited = _as_onnx(text)
-    wanted = _parsed(path, edited)
+    edited = as_onnx(path.read_bytes().decode())  # bytes, so that line ends stay
+    wanted = parse_config(path, edited)
     if written == "tensorrt":
         if any(group.kind == ModelInstanceGroup.KIND_CPU for group in wanted.instance_group):
             raise RepositoryError(f"{path}: instance_group is KIND_CPU; a TensorRT plan needs KIND_GPU or KIND_AUTO")
@@ -60,19 +75,20 @@ def serve(repository: Path, model: str, written: Format) -> None:
         wanted.default_model_filename = SERVED["tensorrt"].file
         for group in wanted.instance_group:
             group.profile[:] = profiles
-    if _parsed(path, edited) != wanted or wanted.default_model_filename != SERVED[written].file:
+    if parse_config(path, edited) != wanted or wanted.default_model_filename != SERVED[written].file:
         raise RepositoryError(
             f"{path}: cannot be edited for {written}; it must have, each once and on a line of its own, "
             f'{SERVED["onnx"].runner}, default_model_filename: "{SERVED["onnx"].file}", and a kind in its '
             "instance_group"
         )
-    if edited != text:
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_bytes(edited.encode())
-        partial.replace(path)
     other: Format = "onnx" if written == "tensorrt" else "tensorrt"
-    for stale in (repository / model / VERSION).glob(SERVED[other].files):
-        stale.unlink()
+    return ConfigChange(model, edited, SERVED[other].files)
+
+
+def as_onnx(text: str) -> str:
+    """The text of a config as it was before a plan was exported; one for ONNX, or for another model, stays."""
+    text = _renamed(text, "tensorrt", "onnx")
+    return re.sub(r"(?m)^([^#\n]*\bkind: KIND_\w+) profile: \[[^\]]*\]", r"\1", text)
 
 
 def _as_tensorrt(text: str, profiles: list[str]) -> str:
@@ -81,19 +97,7 @@ def _as_tensorrt(text: str, profiles: list[str]) -> str:
     return re.sub(r"(?m)^([^#\n]*\bkind: KIND_\w+)", rf"\1 profile: [ {names} ]", text)
 
 
-def _as_onnx(text: str) -> str:
-    text = _renamed(text, "tensorrt", "onnx")
-    return re.sub(r"(?m)^([^#\n]*\bkind: KIND_\w+) profile: \[[^\]]*\]", r"\1", text)
-
-
 def _renamed(text: str, old: Format, new: Format) -> str:
     text = re.sub(rf"(?m)^{re.escape(SERVED[old].runner)}", SERVED[new].runner, text)
     name = 'default_model_filename: "{}"'
     return re.sub(rf"(?m)^{re.escape(name.format(SERVED[old].file))}", name.format(SERVED[new].file), text)
-
-
-def _parsed(path: Path, text: str) -> ModelConfig:
-    try:
-        return text_format.Parse(text, ModelConfig())
-    except text_format.ParseError as exc:
-        raise RepositoryError(f"{path}: line {exc}") from exc

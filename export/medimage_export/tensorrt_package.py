@@ -35,6 +35,7 @@ class TensorRTPackage:
                 "or no GPU is visible"
             )
         self.tensorrt = tensorrt
+        self.version: str = tensorrt.__version__
         self.errors: list[str] = []
         self.logger = _error_logger(tensorrt, self.errors)
         self.runtime = tensorrt.Runtime(self.logger)  # here, because it must outlive the engines that it loads
@@ -71,17 +72,27 @@ class TensorRTPackage:
         engine = self.runtime.deserialize_cuda_engine(plan.read_bytes())
         if engine is None:
             raise PlanError(f"TensorRT cannot load the plan: {_one_line(self.errors)}")
-        return PlanSession(self.tensorrt, engine, profiles)
+        return PlanSession(self.tensorrt, engine, profiles, self.errors)
 
 
 class PlanSession:
-    """A plan on the first GPU, fed from host memory and read into it; PyTorch manages the GPU's memory."""
+    """A plan on the first GPU, fed from host memory and read into it; PyTorch manages the GPU's memory.
 
-    def __init__(self, tensorrt: Any, engine: Any, profiles: Sequence[Profile]) -> None:
+    Args:
+        errors: where the logger of `engine` appends what TensorRT says of a failure.
+
+    Raises:
+        PlanError: the plan cannot be made ready to run; most often the GPU's memory is full.
+    """
+
+    def __init__(self, tensorrt: Any, engine: Any, profiles: Sequence[Profile], errors: list[str]) -> None:
         self.tensorrt = tensorrt
         self.engine = engine
         self.profiles = profiles
+        self.errors = errors
         self.context = engine.create_execution_context()
+        if self.context is None:
+            raise PlanError(f"TensorRT cannot make the plan ready to run: {_one_line(errors)}")
         self.stream = torch.cuda.Stream()
 
     def run(self, output_names: Sequence[str], feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -92,20 +103,26 @@ class PlanSession:
         """
         batch = len(next(iter(feed.values())))
         index = profile_for(batch, self.profiles)
+        self.errors.clear()
         with torch.cuda.stream(self.stream):
-            self.context.set_optimization_profile_async(index, self.stream.cuda_stream)
+            chosen = self.context.set_optimization_profile_async(index, self.stream.cuda_stream)
+            self._check(chosen, f"use profile {index}")
             tensors = {name: torch.from_numpy(np.ascontiguousarray(array)).cuda() for name, array in feed.items()}
             for name, tensor in tensors.items():
-                self.context.set_input_shape(name, tuple(tensor.shape))
+                shape = tuple(tensor.shape)
+                self._check(self.context.set_input_shape(name, shape), f"take {name} of shape {shape}")
             for name in (self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)):
                 if name not in tensors:  # an output, asked for or not; its shape follows from the inputs'
                     tensors[name] = self._output(name)
             for name, tensor in tensors.items():
-                self.context.set_tensor_address(name, tensor.data_ptr())
-            if not self.context.execute_async_v3(self.stream.cuda_stream):
-                raise PlanError(f"TensorRT could not run a batch of {batch}")
+                self._check(self.context.set_tensor_address(name, tensor.data_ptr()), f"use the memory of {name}")
+            self._check(self.context.execute_async_v3(self.stream.cuda_stream), f"run a batch of {batch}")
         self.stream.synchronize()
         return [tensors[name].cpu().numpy() for name in output_names]
+
+    def _check(self, done: bool, task: str) -> None:
+        if not done:
+            raise PlanError(f"TensorRT cannot {task}: {_one_line(self.errors)}")
 
     def _output(self, name: str) -> torch.Tensor:
         dtype = np.dtype(self.tensorrt.nptype(self.engine.get_tensor_dtype(name)))

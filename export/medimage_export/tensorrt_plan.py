@@ -6,17 +6,18 @@ served, with the TensorRT of the Triton that will serve it.
 
 import importlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import onnx
 
 from medimage_export.errors import ExportError, PlanError, TensorRTMissing
-from medimage_export.parity import Session
+from medimage_export.parity import Feed, Session
 from medimage_export.tensorrt_operators import check_operators
 from medimage_export.tensorrt_package import TensorRTPackage
-from medimage_export.tensorrt_profiles import Network, Profile, batch_profiles
+from medimage_export.tensorrt_profiles import TUNED_BATCHES, Network, Profile, batch_profiles
 from medimage_export.trtexec import Trtexec
 
 IN_NVIDIAS_CONTAINER = (
@@ -31,6 +32,8 @@ IN_NVIDIAS_CONTAINER = (
 class Toolkit(Protocol):
     """A way to TensorRT."""
 
+    version: str
+
     def build(self, network: Network, plan: Path, timing_cache: Path) -> None:
         """Write a plan, and what was learnt about the GPU; PlanError with TensorRT's own reasons."""
 
@@ -43,7 +46,7 @@ def find_toolkit() -> Toolkit:
 
     Raises:
         TensorRTMissing: neither is here; its line holds the command that exports in NVIDIA's container.
-        PlanError: the package is here but cannot be used, and there is no trtexec.
+        PlanError: what is here cannot be used; of the package this is said only where there is no trtexec.
     """
     reason: ExportError = TensorRTMissing(IN_NVIDIAS_CONTAINER)
     try:
@@ -81,6 +84,13 @@ def build_plan(toolkit: Toolkit, onnx_file: Path, plan: Path, *, max_batch_size:
     finally:
         partial.unlink(missing_ok=True)
     return toolkit.open(plan, network.profiles)
+
+
+def with_largest_profile(feeds: Mapping[str, Feed]) -> dict[str, Feed]:
+    """The feeds of a parity check, and their rows in turn as a batch that only the largest profile allows."""
+    size = TUNED_BATCHES[-2] + 1
+    rows = {name: np.concatenate([feed[name] for feed in feeds.values()]) for name in next(iter(feeds.values()))}
+    return {**feeds, "in turn": {name: np.resize(array, (size, *array.shape[1:])) for name, array in rows.items()}}
 
 
 def timing_cache_of(repository: Path) -> Path:

@@ -10,19 +10,32 @@ from pathlib import Path
 import numpy as np
 
 from medimage_export.errors import PlanError
-from medimage_export.tensorrt_package import WORKSPACE_BYTES
+from medimage_export.tensorrt_package import OLDEST, WORKSPACE_BYTES
 from medimage_export.tensorrt_profiles import Network, Profile, profile_for
 
+# What each run begins with, as there is no --version; v101303 is 10.13.3, and v8601 was 8.6.1
+BANNER = re.compile(r"RUNNING TensorRT\.trtexec \[TensorRT v(\d+)\]")
 # C++ prints these as no JSON parser reads them
 NOT_JSON = re.compile(r"(?<=[\s,\[-])(nan|inf)(?=[\s,\]])")
 JSON_OF = {"nan": "NaN", "inf": "Infinity"}
 
 
 class Trtexec:
-    """Builds and runs plans, each in a process of its own."""
+    """Builds and runs plans, each in a process of its own.
+
+    Raises:
+        PlanError: it is too old, or does not say which version it is.
+    """
 
     def __init__(self, executable: str) -> None:
         self.executable = executable
+        banner = BANNER.search(self.call("--help"))
+        if banner is None:
+            raise PlanError(f"{executable} does not say that it is trtexec, and of which version")
+        major, rest = divmod(int(banner[1]), 10_000)
+        if major < OLDEST:
+            raise PlanError(f"{executable} of TensorRT v{banner[1]} is too old; {OLDEST} or later is needed")
+        self.version = f"{major}.{rest // 100}.{rest % 100}"
 
     def build(self, network: Network, plan: Path, timing_cache: Path) -> None:
         profiles = []
@@ -47,8 +60,8 @@ class Trtexec:
     def open(self, plan: Path, profiles: Sequence[Profile]) -> "TrtexecSession":
         return TrtexecSession(self, plan, profiles)
 
-    def call(self, *arguments: str) -> None:
-        """Run trtexec.
+    def call(self, *arguments: str) -> str:
+        """Run trtexec, and give what it prints.
 
         Raises:
             PlanError: it failed, for the reasons that it marked as errors.
@@ -57,6 +70,7 @@ class Trtexec:
         if done.returncode:
             lines = [line.partition("[E] ")[2] for line in (done.stdout + done.stderr).splitlines() if "[E] " in line]
             raise PlanError(f"trtexec failed: {'; '.join(lines) or f'exit status {done.returncode}, without a reason'}")
+        return done.stdout
 
 
 class TrtexecSession:

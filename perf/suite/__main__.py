@@ -29,7 +29,8 @@ from perf.suite.baselines import ImageEncoder, eager, in_dtype
 from perf.suite.device import DEVICES, SHORT, Device, Precision
 from perf.suite.floor import IMAGE_GFLOP, floor_ms, matrix_rates
 from perf.suite.results import Results, about
-from perf.suite.rounds import Timing, alternate
+from perf.suite.rounds import Timing, compare
+from perf.suite.sessions import check_present
 
 ROOT = Path(__file__).parents[2]
 PHANTOM = ROOT / "checkpoints" / "medimageinsight-phantom"
@@ -59,11 +60,11 @@ def main(device_name: str, quick: bool, **earlier: Path | None) -> None:
     The repositories are exports with --random-weights (with --quick, of the phantom checkpoint), which are otherwise
     made first.
     """
+    device = DEVICES[device_name]
+    check_present(device)
     repositories = {precision: path for precision, path in earlier.items() if path}
     for precision, path in repositories.items():
-        if (found := exported(path)["precision"]) != precision:
-            raise click.ClickException(f"--repository-{precision} holds an export of precision {found}")
-    device = DEVICES[device_name]
+        check_export(path, precision)
     folder, pictures = ROOT / "perf" / "results", ROOT / "docs"
     if quick:
         device = replace(device, encoder_rounds=2, path_rounds=2)
@@ -79,6 +80,17 @@ def main(device_name: str, quick: bool, **earlier: Path | None) -> None:
     report.write_text(tables.report(content))
     print(tables.card(content["whole_path"], content["accuracy"]))
     print(f"\n{report.relative_to(ROOT)} has all tables, {(pictures / device.plot).relative_to(ROOT)} the picture")
+
+
+def check_export(repository: Path, precision: Precision) -> None:
+    """Stop at a repository that holds something else than ONNX files of that precision."""
+    found = exported(repository)
+    if found["precision"] != precision:
+        raise click.ClickException(f"--repository-{precision} holds an export of precision {found['precision']}")
+    if found["format"] != "onnx":
+        raise click.ClickException(
+            f"--repository-{precision} holds an export of format {found['format']}: only onnx is measured"
+        )
 
 
 def run(device: Device, quick: bool, earlier: Mapping[Precision, Path], results: Results, scratch: Path) -> None:
@@ -130,7 +142,7 @@ def measure_encoders(
     published_size: bool,
 ) -> None:
     for case in encoders.cases(model, repositories, device):
-        timings = alternate(case.calls, device.encoder_rounds)
+        timings = compare(case.calls, device.encoder_rounds)
         case.calls.clear()  # and with them the weights, before the next case's come
         check_same_weights(timings, case.name)
         measured = {
@@ -168,11 +180,11 @@ def measure_whole_path(
     with whole_path.served(repositories, device, scratch) as (through, embeds):
         cases: dict[str, dict] = {}
         for width, height in sizes:
-            file = whole_path.png(width, height)
+            file = whole_path.film_file(width, height)
             calls = {f"PyTorch eager {SHORT[dtype]}": reference}
             calls |= {f"OnnxRuntime {precision}": embed for precision, embed in embeds.items()}
-            timings = alternate({name: partial(call, file) for name, call in calls.items()}, device.path_rounds)
-            decoding = alternate({"decode": lambda file=file: np.asarray(whole_path.decode(file))}, DECODE_ROUNDS)
+            timings = compare({name: partial(call, file) for name, call in calls.items()}, device.path_rounds)
+            decoding = compare({"decode": lambda file=file: np.asarray(whole_path.decode(file))}, DECODE_ROUNDS)
             cases[f"{width} x {height}"] = {
                 "png_bytes": len(file),
                 "decode": decoding["decode"].as_json(),

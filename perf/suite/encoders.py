@@ -40,7 +40,7 @@ class Case:
     """One input, and every runtime that can take it here; the first one is the baseline."""
 
     name: str
-    gflop: float  # at the published size
+    gflop: float  # at the published size; of texts, of what the exports compute: without padding
     calls: dict[str, Call]
     not_measured: dict[str, str]  # runtime -> why not
 

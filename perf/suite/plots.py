@@ -20,7 +20,7 @@ def latency_by_size(path: Mapping[str, Any]) -> Figure:
 
     figure = Figure(figsize=(8, 4), dpi=150, layout="constrained")
     axes = figure.subplots()
-    for index, (runtime, colour) in enumerate(zip(runtimes, COLOURS, strict=False)):
+    for index, (runtime, colour) in enumerate(zip(runtimes, COLOURS[: len(runtimes)], strict=True)):
         timings = [case["runtimes"][runtime] for case in cases.values()]
         medians = scale * np.array([timing["median_ms"] for timing in timings])
         below = medians - scale * np.array([timing["min_ms"] for timing in timings])

@@ -2,18 +2,66 @@
 
 from pathlib import Path
 
+import click
 import numpy as np
 import onnxruntime
+import torch
+from google.protobuf import json_format
+from onnx import TensorProto, helper
 
 from medimage_export.node_by_node import NodeByNode
+from medimage_server.model_repository import read_configs
+from medimage_server.onnx_settings import cuda_options, open_session, session_options
 from perf.suite.baselines import Encode
 from perf.suite.device import Device
 
 
+def check_present(device: Device) -> None:
+    """Stop where PyTorch or ONNX Runtime cannot compute on the device, before minutes are spent on the rest.
+
+    Raises:
+        ClickException: says what is missing.
+    """
+    if device.torch == "cuda" and not torch.cuda.is_available():
+        raise click.ClickException("--device cuda: PyTorch finds no GPU here (torch.cuda.is_available() is False)")
+    if device.provider not in onnxruntime.get_available_providers():
+        raise click.ClickException(
+            f"--device {device.name}: this onnxruntime has no {device.provider}; `make perf-gpu` puts onnxruntime-gpu "
+            "in its place"
+        )
+    if device.torch == "cuda":
+        onnxruntime.preload_dlls()  # as the server does
+    identity = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "identity",
+        *([helper.make_tensor_value_info(name, TensorProto.FLOAT, (1,))] for name in "xy"),
+    )
+    model = helper.make_model(identity, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    found = onnxruntime.InferenceSession(model.SerializeToString(), providers=[device.provider]).get_providers()
+    if found[0] != device.provider:  # it is built in, but its libraries are not there
+        raise click.ClickException(
+            f"--device {device.name}: onnxruntime could not load {device.provider}; what it lacks is in its line above"
+        )
+
+
 def session(repository: Path, model: str, device: Device) -> Encode:
-    """Arrays in host memory to the model's first output there; inputs and outputs are bound on the device."""
-    ort = onnxruntime.InferenceSession(repository / model / "1" / "model.onnx", providers=[device.provider])
-    if ort.get_providers()[0] != device.provider:  # it only warns, and a CPU's time would be taken for a GPU's
+    """Arrays in host memory to the model's first output there; inputs and outputs are bound on the device.
+
+    With the session and provider options of the model's config, as it is served.
+
+    Raises:
+        RuntimeError: onnxruntime computes on the CPU in place of the device.
+    """
+    config = json_format.MessageToDict(read_configs(repository)[model], preserving_proto_field_name=True)
+    ort = open_session(
+        model,
+        repository / model / "1" / "model.onnx",
+        session_options(config),
+        kind="GPU" if device.torch == "cuda" else "CPU",
+        device_id=0,
+        cuda_options=cuda_options(config),
+    )
+    if ort.get_providers()[0] != device.provider:  # that only warns, and a CPU's time would be taken for a GPU's
         raise RuntimeError(f"onnxruntime runs {model} without {device.provider}: install onnxruntime-gpu and its CUDA")
     inputs = [tensor.name for tensor in ort.get_inputs()]
     outputs = [tensor.name for tensor in ort.get_outputs()]

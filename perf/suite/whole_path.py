@@ -9,10 +9,11 @@ import numpy as np
 from PIL import Image
 
 from medimage_client import MedImageInsight
-from medimage_export.phantoms import CAPTIONS, TEST_SEEDS, phantom
+from medimage_export.phantoms import TEST_SEEDS
 from medimage_server.image_preprocessing import ImagePreprocessor, Settings
 from medimage_server.launcher import LaunchError, find_triton, run_triton
 from medimage_server.model_repository import read_configs
+from perf.pictures import film, png
 from perf.suite.baselines import Encode
 from perf.suite.device import Device, Precision
 from perf.suite.sessions import session
@@ -25,12 +26,9 @@ MODEL_SIZE = (480, 480)
 Embed = Callable[[bytes], np.ndarray]
 
 
-def png(width: int, height: int) -> bytes:
-    """An 8-bit grey drawing of a chest film."""
-    drawing = phantom(CAPTIONS[0], TEST_SEEDS[0], size=max(width, height)).image
-    file = BytesIO()
-    Image.fromarray(drawing[:height, :width]).save(file, "PNG")
-    return file.getvalue()
+def film_file(width: int, height: int) -> bytes:
+    """The PNG of a chest film that the phantom checkpoint has not seen, 8-bit grey."""
+    return png(film(width, height, TEST_SEEDS[0]))
 
 
 def decode(file: bytes) -> Image.Image:

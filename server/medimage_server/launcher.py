@@ -22,7 +22,14 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from time import monotonic
 
-from medimage_server.model_repository import RepositoryError, check_complete, exported_models, read_configs, with_parts
+from medimage_server.model_repository import (
+    RepositoryError,
+    check_complete,
+    check_served,
+    exported_models,
+    read_configs,
+    with_parts,
+)
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -87,17 +94,18 @@ def run_triton(
         log: file for Triton's log; None leaves it on this process's stdout and stderr.
 
     Raises:
-        LaunchError: Triton is not installed or has no cache, a port is taken, the repository is incomplete, or Triton
-            did not become ready.
+        LaunchError: Triton is not installed, or has no cache or no backend for a model; a port is taken, the repository
+            is incomplete, or Triton did not become ready.
     """
     repository = repository.absolute()
     try:
         configs = read_configs(repository)
         chosen = with_parts(models, configs) if models else exported_models(repository, configs)
         check_complete(repository, chosen, configs)
+        installation = find_triton()
+        check_served(chosen, configs, installation.backends)
     except RepositoryError as error:
         raise LaunchError(str(error)) from error
-    installation = find_triton()
     ports = choose_ports(host, {"http": http_port, "grpc": grpc_port, "metrics": metrics_port})
 
     with ExitStack() as stack:
@@ -183,12 +191,14 @@ def find_triton() -> Installation:
 
 
 def compose_backends(installation: Installation, scratch: Path) -> Path:
-    """A backend directory that can serve `python` and `onnxruntime` models: Triton's own if it has both."""
+    """A backend directory that can serve `python` and `onnxruntime` models, and TensorRT plans if Triton can."""
     if (installation.backends / "onnxruntime").is_dir():
         return installation.backends
     # Copied, because Triton refuses a backend library that is a link out of its directory.
     composed = scratch / "backends"
-    shutil.copytree(installation.backends / "python", composed / "python")
+    for backend in ("python", "tensorrt"):
+        if (installation.backends / backend).is_dir():
+            shutil.copytree(installation.backends / backend, composed / backend)
     shutil.copytree(find_onnxruntime_backend(), composed / "onnxruntime")
     if installation.python_stub:
         stub = shutil.copy(installation.python_stub, composed / "python")

@@ -6,6 +6,9 @@ from pathlib import Path
 from google.protobuf import text_format  # type: ignore[import-untyped]  # protobuf carries no types
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+# What Triton opens in a version folder where the config names nothing else, by the config's backend or platform.
+DEFAULT_FILES = {"python": "model.py", "onnxruntime": "model.onnx", "tensorrt_plan": "model.plan"}
+
 
 class RepositoryError(Exception):
     """The model repository cannot be served; str() says in one line what is wrong and what to do."""
@@ -48,23 +51,36 @@ def with_parts(models: Iterable[str], configs: dict[str, ModelConfig]) -> list[s
 
 
 def check_complete(repository: Path, models: Sequence[str], configs: dict[str, ModelConfig]) -> None:
-    """Check that each model has its file: the ONNX file that an export writes, or the model.py that is committed.
+    """Check that each model has its file: what an export writes, or the model.py that is committed.
 
     Raises:
-        RepositoryError: names the models without, or those that this Triton has no backend for.
+        RepositoryError: names the models without.
     """
-    if plans := [model for model in models if configs[model].platform == "tensorrt_plan"]:
-        raise RepositoryError(
-            f"{', '.join(plans)}: TensorRT plans, which only the Triton in NVIDIA's container serves; "
-            "for this one run `medimage export` with --format onnx"
-        )
     # Triton 2.51 would not fail on these but wait for ever for the process that cannot start.
-    if missing := _without_file(repository, models, configs, backend="python"):
+    if missing := _without_file(repository, models, configs, "python"):
         raise RepositoryError(f"no model.py for {', '.join(missing)}: restore it from the project's model_repository")
-    if missing := _without_file(repository, models, configs, backend="onnxruntime"):
+    for kind, option in (("onnxruntime", ""), ("tensorrt_plan", " --format tensorrt")):
+        if missing := _without_file(repository, models, configs, kind):
+            raise RepositoryError(
+                f"no exported weights for {', '.join(missing)}: "
+                f"run `medimage export MODEL --checkpoint DIR --repository {repository}{option}`"
+            )
+
+
+def check_served(models: Sequence[str], configs: dict[str, ModelConfig], backends: Path) -> None:
+    """Check that a Triton has the backend for TensorRT plans, where there are any.
+
+    Args:
+        backends: the folder of its backends, each a folder.
+
+    Raises:
+        RepositoryError: names the models without a backend.
+    """
+    plans = [model for model in models if configs[model].platform == "tensorrt_plan"]
+    if plans and not (backends / "tensorrt").is_dir():
         raise RepositoryError(
-            f"no exported weights for {', '.join(missing)}: "
-            f"run `medimage export MODEL --checkpoint DIR --repository {repository}`"
+            f"{', '.join(plans)}: TensorRT plans, and this Triton has no {backends / 'tensorrt'}; serve them with the "
+            "Triton in NVIDIA's container, or run `medimage export` with --format onnx"
         )
 
 
@@ -76,7 +92,8 @@ def exported_models(repository: Path, configs: dict[str, ModelConfig]) -> list[s
     """
 
     def is_exported(model: str) -> bool:
-        return not _without_file(repository, with_parts([model], configs), configs, backend="onnxruntime")
+        parts = with_parts([model], configs)
+        return not any(_without_file(repository, parts, configs, kind) for kind in ("onnxruntime", "tensorrt_plan"))
 
     parts = {part for config in configs.values() for part in _parts(config)}
     whole = [model for model in configs if model not in parts and is_exported(model)]
@@ -88,13 +105,11 @@ def _parts(config: ModelConfig) -> list[str]:
     return [*(step.model_name for step in config.ensemble_scheduling.step), *calls.split()]
 
 
-def _without_file(
-    repository: Path, models: Iterable[str], configs: dict[str, ModelConfig], *, backend: str
-) -> list[str]:
-    default = {"python": "model.py", "onnxruntime": "model.onnx"}[backend]
+def _without_file(repository: Path, models: Iterable[str], configs: dict[str, ModelConfig], kind: str) -> list[str]:
+    """Those of the models whose config has that backend or platform, and whose file is missing."""
     return [
         model
         for model in models
-        if configs[model].backend == backend
-        and not any((repository / model).glob(f"[0-9]*/{configs[model].default_model_filename or default}"))
+        if kind in (configs[model].backend, configs[model].platform)
+        and not any((repository / model).glob(f"[0-9]*/{configs[model].default_model_filename or DEFAULT_FILES[kind]}"))
     ]

@@ -15,7 +15,7 @@ import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from medimage_server.errors import InferenceFailed, InvalidInput
-from medimage_server.onnx_settings import ModelLoadError, cuda_options, execution_providers, session_options
+from medimage_server.onnx_settings import ModelLoadError, cuda_options, open_session, session_options
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +75,9 @@ class OnnxModel:
         path = version_directory / (config["default_model_filename"] or "model.onnx")
         if not path.is_file():
             raise ModelLoadError(f"{self.name} has no exported weights ({path.name}): run `medimage export`")
-        options = session_options(config)
-        providers = execution_providers(self.name, kind, device_id, cuda_options(config))
+        options, cuda = session_options(config), cuda_options(config)
         try:
-            self.session = ort.InferenceSession(path, options, providers=providers)
+            self.session = open_session(self.name, path, options, kind=kind, device_id=device_id, cuda_options=cuda)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise ModelLoadError(f"{self.name}: onnxruntime cannot load {path.name}: {_first_line(error)}") from error
         self._check_agrees_with(self.session)

@@ -1,4 +1,4 @@
-"""What a model config says of onnxruntime's session and CUDA provider, as onnxruntime takes it.
+"""What a model config says of onnxruntime's session and CUDA provider, as onnxruntime takes it, and such a session.
 
 Names, numbers and defaults are those of Triton's native onnxruntime backend (its README.md and src/onnxruntime.cc), so
 that one config.pbtxt serves both. A config comes as Triton passes it to a Python model: proto field names, JSON types.
@@ -6,6 +6,7 @@ that one config.pbtxt serves both. A config comes as Triton passes it to a Pytho
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -66,6 +67,11 @@ def session_options(config: Mapping[str, Any]) -> ort.SessionOptions:
     if level not in GRAPH_OPTIMIZATION_LEVELS:
         raise ModelLoadError(f"{config['name']}: optimization.graph.level is {level}; expected -1, 0, 1 or 2")
     options.graph_optimization_level = GRAPH_OPTIMIZATION_LEVELS[level]
+    # x86 without VNNI adds the products of uint8 and int8 by pairs in 16 bits, where they saturate; with this entry the
+    # int8 weights become uint8 there, slower but exact (onnxruntime_session_options_config_keys.h). Others ignore it.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    # A blank image has attention weights so small that they are denormal, and products with those take 60 times as long.
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
     return options
 
 
@@ -95,19 +101,48 @@ def cuda_options(config: Mapping[str, Any]) -> dict[str, str]:
     return options
 
 
+def open_session(
+    model: str,
+    path: Path,
+    options: ort.SessionOptions,
+    *,
+    kind: str,
+    device_id: int,
+    cuda_options: Mapping[str, str] = MappingProxyType({}),
+) -> ort.InferenceSession:
+    """Load an ONNX file on the device of an instance; a GPU instance that gets the CPU instead is named in a warning.
+
+    Args:
+        model: its name, for the warning.
+        kind, device_id: see `execution_providers`.
+
+    Raises:
+        Exception: onnxruntime's own, which share no base class, when it cannot load the file.
+    """
+    providers = execution_providers(kind, device_id, cuda_options)
+    if len(providers) > 1:
+        ort.preload_dlls()  # CUDA and cuDNN as pip installs them, which the system's loader does not find
+    session = ort.InferenceSession(path, options, providers=providers)
+    # Asked of the session: what is available is what the wheel was built with, and a failed load raises nothing.
+    if kind == "GPU" and "CUDAExecutionProvider" not in session.get_providers():
+        log.warning(
+            "%s: this onnxruntime has no CUDA provider that loads, so the CPU is used "
+            "(install onnxruntime-gpu and the CUDA and cuDNN that it needs)",
+            model,
+        )
+    return session
+
+
 def execution_providers(
-    model: str, kind: str, device_id: int, cuda_options: Mapping[str, str] = MappingProxyType({})
+    kind: str, device_id: int, cuda_options: Mapping[str, str] = MappingProxyType({})
 ) -> list[str | tuple[str, dict[str, str | int]]]:
-    """CUDA first for a GPU instance; the CPU for the rest and for nodes that CUDA cannot take.
+    """CUDA first for a GPU instance, if onnxruntime was built with it; the CPU for the rest.
 
     Args:
         kind: instance kind that Triton chose, "CPU" or "GPU".
         device_id: the CUDA device of a GPU instance.
     """
-    if kind != "GPU":
-        return ["CPUExecutionProvider"]
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        log.warning("%s: this onnxruntime has no CUDA provider, so the CPU is used (install onnxruntime-gpu)", model)
+    if kind != "GPU" or "CUDAExecutionProvider" not in ort.get_available_providers():
         return ["CPUExecutionProvider"]
     return [("CUDAExecutionProvider", {**cuda_options, "device_id": device_id}), "CPUExecutionProvider"]
 

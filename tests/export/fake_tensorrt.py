@@ -4,13 +4,29 @@ Only what an export calls is here, with the names, the order and the failures of
 """
 
 import ctypes
+import sys
+from contextlib import nullcontext
 from enum import IntEnum
+from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import onnxruntime
+import torch
 
 NUMPY_TYPES = {"tensor(uint8)": np.uint8, "tensor(int64)": np.int64, "tensor(float)": np.float32}
+
+
+def install(monkeypatch):
+    """The stand-in as the installed package, which is returned, and a PyTorch whose GPU is host memory."""
+    module = FakeTensorRT()
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(cuda_stream=1, synchronize=lambda: None))
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
+    return module
 
 
 class Severity(IntEnum):
@@ -38,9 +54,12 @@ class ParserError(SimpleNamespace):
 
 
 class FakeTensorRT:
-    """The module. Set `parser_errors` or `build_error` to make it fail, `mismatch` to refuse every saved cache."""
+    """The module. Set `parser_errors` or `build_error` to make it fail, `mismatch` to refuse every saved cache,
+    and `refused` to the name of a call that a plan is to refuse.
+    """
 
     __version__ = "10.15.1"
+    __spec__ = ModuleSpec("tensorrt", loader=None)  # PyTorch looks for it
     ILogger = ILogger
     NetworkDefinitionCreationFlag = IntEnum("NetworkDefinitionCreationFlag", {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1})
     MemoryPoolType = IntEnum("MemoryPoolType", {"WORKSPACE": 0})
@@ -48,6 +67,7 @@ class FakeTensorRT:
 
     def __init__(self):
         self.parser_errors, self.build_error, self.mismatch = [], None, False
+        self.refused = None
         self.network_flags, self.cleared_flags, self.limits, self.profiles, self.caches = None, [], {}, [], []
 
     def Builder(self, logger):
@@ -71,7 +91,7 @@ class FakeTensorRT:
         )
 
     def Runtime(self, logger):
-        return SimpleNamespace(deserialize_cuda_engine=lambda plan: Engine(bytes(plan)) if plan else None)
+        return SimpleNamespace(deserialize_cuda_engine=lambda plan: Engine(self, logger, bytes(plan)) if plan else None)
 
     def nptype(self, type_):
         return type_
@@ -85,8 +105,7 @@ class FakeTensorRT:
         if self.build_error:
             logger.log(Severity.ERROR, self.build_error)
             return None
-        with open(network.path, "rb") as file:
-            return memoryview(file.read())
+        return memoryview(onnx.load(network.path).SerializeToString())  # with the weights that lie beside the file
 
 
 class Config:
@@ -126,9 +145,9 @@ class Profile:
 
 
 class Engine:
-    def __init__(self, plan):
+    def __init__(self, tensorrt, logger, plan):
+        self.tensorrt, self.logger = tensorrt, logger
         self.session = onnxruntime.InferenceSession(plan)
-
         self.names = [node.name for node in (*self.session.get_inputs(), *self.session.get_outputs())]
         self.num_io_tensors = len(self.names)
 
@@ -136,7 +155,12 @@ class Engine:
         return self.names[index]
 
     def create_execution_context(self):
-        return Context(self.session)
+        return Context(self) if self.allows("create_execution_context") else None
+
+    def allows(self, call):
+        if self.tensorrt.refused == call:
+            self.logger.log(Severity.ERROR, f"{call} was refused")
+        return self.tensorrt.refused != call
 
     def get_tensor_dtype(self, name):
         return NUMPY_TYPES[next(node.type for node in self.session.get_outputs() if node.name == name)]
@@ -145,17 +169,17 @@ class Engine:
 class Context:
     """Runs on the addresses that it is given, in host memory; every input and output must have one."""
 
-    def __init__(self, session):
-        self.session = session
+    def __init__(self, engine):
+        self.session, self.allows = engine.session, engine.allows
         self.profiles, self.shapes, self.addresses = [], {}, {}
 
     def set_optimization_profile_async(self, index, stream):
         self.profiles.append(index)
-        return True
+        return self.allows("set_optimization_profile_async")
 
     def set_input_shape(self, name, shape):
         self.shapes[name] = shape
-        return True
+        return self.allows("set_input_shape")
 
     def get_tensor_shape(self, name):
         (node,) = [node for node in self.session.get_outputs() if node.name == name]
@@ -164,6 +188,7 @@ class Context:
 
     def set_tensor_address(self, name, address):
         self.addresses[name] = address
+        return self.allows("set_tensor_address")
 
     def execute_async_v3(self, stream):
         feed = {}
@@ -174,4 +199,4 @@ class Context:
         names = [node.name for node in self.session.get_outputs()]
         for name, array in zip(names, self.session.run(names, feed), strict=True):
             ctypes.memmove(self.addresses[name], np.ascontiguousarray(array).ctypes.data, array.nbytes)
-        return True
+        return self.allows("execute_async_v3")

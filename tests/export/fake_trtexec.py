@@ -5,12 +5,14 @@ each call to `calls.jsonl` beside the plan.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
+VERSION = os.environ.get("FAKE_TRTEXEC_VERSION", "101303")
 BUILD = {"onnx", "saveEngine", "stronglyTyped", "noTF32", "memPoolSize", "timingCacheFile", "skipInference"}
 PROFILE = {"profile", "minShapes", "optShapes", "maxShapes"}
 RUN = {"loadEngine", "useProfile", "shapes", "loadInputs", "exportOutput", "warmUp", "duration", "iterations"}
@@ -20,6 +22,9 @@ TYPES = {"tensor(uint8)": np.uint8, "tensor(int64)": np.int64, "tensor(float)": 
 def main(arguments):
     pairs = [argument.removeprefix("--").partition("=")[::2] for argument in arguments]
     options = dict(pairs)
+    sys.stdout.write(f"&&&& RUNNING TensorRT.trtexec [TensorRT v{VERSION}] [b9] # trtexec {' '.join(arguments)}\n")
+    if options.keys() == {"help"}:
+        return 0
     folder = Path(options.get("saveEngine") or options["loadEngine"]).parent
     with (folder / "calls.jsonl").open("a") as calls:
         calls.write(json.dumps(pairs) + "\n")

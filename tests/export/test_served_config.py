@@ -5,8 +5,8 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from medimage_export.errors import RepositoryError
-from medimage_export.repository import copy_unexported
-from medimage_export.served_config import max_batch_size, serve
+from medimage_export.repository import copy_unexported, put_in_place
+from medimage_export.served_config import config_change, max_batch_size
 from tests.paths import REPOSITORY
 
 ENCODERS = ["image_encoder", "text_encoder"]
@@ -20,6 +20,11 @@ def repository(tmp_path):
 
 def text_of(repository, model):
     return (repository / model / "config.pbtxt").read_bytes().decode()
+
+
+def serve(repository, model, written):
+    """Change the config as at the end of an export that wrote nothing."""
+    put_in_place(repository / "no staging", repository, [config_change(repository, model, written)])
 
 
 def rewrite(repository, model, old, new):
@@ -105,6 +110,26 @@ def test_files_of_the_other_format_go_when_the_new_one_is_served(repository):
     serve(repository, "image_encoder", "onnx")
     assert not (folder / "model.plan").exists()
     assert (folder / "model.onnx.data").exists()
+
+
+@pytest.mark.parametrize("written", ["onnx", "tensorrt"])
+def test_change_of_a_config_changes_nothing_until_it_is_put_in_place(repository, written):
+    for name in ("model.onnx", "model.plan"):
+        (repository / "image_encoder" / "1" / name).touch()
+    before = text_of(repository, "image_encoder")
+    config_change(repository, "image_encoder", written)
+    assert text_of(repository, "image_encoder") == before
+    assert {"model.onnx", "model.plan"} <= {path.name for path in (repository / "image_encoder" / "1").iterdir()}
+
+
+def test_copy_of_a_repository_that_serves_plans_is_as_committed(repository, tmp_path):
+    before = {config.parent.name: config.read_bytes() for config in repository.glob("*/config.pbtxt")}
+    for model in ENCODERS:
+        serve(repository, model, "tensorrt")
+        (repository / model / "1" / "model.plan").touch()
+    copy = copy_unexported(repository, tmp_path / "copy")
+    assert {config.parent.name: config.read_bytes() for config in copy.glob("*/config.pbtxt")} == before
+    assert not list(copy.rglob("*.plan"))
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,7 @@
 
 import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -15,10 +13,10 @@ from onnx import parser
 
 from medimage_export.errors import PlanError, TensorRTMissing, UnsupportedByTensorRT
 from medimage_export.tensorrt_package import TensorRTPackage
-from medimage_export.tensorrt_plan import build_plan, find_toolkit, timing_cache_of
+from medimage_export.tensorrt_plan import build_plan, find_toolkit, timing_cache_of, with_largest_profile
 from medimage_export.tensorrt_profiles import Profile, batch_profiles, profile_for
 from medimage_export.trtexec import Trtexec
-from tests.export.fake_tensorrt import FakeTensorRT, ParserError
+from tests.export.fake_tensorrt import FakeTensorRT, ParserError, install
 
 GIB = 2**30
 # two inputs of different types and ranks, two outputs of different shapes
@@ -52,14 +50,7 @@ def feed():
 
 @pytest.fixture
 def tensorrt(monkeypatch):
-    """The stand-in as the installed package, and a PyTorch whose GPU is host memory."""
-    module = FakeTensorRT()
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(cuda_stream=1, synchronize=lambda: None))
-    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
-    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
-    return module
+    return install(monkeypatch)
 
 
 @pytest.fixture
@@ -131,13 +122,38 @@ def test_package_before_version_10_is_refused(tensorrt, monkeypatch, tmp_path, o
         find_toolkit()
 
 
-def test_package_needs_a_pytorch_that_finds_the_gpu_and_the_command_does_not(tensorrt, monkeypatch, tmp_path):
+def test_package_needs_a_pytorch_that_finds_the_gpu(tensorrt, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(PlanError, match="needs a PyTorch that finds the GPU"):
         find_toolkit()
-    (tmp_path / "trtexec").touch(0o755)
+
+
+def test_command_needs_no_pytorch_that_finds_the_gpu(trtexec, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRT())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert isinstance(find_toolkit(), Trtexec)
+
+
+def test_version_is_that_of_the_package(tensorrt):
+    assert find_toolkit().version == "10.15.1"
+
+
+@pytest.mark.parametrize(("banner", "version"), [("101303", "10.13.3"), ("100001", "10.0.1"), ("110000", "11.0.0")])
+def test_version_is_that_of_the_command(trtexec, monkeypatch, banner, version):
+    monkeypatch.setenv("FAKE_TRTEXEC_VERSION", banner)
+    assert find_toolkit().version == version
+
+
+def test_command_before_version_10_is_refused(trtexec, monkeypatch):
+    monkeypatch.setenv("FAKE_TRTEXEC_VERSION", "8601")
+    with pytest.raises(PlanError, match="trtexec of TensorRT v8601 is too old; 10 or later is needed"):
+        find_toolkit()
+
+
+def test_command_that_is_no_trtexec_is_refused():
+    with pytest.raises(PlanError, match="true does not say that it is trtexec, and of which version"):
+        Trtexec("true")
 
 
 def test_package_builds_a_strongly_typed_network_without_tf32(network, tensorrt):
@@ -219,6 +235,39 @@ def test_package_runs_a_batch_in_the_profile_that_allows_it(network, feed, tenso
     assert session.context.profiles == [1, 0]
 
 
+@pytest.mark.parametrize(
+    ("refused", "message"),
+    [
+        ("create_execution_context", "make the plan ready to run"),
+        ("set_optimization_profile_async", "use profile 1"),
+        ("set_input_shape", r"take pixels of shape \(3, 4, 3\)"),
+        ("set_tensor_address", "use the memory of pixels"),
+        ("execute_async_v3", "run a batch of 3"),
+    ],
+)
+def test_package_reports_what_a_plan_refuses(network, feed, tensorrt, refused, message):
+    toolkit = find_toolkit()
+    tensorrt.refused = refused
+    with pytest.raises(PlanError, match=rf"^TensorRT cannot {message}: {refused} was refused$"):
+        build(network, toolkit).run(["features"], feed)
+
+
+def test_parity_feeds_run_every_profile(network, feed, tensorrt):
+    one = {name: array[:1] for name, array in feed.items()}
+    feeds = with_largest_profile({"one": one, "three": feed})
+    session = build(network, find_toolkit())
+    for batch in feeds.values():
+        session.run(["features"], batch)
+    assert session.context.profiles == [0, 1, 2]
+
+
+def test_batch_for_the_largest_profile_holds_whole_rows_of_all_feeds(feed):
+    feeds = {"last": {name: array[2:] for name, array in feed.items()}, "first": {n: a[:2] for n, a in feed.items()}}
+    added = with_largest_profile(feeds)["in turn"]
+    for name, array in feed.items():
+        np.testing.assert_array_equal(added[name], array[[2, 0, 1] * 3])
+
+
 def test_trtexec_is_asked_for_the_same_build_as_the_package(network, trtexec):
     build(network, find_toolkit())
     (arguments,) = [json.loads(line) for line in trtexec.read_text().splitlines()]
@@ -260,7 +309,7 @@ def test_trtexec_failure_is_one_line_with_its_errors_and_leaves_no_plan(network,
 
 def test_trtexec_failure_without_a_reason_says_so(tmp_path):
     with pytest.raises(PlanError, match="trtexec failed: exit status 1, without a reason"):
-        Trtexec("false").call()
+        Trtexec("false")
 
 
 def test_unsupported_graph_is_refused_before_tensorrt_sees_it(network, tensorrt):

@@ -164,10 +164,18 @@ def test_the_summary_says_what_perf_analyzer_measured(runs, tmp_path):
     assert (encoder["queue_ms"], encoder["compute_infer_ms"], encoder["p99_ms"]) == ("170.484", "282.938", "")
     assert (alone["per_second"], alone["p95_ms"], alone["queue_ms"]) == ("176.661", "37.92", "4.181")
     page = (tmp_path / "perf_analyzer.md").read_text()
+    assert "cache" not in page  # perf_analyzer.sh's own server has none
     assert "| grpc | 4 | 73 | 6.6 | 630.4 | 872.0 | 911.7 | 924.1 |" in page
     assert "| grpc | 4 | image_encoder | 2.4 | 170.5 | 0.5 | 282.9 | 2.1 |" in page
     assert "| http | 8 | text_encoder | 3.6 | 4.2 | 0.1 | 15.7 | 0.6 |" in page
     assert page.strip() == result.output.strip()
+
+
+def test_the_summary_of_another_server_warns_of_its_cache(runs, tmp_path):
+    result = CliRunner().invoke(
+        summarise, [str(runs), "--output", str(tmp_path), "--other-server"], catch_exceptions=False
+    )
+    assert "caches text vectors" in result.output.split("**medimageinsight_image**")[0]
 
 
 def run_script(*arguments, **variables):

@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from click import ClickException
 from click.testing import CliRunner
 from PIL import Image
 from scipy.special import softmax
@@ -27,8 +28,8 @@ from perf.suite import accuracy, baselines, encoders, floor, whole_path
 from perf.suite.__main__ import main
 from perf.suite.device import CPU, CUDA
 from perf.suite.results import Results
-from perf.suite.rounds import alternate, difference
-from perf.suite.sessions import session
+from perf.suite.rounds import compare, difference
+from perf.suite.sessions import check_present, session
 from tests.paths import PHANTOM_CHECKPOINT, REPOSITORY
 
 # The very path of a GPU, on the machine that the tests run on.
@@ -106,18 +107,8 @@ def test_texts_have_ten_real_tokens_each(repositories):
     assert (ids.argmax(1) == 9).all()  # the end-of-text token has the highest id
 
 
-def test_rounds_alternate_and_take_turns_in_starting():
-    calls = []
-
-    def call(name, vector):
-        def run():
-            calls.append(name)
-            return np.array([vector])
-
-        return run
-
-    timings = alternate({"a": call("a", [1.0, 0.0]), "b": call("b", [0.6, 0.8])}, rounds=3)
-    assert calls == ["a", "b", "a", "b", "b", "a", "a", "b"]
+def test_vectors_are_compared_with_the_first_calls():
+    timings = compare({"a": lambda: np.array([[1.0, 0.0]]), "b": lambda: np.array([[0.6, 0.8]])}, rounds=3)
     assert [len(timing.times_ms) for timing in timings.values()] == [3, 3]
     assert (timings["a"].max_abs_difference, timings["a"].min_cosine) == (0, 1)
     assert (timings["b"].max_abs_difference, timings["b"].min_cosine) == pytest.approx((0.8, 0.6))
@@ -135,12 +126,24 @@ def test_operation_counts_are_those_of_pytorchs_counter():
 
 
 @pytest.mark.parametrize("device", [CPU, CUDA_ON_CPU], ids=["cpu", "the path of cuda"])
-def test_matrix_rate_of_each_precision_is_measured(device, monkeypatch):
-    monkeypatch.setattr(floor, "SHAPES", ((64, 64, 64),))
-    monkeypatch.setattr(floor, "MIN_SECONDS", 0.01)
+def test_matrix_rate_of_each_precision_is_its_operations_over_the_time_of_the_fastest(device, monkeypatch):
+    class Clock:
+        """Products take 1, 2, 3, 4 ms, 1, 2, ...: so much passes between two looks."""
+
+        def __init__(self):
+            self.now, self.looks = 0.0, 0
+
+        def perf_counter(self):
+            self.looks += 1
+            self.now += 1e-3 * (1 + self.looks % 4)
+            return self.now
+
+    monkeypatch.setattr(floor, "SHAPES", ((64, 32, 16), (64, 64, 64)))
+    monkeypatch.setattr(floor, "MIN_SECONDS", 0.1)
+    monkeypatch.setattr(floor, "time", Clock())
     rates = floor.matrix_rates(device)
-    assert set(rates) == set(device.precisions)
-    assert all(0.01 < rate < 1e6 for rate in rates.values())
+    images = max(device.image_batches)  # as many times the rows
+    assert rates == pytest.approx(dict.fromkeys(device.precisions, images * 2 * 64**3 / 1e-3 / 1e9))
 
 
 def test_floor_is_work_over_rate():
@@ -169,7 +172,7 @@ def test_reference_pixels_are_those_of_the_server(profile, mode, repositories):
 
 @pytest.mark.parametrize(("width", "height"), (*whole_path.SIZES[:2], (300, 250)))
 def test_pngs_have_the_size_asked_for_and_are_grey(width, height):
-    image = whole_path.decode(whole_path.png(width, height))
+    image = whole_path.decode(whole_path.film_file(width, height))
     assert (image.size, image.mode, image.format) == ((width, height), "L", "PNG")
 
 
@@ -178,7 +181,7 @@ def test_without_triton_the_whole_path_runs_in_this_process(model, repositories,
         raise LaunchError("no tritonserver on PATH or in this environment")
 
     monkeypatch.setattr(whole_path, "find_triton", no_triton)
-    file = whole_path.png(300, 250)
+    file = whole_path.film_file(300, 250)
     reference = whole_path.reference_pipeline(
         baselines.eager(baselines.ImageEncoder(model), "cpu"), whole_path.served_profile(repositories["fp32"])
     )
@@ -239,10 +242,54 @@ def test_accuracy_of_fp16_on_a_cpu_is_not_that_of_a_session_there(model, reposit
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="it has one")
-@pytest.mark.filterwarnings("ignore:Specified provider")
 def test_a_session_that_silently_leaves_the_gpu_is_refused(repositories):
     with pytest.raises(RuntimeError, match="without CUDAExecutionProvider: install onnxruntime-gpu"):
         session(repositories["fp16"], "image_encoder", CUDA)
+
+
+def test_a_session_on_a_gpu_has_the_options_that_are_served(repositories, monkeypatch):
+    asked = {}
+
+    def load(path, options, providers):
+        asked.update(providers=providers)
+        raise RuntimeError("there is no GPU here")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", load)
+    with pytest.raises(RuntimeError, match="no GPU here"):
+        session(repositories["fp16"], "image_encoder", CUDA)
+    provider, options = asked["providers"][0]
+    assert provider == "CUDAExecutionProvider"
+    assert (options["use_tf32"], options["cudnn_conv_algo_search"]) == ("0", "HEURISTIC")  # as in config.pbtxt
+
+
+def test_a_gpu_that_is_not_there_is_missed_before_anything_else(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = CliRunner().invoke(main, ["--quick", "--device", "cuda", "--repository-fp32", str(tmp_path)])
+    assert result.exit_code == 1
+    assert result.output == ("Error: --device cuda: PyTorch finds no GPU here (torch.cuda.is_available() is False)\n")
+
+
+def test_an_onnxruntime_without_cuda_is_refused_with_what_installs_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(ClickException, match="no CUDAExecutionProvider; `make perf-gpu` puts onnxruntime-gpu in its"):
+        check_present(CUDA)
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="it has one")
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_cuda_provider_that_does_not_load_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    with pytest.raises(ClickException, match="could not load CUDAExecutionProvider"):
+        check_present(CUDA)
+
+
+def test_the_cpu_is_always_present():
+    check_present(CPU)
 
 
 def test_results_are_on_disk_after_each_part(tmp_path):
@@ -259,3 +306,13 @@ def test_a_repository_of_another_precision_is_refused_before_anything_is_measure
     result = CliRunner().invoke(main, ["--quick", "--repository-fp32", str(repositories["int8"])])
     assert result.exit_code == 1
     assert "--repository-fp32 holds an export of precision int8" in result.output
+
+
+def test_a_repository_of_tensorrt_plans_is_refused(tmp_path):
+    folder = tmp_path / "medimageinsight" / "1"
+    folder.mkdir(parents=True)
+    manifest = {"checkpoint": {"weights": "0" * 64}, "format": "tensorrt", "precision": "fp32"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    result = CliRunner().invoke(main, ["--quick", "--repository-fp32", str(tmp_path)])
+    assert result.exit_code == 1
+    assert result.output == "Error: --repository-fp32 holds an export of format tensorrt: only onnx is measured\n"

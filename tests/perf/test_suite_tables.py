@@ -116,6 +116,13 @@ def test_encoders_show_ratio_and_share_of_their_own_precisions_floor():
     assert [dict(zip(header, row, strict=True))["floor ÷ it"] for row in body] == ["50%", "-", "71%"]
 
 
+def test_texts_have_a_floor_only_where_their_padding_is_cut():
+    texts = ENCODERS["image, batch 1"] | {"gflop": 64.64}
+    header, *body = rows(tables.encoders({"16 texts of 10 tokens": texts}, FLOOR))
+    # 64.64 / 700 s = 92.3 ms / 1230; PyTorch computes 77 tokens of each
+    assert [dict(zip(header, row, strict=True))["floor ÷ it"] for row in body] == ["-", "-", "8%"]
+
+
 def test_encoders_of_another_size_have_no_floor():
     cases = {"image, batch 1": ENCODERS["image, batch 1"] | {"gflop": None}}
     header, *body = rows(tables.encoders(cases, FLOOR))
@@ -128,7 +135,30 @@ def test_encoders_say_what_was_not_measured_and_why():
 
 def test_accuracy_gives_differences_in_percentage_points():
     body = rows(tables.accuracy(ACCURACY))[1:]
-    assert body[1][1:] == ["46.73% (-0.20)", "34.71% (+0.10)", "92.55% (+0.00)", "7", "0.997600"]
+    assert body[1][1:] == ["46.73% (-0.20)", "34.71% (+0.10)", "92.55% (+0.00)", "met", "7", "0.997600"]
+
+
+@pytest.mark.parametrize(
+    ("runtime", "points", "goal"),
+    [
+        ("OnnxRuntime fp16", (0.2, -0.2, 0.1), "met"),
+        ("OnnxRuntime fp16", (0, 0, -0.11), "missed"),
+        ("OnnxRuntime fp16", (0.21, 0, 0), "missed"),  # gained by chance, not by precision
+        ("OnnxRuntime int8", (0.5, 0.5, -0.5), "met"),
+        ("OnnxRuntime int8", (0, -0.51, 0), "missed"),
+        ("OnnxRuntime fp32", (0, 0, 0), "-"),
+        ("PyTorch eager fp16", (9, 9, 9), "-"),
+    ],
+)
+def test_accuracy_says_whether_a_precision_meets_its_goal(runtime, points, goal):
+    reference = ACCURACY["runtimes"]["PyTorch eager fp32"]
+    moved = {
+        metric: reference[metric] + by / 100
+        for metric, by in zip(("accuracy", "balanced_accuracy", "macro_auc"), points, strict=True)
+    }
+    runtimes = {"PyTorch eager fp32": reference, runtime: reference | moved}
+    header, *body = rows(tables.accuracy(ACCURACY | {"runtimes": runtimes}))
+    assert [row[header.index("goal")] for row in body] == ["-", goal]
 
 
 def test_whole_path_shows_the_decoding_beside_the_pipelines():

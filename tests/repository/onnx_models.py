@@ -48,3 +48,24 @@ def write_identity(path: Path, numpy_type: type) -> None:
     x, y = (helper.make_tensor_value_info(name, element, ["rows", "length"]) for name in "xy")
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "identity", [x], [y])
     onnx.save(helper.make_model(graph, **OPSET), path)
+
+
+def write_integer_product(path: Path, weights: np.ndarray) -> None:
+    """y = x @ weights, of x uint8 (any, K) and weights int8 (K, N): onnxruntime's MatMulIntegerToFloat, scales 1."""
+    depth, width = weights.shape
+    constants = {"weights": weights, "one": np.float32(1), "zero": np.uint8(0), "weight_zero": np.int8(0)}
+    graph = helper.make_graph(
+        [
+            helper.make_node(
+                "MatMulIntegerToFloat",
+                ["x", "weights", "one", "one", "zero", "weight_zero"],
+                ["y"],
+                domain="com.microsoft",
+            )
+        ],
+        "integer_product",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, ["rows", depth])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", width])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, **OPSET), path)

@@ -25,6 +25,7 @@ from medimage_server.launcher import (
 from medimage_server.model_repository import (
     RepositoryError,
     check_complete,
+    check_served,
     exported_models,
     read_configs,
     with_parts,
@@ -167,11 +168,44 @@ def test_weights_are_asked_for_only_of_the_models_to_be_served(unexported):
         check_complete(unexported, with_parts(["medimageinsight"], configs), configs)
 
 
-def test_tensorrt_plans_are_refused_with_the_way_out(unexported):
+@pytest.fixture
+def planned(unexported):
+    """A repository whose text encoder is a TensorRT plan, which is not exported yet."""
     config = unexported / "text_encoder/config.pbtxt"
-    config.write_text(config.read_text().replace('backend: "onnxruntime"', 'platform: "tensorrt_plan"'))
-    with pytest.raises(RepositoryError, match=r"^text_encoder: TensorRT plans, .* with --format onnx"):
-        check_complete(unexported, ["text_encoder"], read_configs(unexported))
+    served = config.read_text().replace('backend: "onnxruntime"', 'platform: "tensorrt_plan"')
+    config.write_text(served.replace("model.onnx", "model.plan"))
+    return unexported
+
+
+def test_tensorrt_plan_is_asked_for_where_it_is_configured(planned):
+    configs = read_configs(planned)
+    with pytest.raises(RepositoryError, match=r"^no exported weights for text_encoder: run .* --format tensorrt`$"):
+        check_complete(planned, ["text_encoder"], configs)
+    (planned / "image_encoder/1/model.onnx").touch()
+    assert "text_encoder" not in exported_models(planned, configs)
+    (planned / "text_encoder/1/model.plan").touch()
+    check_complete(planned, ["text_encoder"], configs)
+    assert "text_encoder" in exported_models(planned, configs)
+
+
+def test_tensorrt_plans_are_refused_by_a_triton_without_their_backend(planned, tmp_path, monkeypatch):
+    (planned / "text_encoder/1/model.plan").touch()
+    install_triton(tmp_path / "triton", monkeypatch, "exit 3", "python", "onnxruntime")
+    done = serve("--repository", planned, "--http-port", 0, "--grpc-port", 0, "--metrics-port", 0)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"Error: text_encoder: TensorRT plans, and this Triton has no {tmp_path}/triton/backends/tensorrt; serve them "
+        "with the Triton in NVIDIA's container, or run `medimage export` with --format onnx\n"
+    )
+    with pytest.raises(RepositoryError, match=r"^text_encoder: TensorRT plans"):
+        check_served(["text_tokenizer", "text_encoder"], read_configs(planned), tmp_path)
+
+
+def test_tensorrt_plans_are_served_by_a_triton_with_their_backend(planned, tmp_path, monkeypatch):
+    (planned / "text_encoder/1/model.plan").touch()
+    install_triton(tmp_path / "triton", monkeypatch, "exit 3", "python", "onnxruntime", "tensorrt")
+    done = serve("--repository", planned, "--http-port", 0, "--grpc-port", 0, "--metrics-port", 0)
+    assert done.stderr == "Error: Triton ended with exit code 3 before it was ready; see its log above\n"
 
 
 def test_python_model_without_its_file_is_named_and_not_waited_for(exported):
@@ -206,6 +240,14 @@ def test_missing_onnxruntime_backend_is_replaced_by_ours(tmp_path, monkeypatch):
     composed = compose_backends(find_triton(), tmp_path)
     assert (composed / "python/library.so").is_file()
     assert (composed / "onnxruntime/model.py").is_file()
+    assert not (composed / "tensorrt").exists()
+
+
+def test_tensorrt_backend_is_kept_beside_our_onnxruntime_backend(tmp_path, monkeypatch):
+    install_triton(tmp_path / "triton", monkeypatch, "", "python", "tensorrt")
+    composed = compose_backends(find_triton(), tmp_path)
+    assert sorted(path.name for path in composed.iterdir()) == ["onnxruntime", "python", "tensorrt"]
+    assert (composed / "tensorrt/library.so").is_file()
 
 
 @pytest.mark.parametrize(

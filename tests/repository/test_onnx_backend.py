@@ -186,7 +186,7 @@ def test_load_refuses_a_setting_that_is_not_valid(config, tmp_path):
         OnnxModel(config, tmp_path, kind="CPU", device_id=0)
 
 
-def test_load_hands_the_settings_of_the_config_to_the_cuda_provider(config, tmp_path, monkeypatch):
+def test_load_hands_the_settings_of_the_config_to_the_cuda_provider(config, tmp_path, monkeypatch, caplog):
     seen = []
     write_text_encoder(tmp_path / "model.onnx")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
@@ -202,6 +202,7 @@ def test_load_hands_the_settings_of_the_config_to_the_cuda_provider(config, tmp_
     config["optimization"] = {"execution_accelerators": {"gpu_execution_accelerator": [accelerator]}}
     OnnxModel(config, tmp_path, kind="GPU", device_id=2)
     assert seen == [("CUDAExecutionProvider", {"gpu_mem_limit": "1000", "use_tf32": "0", "device_id": 2})]
+    assert caplog.messages[0].startswith("text_encoder: this onnxruntime has no CUDA provider that loads")
 
 
 @pytest.fixture

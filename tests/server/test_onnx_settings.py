@@ -3,13 +3,21 @@
 import json
 import logging
 
+import numpy as np
 import onnxruntime
 import pytest
 from google.protobuf import json_format, text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from medimage_server.onnx_settings import ModelLoadError, cuda_options, execution_providers, session_options
+from medimage_server.onnx_settings import (
+    ModelLoadError,
+    cuda_options,
+    execution_providers,
+    open_session,
+    session_options,
+)
 from tests.paths import REPOSITORY
+from tests.repository.onnx_models import write_identity, write_integer_product
 
 
 def config_of(text):
@@ -123,16 +131,68 @@ def test_value_that_the_native_backend_would_refuse_is_an_error(config, message)
 
 def test_gpu_instance_uses_its_own_cuda_device_and_options(monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    provider, fallback = execution_providers("m", "GPU", 1, {"use_tf32": "0"})
+    provider, fallback = execution_providers("GPU", 1, {"use_tf32": "0"})
     assert provider == ("CUDAExecutionProvider", {"device_id": 1, "use_tf32": "0"})
     assert fallback == "CPUExecutionProvider"
-    assert execution_providers("m", "CPU", 0, {"use_tf32": "0"}) == ["CPUExecutionProvider"]
+    assert execution_providers("CPU", 0, {"use_tf32": "0"}) == ["CPUExecutionProvider"]
 
 
-def test_gpu_instance_without_cuda_provider_warns_and_uses_the_cpu(monkeypatch, caplog):
+@pytest.fixture
+def identity(tmp_path):
+    write_identity(tmp_path / "model.onnx", np.float32)
+    return tmp_path / "model.onnx"
+
+
+@pytest.fixture
+def failing_cuda(monkeypatch):
+    """An onnxruntime that was built with CUDA and cannot load it: its sessions are the CPU's; returns its calls."""
+    calls = []
+    real = onnxruntime.InferenceSession
+
+    def session(path, options, providers):
+        calls.append([provider if isinstance(provider, str) else provider[0] for provider in providers])
+        return real(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: calls.append("preload"))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    return calls
+
+
+CPU_INSTEAD = (
+    "encoder: this onnxruntime has no CUDA provider that loads, so the CPU is used "
+    "(install onnxruntime-gpu and the CUDA and cuDNN that it needs)"
+)
+
+
+def test_gpu_instance_without_cuda_provider_warns_and_uses_the_cpu(identity, monkeypatch, caplog):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    assert execution_providers("m", "GPU", 0) == ["CPUExecutionProvider"]
-    assert "install onnxruntime-gpu" in caplog.text
+    session = open_session("encoder", identity, onnxruntime.SessionOptions(), kind="GPU", device_id=0)
+    assert session.get_providers() == ["CPUExecutionProvider"]
+    assert caplog.messages == [CPU_INSTEAD]
+
+
+def test_gpu_instance_whose_cuda_provider_fails_to_load_warns(identity, failing_cuda, caplog):
+    open_session("encoder", identity, onnxruntime.SessionOptions(), kind="GPU", device_id=0)
+    assert failing_cuda == ["preload", ["CUDAExecutionProvider", "CPUExecutionProvider"]]
+    assert caplog.messages == [CPU_INSTEAD]
+
+
+def test_cpu_instance_loads_no_cuda_and_warns_of_nothing(identity, failing_cuda, caplog):
+    open_session("encoder", identity, onnxruntime.SessionOptions(), kind="CPU", device_id=0)
+    assert failing_cuda == [["CPUExecutionProvider"]]
+    assert not caplog.messages
+
+
+def test_products_of_uint8_and_int8_are_exact_on_every_cpu(tmp_path):
+    # pairs of 255 * 127 do not fit in 16 bits
+    activations, weights = np.full((4, 64), 255, np.uint8), np.full((64, 32), 127, np.int8)
+    write_integer_product(tmp_path / "model.onnx", weights)
+    options = session_options(config_of(""))
+    assert options.get_session_config_entry("session.x64quantprecision") == "1"  # all that a CPU with VNNI can show
+    session = open_session("encoder", tmp_path / "model.onnx", options, kind="CPU", device_id=0)
+    (product,) = session.run(None, {"x": activations})
+    np.testing.assert_array_equal(product, activations.astype(np.float32) @ weights.astype(np.float32))
 
 
 @pytest.mark.parametrize("model", ["image_encoder", "text_encoder", "cxr_image_encoder"])

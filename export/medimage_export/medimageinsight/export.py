@@ -29,10 +29,12 @@ from medimage_export.node_by_node import NodeByNode
 from medimage_export.parity import Bound, Feed, ParityRow, Session, check_parity, compare
 from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_export.repository import check_configs, check_is_repository, put_in_place, staging_folder, write_json
-from medimage_export.served_config import Format, max_batch_size, serve
-from medimage_export.tensorrt_plan import Toolkit, build_plan, find_toolkit, timing_cache_of
+from medimage_export.served_config import Format, config_change, max_batch_size
+from medimage_export.tensorrt_plan import Toolkit, build_plan, find_toolkit, timing_cache_of, with_largest_profile
 
 MODELS = ("image_encoder", "image_preprocessing", "medimageinsight", "text_encoder", "text_tokenizer")
+
+CUDA = "CUDAExecutionProvider"
 
 # Largest difference allowed to one number of a unit vector, and the least cosine. Measured at full size with random
 # weights and on the phantom checkpoint, the worse of both: fp32 1e-7, fp16 8e-5 and 0.9999995, int8 3e-3 and 0.9996.
@@ -75,7 +77,7 @@ def export_medimageinsight(
 
     Raises:
         CheckpointError, ConfigError: the checkpoint is not exactly what its config says.
-        RepositoryError: not this project's model repository, or its configs do not fit the checkpoint.
+        RepositoryError: not this project's model repository, or its configs do not fit the checkpoint or the format.
         ParityError: the exported model does not give PyTorch's numbers.
         ExportError: the options exclude each other, or an image file cannot be read.
         TensorRTMissing, UnsupportedByTensorRT, PlanError: see `tensorrt_plan`.
@@ -106,15 +108,18 @@ def export_medimageinsight(
             lambda: text_feeds(tokenizer).values(),
         ),
     )
+    changes = [config_change(repository, encoder.name, format) for encoder in encoders]
     with staging_folder(repository, MODELS) as staging:
         parity = []
         for encoder in encoders:
             folder = staging / encoder.name
+            feeds = encoder.parity_feeds
             if toolkit is None:
                 session = _write_onnx(encoder, folder / "model.onnx", precision)
             else:
                 session = _write_plan(encoder, folder / "model.plan", precision, toolkit, repository)
-            parity += compare(encoder.name, encoder.reference, session, encoder.reference.OUTPUTS, encoder.parity_feeds)
+                feeds = with_largest_profile(feeds)
+            parity += compare(encoder.name, encoder.reference, session, encoder.reference.OUTPUTS, feeds)
             del session
         check_parity(parity, BOUNDS[precision])
 
@@ -124,17 +129,18 @@ def export_medimageinsight(
             "interpolation": model.config.image.interpolation,
         }
         write_json(staging / "image_preprocessing" / "preprocessing.json", preprocessing)
+        versions = {module.__name__: module.__version__ for module in (torch, onnx, onnxruntime)}
+        if toolkit is not None:
+            versions["tensorrt"] = toolkit.version
         manifest = {
             "checkpoint": source,
             "format": format,
             "precision": precision,
-            "versions": {module.__name__: module.__version__ for module in (torch, onnx, onnxruntime)},
+            "versions": versions,
             "parity": [asdict(row) for row in parity],
         }
         write_json(staging / "medimageinsight" / "manifest.json", manifest)
-        put_in_place(staging, repository)
-        for encoder in encoders:
-            serve(repository, encoder.name, format)
+        put_in_place(staging, repository, changes)
     return parity
 
 
@@ -143,11 +149,20 @@ def _write_onnx(encoder: Encoder, path: Path, precision: Precision) -> Session:
     if precision == "int8":
         ranges = activation_ranges(encoder.layers, encoder.reference, encoder.calibration_feeds())
     encoder.write(path, precision=precision, ranges=ranges)
-    if precision != "fp16":
-        return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        return onnxruntime.InferenceSession(path, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
-    return NodeByNode(path)
+    if precision == "fp16":
+        return _open_on_gpu(path) or NodeByNode(path)
+    options = onnxruntime.SessionOptions()
+    # CPUs without VNNI would add pairs of int8 products in 16 bits and clip them; this makes them slower, and exact
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _open_on_gpu(path: Path) -> Session | None:
+    """A session that computes float32 in float32, as the served configs ask for; None where there is no GPU."""
+    if CUDA not in onnxruntime.get_available_providers():
+        return None
+    session = onnxruntime.InferenceSession(path, providers=[(CUDA, {"use_tf32": "0"}), "CPUExecutionProvider"])
+    return session if CUDA in session.get_providers() else None  # it falls back to the CPU with a warning alone
 
 
 def _write_plan(encoder: Encoder, plan: Path, precision: Precision, toolkit: Toolkit, repository: Path) -> Session:

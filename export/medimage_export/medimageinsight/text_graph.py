@@ -56,14 +56,17 @@ class TextEncoderWriter(EncoderWriter):
         """The graph's inputs -> tokens with their positions (B * T, D) float32."""
         shape = ["batch", config.context_length]
         ids, mask = (self.input(name, TensorProto.INT64, shape) for name in ("input_ids", "attention_mask"))
-        # The end-of-text token has the highest id, and ArgMax gives the first of equals. int32, since onnxruntime has
-        # no int64 ArgMax.
-        self.ends = self.node(  # (B, 1)
-            "ArgMax", [self.node("Cast", [ids], "ids/int32", to=TensorProto.INT32)], "ends", axis=1, keepdims=1
+        # The first end-of-text token, which has the highest id. Earlier ones are made higher still: runtimes differ in
+        # which of equals ArgMax gives. int32, since onnxruntime has no int64 ArgMax.
+        places = self.constant("places", np.arange(config.context_length, dtype=np.int64))
+        ranks = self.node(
+            "Sub", [self.node("Mul", [ids, self.integers(config.context_length)], "ids/spread"), places], "ranks"
         )
+        ranks = self.node("Cast", [ranks], "ranks/int32", to=TensorProto.INT32)
+        self.ends = self.node("ArgMax", [ranks], "ends", axis=1, keepdims=1)  # (B, 1)
         positions = self.matrix("positional_embedding", encoder.positional_embedding)
         if self.operators == "onnxruntime":
-            ids, mask, positions = self._cut_to_longest(ids, mask, positions, config.context_length)
+            ids, mask, positions = self._cut_to_longest(ids, mask, positions, places)
         self.tokens_shape = self.node(  # B, T, D
             "Concat",
             [self.node("Shape", [ids], "ids/shape"), self.integers(config.width)],
@@ -75,9 +78,8 @@ class TextEncoderWriter(EncoderWriter):
         x = self.node("Add", [self.node("Gather", [table, ids], "embedded"), positions], "positioned")
         return self.reshape(self.to_float32(x), -1, config.width)
 
-    def _cut_to_longest(self, ids: str, mask: str, positions: str, context: int) -> tuple[str, str, str]:
+    def _cut_to_longest(self, ids: str, mask: str, positions: str, places: str) -> tuple[str, str, str]:
         """Without the tokens that are, in all texts of the batch, behind the end and hidden by the mask."""
-        places = self.constant("places", np.arange(context, dtype=np.int64))
         shown = self.node("Mul", [mask, places], "places_shown")
         last = [self.node("ReduceMax", [x], f"{x}/last", keepdims=1) for x in (shown, self.ends)]  # (1, 1)
         last = self.node("Reshape", [self.node("Max", last, "last"), self.integers(1)], "last/1")

@@ -17,7 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from medimage_server.exported import exported_file
-from medimage_server.onnx_settings import execution_providers
+from medimage_server.onnx_settings import open_session
 from medimage_server.reports.constraint import Logits
 from medimage_server.reports.embedding import Embeds
 from medimage_server.reports.memory import fit_slots, gigabytes
@@ -53,9 +53,8 @@ class Decoder:
         exported_file(path, "cxrreportgen")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        providers = execution_providers(path.name, kind, device_id)
         try:
-            self._session = ort.InferenceSession(path, options, providers=providers)
+            self._session = open_session(path.name, path, options, kind=kind, device_id=device_id)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise ValueError(f"{path}: onnxruntime cannot load it: {str(error).partition(chr(10))[0]}") from error
         on_gpu = self._session.get_providers()[0] == "CUDAExecutionProvider"

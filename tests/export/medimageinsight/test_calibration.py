@@ -110,9 +110,7 @@ def test_zero_is_in_every_range(model, feeds):
 
 def test_input_that_is_not_finite_is_an_error_that_names_the_layer(model, feeds):
     model.image_encoder.blocks[1][0].spatial_block.ffn.norm.bias[3] = float("nan")
-    with pytest.raises(
-        ExportError, match=r"^no int8 range: the input of blocks\.1\.0\.\S*ffn\.fn\.net\.fc1, "
-    ):
+    with pytest.raises(ExportError, match=r"^no int8 range: the input of blocks\.1\.0\.\S*ffn\.fn\.net\.fc1, "):
         activation_ranges(model.image_encoder, ImageEncoderGraph(model), feeds)
 
 

@@ -75,6 +75,21 @@ def test_step_between_two_chunks_of_a_prefill_leaves_it_whole(model, decoder):
     close(logits, model.logits(embeds))
 
 
+def test_gpu_instance_whose_cuda_provider_fails_to_load_warns_and_decodes_on_the_cpu(model, monkeypatch, caplog):
+    real = ort.InferenceSession
+
+    def session(path, options, providers):
+        assert providers[0] == ("CUDAExecutionProvider", {"device_id": 0})
+        return real(path, options, providers=providers[1:])
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    decoder = Decoder(model.folder / "decoder.onnx", slots=1, max_length=64, kind="GPU", threads=1)
+    embeds = prompt(model, 0, 5)
+    close(prefill(decoder, 0, embeds), model.logits(embeds))
+    assert caplog.messages[0].startswith("decoder.onnx: this onnxruntime has no CUDA provider that loads")
+
+
 def test_slot_forgets_the_answer_before(model, decoder):
     embeds = prompt(model, 1, 5)
     prefill(decoder, 2, prompt(model, 0, 50))
