@@ -200,8 +200,8 @@ class EncoderWriter(OnnxWriter):
             x.scale,
             self.constant(f"{name}.weight_scale", scales.numpy()),
             x.zero_point,
-            # not left out: onnxruntime before 1.30 would then not see to CPUs without VNNI
-            self.constant("weight_zero_point", np.array(0, np.int8)),
+            # neither left out nor shared: onnxruntime would then not see to CPUs without VNNI
+            self.constant(f"{name}.weight_zero_point", np.array(0, np.int8)),
         ]
         if bias is not None:
             inputs.append(self.constant(f"{name}.bias", bias.numpy()))

@@ -151,10 +151,7 @@ def _write_onnx(encoder: Encoder, path: Path, precision: Precision) -> Session:
     encoder.write(path, precision=precision, ranges=ranges)
     if precision == "fp16":
         return _open_on_gpu(path) or NodeByNode(path)
-    options = onnxruntime.SessionOptions()
-    # CPUs without VNNI would add pairs of int8 products in 16 bits and clip them; this makes them slower, and exact
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
 def _open_on_gpu(path: Path) -> Session | None:
