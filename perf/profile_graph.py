@@ -39,6 +39,11 @@ def main(model: Path, threads: int, batch: int, runs: int) -> None:
     print_table(kernel_times(events), runs)
 
 
+def example(shape: tuple[int, ...], kind: type) -> np.ndarray:
+    """Noise for pixels, since a blank image is slower than any other (see NOTES.md); ones for ids and masks."""
+    return np.random.default_rng(0).integers(0, 256, shape, kind) if kind is np.uint8 else np.ones(shape, kind)
+
+
 def kernel_times(events: list[dict]) -> dict[str, list[float]]:
     """Milliseconds of each kind of node, in the order in which the nodes ran."""
     times = defaultdict(list)
