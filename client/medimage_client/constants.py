@@ -3,8 +3,8 @@
 EMBEDDING_SIZE = 1024  # of both towers: UNICL_MODEL, DIM_PROJECTION in the checkpoint's config.yaml
 
 # A call with many inputs becomes several requests. Their sizes and number are small enough for a CPU to answer within
-# the time limit (one full-size image takes two cores 5 s in fp32, perf/results), and 4 x 4 images or 4 x 16 texts fill the
-# largest batch that the server's dynamic batching makes of them, 16 and 64.
+# the time limit (one full-size image takes two cores 5 s in fp32, perf/results), and 4 x 4 images or 4 x 16 texts fill
+# the largest batch that the server's dynamic batching makes of them, 16 and 64.
 IMAGES_PER_REQUEST = 4
 TEXTS_PER_REQUEST = 16
 DEFAULT_CONCURRENCY = 4  # requests in flight of one client
