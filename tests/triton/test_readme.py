@@ -117,9 +117,22 @@ def test_commands_give_the_azure_answer(commands_of_the_checkpoint):
 
 @pytest.mark.parametrize("heading", ["### Python", "### gRPC with NVIDIA's own client", "### Report in Python"])
 def test_python_example_prints_what_stands_below_it(commands_of_the_checkpoint, run, workplace, heading):
-    (_, code), (_, printed) = blocks(heading)
+    (_, code), (_, printed), *_ = blocks(heading)
     (workplace / "example.py").write_text(run.local(code))
     assert run("python example.py") == printed
+
+
+def test_options_for_large_images_give_vectors(commands_of_the_checkpoint, run, workplace):
+    *_, (_, code) = blocks("### Python")
+    assert "resize" in code and "shared_memory" in code
+    (workplace / "example.py").write_text(run.local(code) + "    print(vectors.shape)\n")
+    assert run("python example.py") == "(1, 1024)\n"
+
+
+def test_other_precisions_are_exported(run, workplace, unexported):
+    _, (_, command) = blocks("## Bring your own checkpoint")
+    shutil.copytree(unexported, workplace / "other_repository")
+    assert "5.0e-02" in run(f"{command.strip()} --repository other_repository")  # the bound of int8
 
 
 @pytest.mark.parametrize(

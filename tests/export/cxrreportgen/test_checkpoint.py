@@ -196,7 +196,7 @@ def own_kib():
 
 def watch():
     while True:
-        peaks.append(max(peaks.pop(), own_kib()))
+        peaks[0] = max(peaks[0], own_kib())
         time.sleep(0.01)
 
 before = own_kib()
