@@ -57,8 +57,10 @@ class Quantized(NamedTuple):
 
 
 class EncoderWriter(OnnxWriter):
-    """Args:
-    ranges: of the input of each linear layer, by the layer's name; of use in int8 alone.
+    """A graph of either encoder.
+
+    Args:
+        ranges: of the input of each linear layer, by the layer's name; of use in int8 alone.
     """
 
     def __init__(
@@ -68,7 +70,6 @@ class EncoderWriter(OnnxWriter):
         self.precision = precision
         self.operators = operators
         self.ranges = ranges or {}
-        self.type = TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT
 
     def vector(self, name: str, values: Tensor | np.ndarray) -> str:
         """A small parameter, in the type of the activations."""
@@ -97,11 +98,6 @@ class EncoderWriter(OnnxWriter):
 
     def add(self, x: str, y: str) -> str:
         return self.node("Add", [x, y], f"{y}/added")
-
-    def layer_norm(self, x: str, name: str, norm: nn.LayerNorm) -> str:
-        """Over the last axis; its statistics are float32 in every precision, which is the operator's default."""
-        parameters = [self.vector(f"{name}.weight", norm.weight), self.vector(f"{name}.bias", norm.bias)]
-        return self.node("LayerNormalization", [x, *parameters], name, axis=-1, epsilon=norm.eps)
 
     def quantized(self, x: str, layer: str) -> Quantized:
         """`x` in 8 bits, over the calibrated range of the input of `layer`."""
@@ -177,7 +173,7 @@ class EncoderWriter(OnnxWriter):
         self.node("Div", [x, length], self.output(output, TensorProto.FLOAT, ["batch", projection.shape[1]]))
 
     def scaling_factor(self, logit_scale: Tensor, like: str) -> None:
-        """The graph's output scaling_factor (B, 1), one for each row of its input `like`."""
+        """The graph's output scaling_factor (B, 1), one for each row of `like`."""
         batch = self.node("Shape", [like], "batch_size", start=0, end=1)
         shape = self.node("Concat", [batch, self.integers(1)], "scaling_factor_shape", axis=0)
         value = self.constant("logit_scale", logit_scale.numpy().reshape(1, 1))

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 from onnx import TensorProto
+from torch import nn
 
 from medimage_export.medimageinsight.config import DaViTConfig
 from medimage_export.medimageinsight.davit import (
@@ -128,6 +129,11 @@ class ImageEncoderWriter(EncoderWriter):
         hidden = self.mlp(normed, (f"{name}.ffn.fn.net.fc1", net.fc1), self.gelu, (f"{name}.ffn.fn.net.fc2", net.fc2))
         return self.add(x, hidden)
 
+    def layer_norm(self, x: str, name: str, norm: nn.LayerNorm) -> str:
+        """Over the last axis; its statistics are float32 in every precision, which is the operator's default."""
+        parameters = [self.vector(f"{name}.weight", norm.weight), self.vector(f"{name}.bias", norm.bias)]
+        return self.node("LayerNormalization", [x, *parameters], name, axis=-1, epsilon=norm.eps)
+
     def gelu(self, x: str) -> str:
         return self.node("Gelu", [x], f"{x}/gelu")
 
@@ -185,16 +191,12 @@ class ImageEncoderWriter(EncoderWriter):
         """Attention between the channels of a group, over all tokens; two products of which one side is C / groups."""
         C, groups = grid.channels, module.groups
         x = self.activation(x, f"{name}.qkv", C)
-        q, k, v = (
-            self.transpose(
-                self.reshape(self.linear(x, f"{name}.{part}", weight, bias), -1, grid.tokens, groups, C // groups),
-                0,
-                2,
-                1,
-                3,
-            )
+        products = (
+            self.linear(x, f"{name}.{part}", weight, bias)
             for part, weight, bias in zip("qkv", module.qkv.weight.split(C), module.qkv.bias.split(C), strict=True)
-        )  # each (B, groups, N, C / groups)
+        )
+        by_token = (self.reshape(y, -1, grid.tokens, groups, C // groups) for y in products)
+        q, k, v = (self.transpose(y, 0, 2, 1, 3) for y in by_token)  # each (B, groups, N, C / groups)
         # In float32, for these sums are over all tokens: up to 14,400 of them, at which float16 has steps of 8.
         q, k = self.to_float32(q), self.to_float32(k)
         scores = self.node("MatMul", [self.transpose(q, 0, 1, 3, 2), k], f"{name}/products")

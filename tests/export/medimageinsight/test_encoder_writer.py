@@ -79,10 +79,10 @@ def write_layers(path, layers, *, precision="fp32", operators="onnxruntime"):
     """x (n, width) -> y (n, 8) by an MLP and a linear layer; names as in `layers`."""
     mlp, last = layers["mlp"], layers["last"]
     with EncoderWriter(path, precision=precision, operators=operators) as graph:
-        x = graph.input("x", graph.type, ["n", mlp[0].in_features])
+        x = graph.input("x", TensorProto.FLOAT, ["n", mlp[0].in_features])
         x = graph.mlp(x, ("fc1", mlp[0]), lambda x: graph.node("Gelu", [x], "gelu"), ("fc2", mlp[2]))
         x = graph.linear(graph.activation(x, "last", last.in_features), "last", last.weight, last.bias)
-        graph.node("Identity", [x], graph.output("y", graph.type, ["n", 8]))
+        graph.node("Identity", [x], graph.output("y", TensorProto.FLOAT, ["n", 8]))
 
 
 def layers_of(width, *, bias):
