@@ -5,7 +5,7 @@ import queue
 import numpy as np
 import tritonclient.grpc as grpc
 
-WAIT_S = 30.0  # for any answer: far more than it takes, so that a hang fails the test and not the machine
+from tests.waiting import WAIT_S
 
 
 def bytes_input(name, rows, transport=grpc):

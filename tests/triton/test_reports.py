@@ -11,7 +11,6 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from http.client import HTTPConnection
 from io import BytesIO
-from time import monotonic
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,6 +30,7 @@ from medimage_server.reports.chest_xray import resize_and_crop, stretch_grey
 from medimage_server.reports.prompt import PromptTokenizer, Study
 from medimage_server.reports.settings import GenerationSettings
 from tests.export.cxrreportgen.small import LLAMA, VISION, write_checkpoint
+from tests.waiting import wait_until
 
 WAIT_S = 60.0  # for any answer: far more than it takes, so that a hang fails the test and not the machine
 END_S = 20.0  # Triton ends in about 4 s; one that waits for a request that never ends takes 30 s
@@ -166,12 +166,6 @@ def metrics(triton):
     with urllib.request.urlopen(f"http://127.0.0.1:{triton.server.metrics_port}/metrics", timeout=WAIT_S) as page:
         lines = page.read().decode().splitlines()
     return {line.partition("{")[0]: float(line.split()[-1]) for line in lines if line.startswith("medimage_report")}
-
-
-def wait_until(condition):
-    deadline = monotonic() + WAIT_S
-    while not condition():
-        assert monotonic() < deadline
 
 
 def wait_until_idle(triton):

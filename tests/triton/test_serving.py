@@ -18,6 +18,7 @@ from medimage_export.medimageinsight.checkpoint import find_checkpoint, load_mod
 from medimage_export.medimageinsight.graphs import ImageEncoderGraph, TextEncoderGraph
 from tests.paths import PHANTOM_CHECKPOINT
 from tests.triton.requests import WAIT_S, Answers, array_input, bytes_input, embed_images, embed_texts
+from tests.waiting import wait_until
 
 MODELS = [
     "medimageinsight",
@@ -110,7 +111,7 @@ def test_waiting_images_are_preprocessed_one_request_at_a_time(triton):
     for seed in range(40):
         answers.send(seed, [bytes_input("image", [drawn_png(seed)])])
     assert [error for _, _, error in answers.take(40)] == [None] * 40
-    assert (counts() - before).tolist() == [40, 40]
+    wait_until(lambda: (counts() - before).tolist() == [40, 40], what="40 executions of one request")
 
 
 @pytest.mark.parametrize("model", ["image_preprocessing", "medimageinsight_image"])
