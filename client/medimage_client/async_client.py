@@ -8,7 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimage_client.azure import Request
-from medimage_client.azure_embeddings import Answer, EmbeddingRow, Layout, RequestParams, read_request, render_answer
+from medimage_client.azure_embeddings import (
+    Answer,
+    EmbeddingRequest,
+    EmbeddingRow,
+    Layout,
+    RequestParams,
+    read_request,
+    render_answer,
+)
 from medimage_client.client_resize import RESIZED_BY_CLIENT, Resize, square_size
 from medimage_client.connection import Connection, gather
 from medimage_client.constants import DEFAULT_CONCURRENCY, DEFAULT_RETRIES, DEFAULT_TIMEOUT_S, EMBEDDING_SIZE
@@ -24,13 +32,16 @@ T = TypeVar("T")
 
 
 class AsyncMedImageInsight:
-    """MedImageInsight on a Triton server, for asyncio.
+    """MedImageInsight on a Triton server or behind a scoring URI, for asyncio.
 
     Many inputs are sent as several requests at once and answered in order. Of several things that are wrong, the first
     one noticed is raised, and requests not yet answered are given up.
 
+    Azure's JSON, which a scoring URI takes, has no `resize` and no empty texts.
+
     Args:
-        url: `grpc://host:port`, `grpcs://…`, `http://…` or `https://…`.
+        url: a Triton's, `grpc://host:port`, `grpcs://…`, `http://…` or `https://…`, or a scoring URI, `https://…/score`.
+        api_key: of the scoring URI, if it has one.
         timeout: seconds for one request with its retries. A call with many inputs makes many requests; bound it as a
             whole with `asyncio.timeout`.
         retries: attempts after the first, made after failed connections and when the server is overloaded.
@@ -47,6 +58,7 @@ class AsyncMedImageInsight:
         self,
         url: str,
         *,
+        api_key: str | None = None,
         timeout: float = DEFAULT_TIMEOUT_S,
         retries: int = DEFAULT_RETRIES,
         concurrency: int = DEFAULT_CONCURRENCY,
@@ -55,6 +67,7 @@ class AsyncMedImageInsight:
     ) -> None:
         self._connection = Connection(
             url,
+            api_key=api_key,
             timeout=timeout,
             retries=retries,
             concurrency=concurrency,
@@ -173,7 +186,7 @@ class AsyncMedImageInsight:
 
     async def score(
         self,
-        request: Request,
+        request: Request | EmbeddingRequest,
         *,
         layout: Layout = "rows",
         resize: Resize = "server",
@@ -182,7 +195,8 @@ class AsyncMedImageInsight:
         """Answer a request of Azure's MedImageInsight endpoint in its own JSON; see `azure_embeddings.py`.
 
         Args:
-            request: the decoded object, its JSON text, or the path (`os.PathLike`) of a JSON file.
+            request: the decoded object, its JSON text, the path (`os.PathLike`) of a JSON file, or what `read_request`
+                made of one.
             layout: `rows` as the endpoint answers, `card` as in the model card, `object` as in the documentation.
             resize: as in `embed_images`.
             timeout: seconds for one request to Triton, instead of the client's.
@@ -193,7 +207,7 @@ class AsyncMedImageInsight:
         """
         if layout not in get_args(Layout):
             raise InvalidInput(f"layout is {layout!r}; expected one of {list(get_args(Layout))}")
-        parsed = read_request(request)
+        parsed = request if isinstance(request, EmbeddingRequest) else read_request(request)
         images = {n: row.image for n, row in enumerate(parsed.rows) if row.image is not None}
         texts = {n: row.text for n, row in enumerate(parsed.rows) if row.text is not None}
         image_rows, text_rows = list(images), list(texts)

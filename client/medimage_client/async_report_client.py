@@ -1,31 +1,30 @@
 """The asyncio client of CXRReportGen. `report_client.py` offers the same without asyncio."""
 
 import asyncio
-import re
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Self
 
 from medimage_client.azure import Request
-from medimage_client.azure_reports import COLUMNS, read_report_requests, render_reports
-from medimage_client.connection import Connection, gather
+from medimage_client.azure_reports import read_report_requests, render_reports
+from medimage_client.connection import Connection
 from medimage_client.constants import DEFAULT_CONCURRENCY, DEFAULT_REPORT_TIMEOUT_S, DEFAULT_RETRIES
-from medimage_client.errors import InvalidInput, MedImageError, ResponseError
+from medimage_client.errors import MedImageError, ResponseError
 from medimage_client.images import ImageInput
 from medimage_client.report import Report, read_report
 from medimage_client.report_request import Mode, ReportRequest
+from medimage_client.reporter import STREAM_MODEL, WHOLE_MODEL, WHOLE_OUTPUTS, Reporter, text_of
 from medimage_client.transport import Outputs, Transport
-
-WHOLE_MODEL, STREAM_MODEL = "cxrreportgen", "cxrreportgen_stream"
-WHOLE_OUTPUTS, STREAM_OUTPUTS = ("output", "status"), ("text_output", "output", "status")
-COLUMN = re.compile(rf"({'|'.join(COLUMNS)}): ")  # how an error names the input at fault
 
 
 class AsyncCXRReportGen:
-    """CXRReportGen on a Triton server, for asyncio.
+    """CXRReportGen on a Triton server or behind a scoring URI, for asyncio.
+
+    Azure's JSON, which a scoring URI takes, has no `mode`, `phrase`, `max_new_tokens` and `constrained`. Azure's own
+    endpoint tells no status either, so it has `score` alone.
 
     Args:
-        url: `grpc://host:port`, `grpcs://…`, `http://…` or `https://…`.
+        url: a Triton's, `grpc://host:port`, `grpcs://…`, `http://…` or `https://…`, or a scoring URI, `https://…/score`.
+        api_key: of the scoring URI, if it has one.
         timeout: seconds for one report with its retries, or for one stream to its end.
         retries: attempts after the first, made after failed connections and when the server is overloaded; a stream is
             not tried again once a piece of it has come.
@@ -40,6 +39,7 @@ class AsyncCXRReportGen:
         self,
         url: str,
         *,
+        api_key: str | None = None,
         timeout: float = DEFAULT_REPORT_TIMEOUT_S,
         retries: int = DEFAULT_RETRIES,
         concurrency: int = DEFAULT_CONCURRENCY,
@@ -47,12 +47,14 @@ class AsyncCXRReportGen:
     ) -> None:
         self._connection = Connection(
             url,
+            api_key=api_key,
             timeout=timeout,
             retries=retries,
             concurrency=concurrency,
             shared_memory=False,  # a report takes seconds, its images milliseconds
             transport=transport,
         )
+        self._reporter = Reporter(self._connection)
 
     async def __aenter__(self) -> Self:
         return self
@@ -115,7 +117,7 @@ class AsyncCXRReportGen:
             max_new_tokens=max_new_tokens,
             constrained=constrained,
         )
-        outputs = await self._infer(request, timeout)
+        outputs = await self._reporter.infer(request, WHOLE_OUTPUTS, timeout)
         return read_report(text_of(outputs, "output"), text_of(outputs, "status"))
 
     def stream(
@@ -152,7 +154,7 @@ class AsyncCXRReportGen:
             max_new_tokens=max_new_tokens,
             constrained=constrained,
         )
-        return AsyncReportStream(self._responses(request, timeout))
+        return AsyncReportStream(self._reporter.responses(request, timeout))
 
     async def score(self, request: Request, *, timeout: float | None = None) -> list[dict[str, str]]:
         """Answer a request of Azure's CXRReportGen endpoint in its own JSON; see `azure_reports.py`.
@@ -169,27 +171,7 @@ class AsyncCXRReportGen:
             MedImageError: see `errors.py`.
         """
 
-        async def output_of(n: int, row: ReportRequest) -> str:
-            try:
-                return text_of(await self._infer(row, timeout), "output")
-            except InvalidInput as error:
-                column = COLUMN.match(str(error))
-                where = f"row {n}, column {column[1]!r}" if column else f"row {n}"
-                raise InvalidInput(f"{where}: {str(error)[column.end() if column else 0 :]}") from error
-
-        rows = read_report_requests(request)
-        return render_reports(await gather([output_of(n, row) for n, row in enumerate(rows)]))
-
-    async def _infer(self, request: ReportRequest, timeout: float | None) -> Outputs:
-        async with self._connection.slots:
-            call = await asyncio.to_thread(request.call, WHOLE_MODEL, WHOLE_OUTPUTS)
-            return await self._connection.infer(call, timeout=timeout)
-
-    async def _responses(self, request: ReportRequest, timeout: float | None) -> AsyncGenerator[Outputs, None]:
-        call = await asyncio.to_thread(request.call, STREAM_MODEL, STREAM_OUTPUTS)
-        async with aclosing(self._connection.stream(call, timeout=timeout)) as responses:
-            async for outputs in responses:
-                yield outputs
+        return render_reports(await self._reporter.outputs(read_report_requests(request), timeout))
 
 
 class AsyncReportStream:
@@ -240,12 +222,3 @@ class AsyncReportStream:
         if self._report is None:
             raise MedImageError("there is no report before the stream is read to its end")
         return self._report
-
-
-def text_of(outputs: Outputs, name: str) -> str:
-    values = outputs[name].ravel().tolist()
-    try:
-        (value,) = values
-        return str(value, "utf-8")
-    except (TypeError, ValueError):  # not one, not bytes, or not UTF-8; a message of theirs may quote it
-        raise ResponseError(f"{name} is not one UTF-8 text", status=200) from None

@@ -40,8 +40,8 @@ def read_report_requests(request: Request) -> list[ReportRequest]:
     """
     table = read_table(request, COLUMNS)
     if table.params:
-        names = [short(name, OPTIONS) for name in table.params]
-        raise InvalidInput(f"'params' has {', '.join(names)}; expected none, for this model has no params")
+        name = short(next(iter(table.params)), OPTIONS)
+        raise InvalidInput(f"'params' has {name}; expected none, for this model has no params")
     return [read_study(n, row) for n, row in enumerate(table.rows)]
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from medimage_client.async_client import AsyncMedImageInsight
 from medimage_client.azure import Request
-from medimage_client.azure_embeddings import Answer, Layout
+from medimage_client.azure_embeddings import Answer, EmbeddingRequest, Layout
 from medimage_client.background import close_forgotten, event_loop, run
 from medimage_client.client_resize import Resize
 from medimage_client.constants import DEFAULT_CONCURRENCY, DEFAULT_RETRIES, DEFAULT_TIMEOUT_S
@@ -21,7 +21,7 @@ from medimage_client.windowing import Window
 
 
 class MedImageInsight:
-    """MedImageInsight on a Triton server.
+    """MedImageInsight on a Triton server or behind a scoring URI.
 
     Every method is that of `AsyncMedImageInsight`, without `await`; arguments, results and errors are described there.
     One client may be used by several threads; a forked process needs one of its own. gRPC itself does not survive a
@@ -36,6 +36,7 @@ class MedImageInsight:
         self,
         url: str,
         *,
+        api_key: str | None = None,
         timeout: float = DEFAULT_TIMEOUT_S,
         retries: int = DEFAULT_RETRIES,
         concurrency: int = DEFAULT_CONCURRENCY,
@@ -44,6 +45,7 @@ class MedImageInsight:
     ) -> None:
         self._client = AsyncMedImageInsight(
             url,
+            api_key=api_key,
             timeout=timeout,
             retries=retries,
             concurrency=concurrency,
@@ -114,7 +116,7 @@ class MedImageInsight:
 
     def score(
         self,
-        request: Request,
+        request: Request | EmbeddingRequest,
         *,
         layout: Layout = "rows",
         resize: Resize = "server",

@@ -1,11 +1,13 @@
-"""A connection to a Triton server, and the bounds that hold over all calls of a client."""
+"""A connection to a server, and the bounds that hold over all calls of a client."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from medimage_client.errors import InvalidInput, RequestTimeout, TransportError, Unavailable
 from medimage_client.retries import with_retries
+from medimage_client.scoring_transport import ScoringEndpoint, is_scoring_uri
 from medimage_client.transport import Call, Endpoint, Outputs, Transport
 
 T = TypeVar("T")
@@ -15,7 +17,8 @@ class Connection:
     """Made by the first call, and by the next one after `close`.
 
     Args:
-        url: `grpc://host:port`, `grpcs://…`, `http://…` or `https://…`.
+        url: a Triton's, `grpc://host:port`, `grpcs://…`, `http://…` or `https://…`, or a scoring URI, `https://…/score`.
+        api_key: of the scoring URI, if it has one.
         timeout: seconds for one request with its retries.
         retries: attempts after the first.
         concurrency: requests in flight, of those that hold one of `slots`.
@@ -30,6 +33,7 @@ class Connection:
         self,
         url: str,
         *,
+        api_key: str | None,
         timeout: float,
         retries: int,
         concurrency: int,
@@ -42,10 +46,9 @@ class Connection:
                 "and concurrency >= 1"
             )
         self.slots = asyncio.Semaphore(concurrency)
-        self._endpoint = Endpoint.parse(url)
+        self._connect = connector(url, api_key=api_key, shared_memory=shared_memory)
         self._timeout = timeout
         self._retries = retries
-        self._shared_memory = shared_memory
         self._transport = transport
 
     async def close(self) -> None:
@@ -95,8 +98,23 @@ class Connection:
 
     def _connected(self) -> Transport:
         if self._transport is None:
-            self._transport = self._endpoint.connect(shared_memory=self._shared_memory)
+            self._transport = self._connect()
         return self._transport
+
+
+def connector(url: str, *, api_key: str | None, shared_memory: bool) -> Callable[[], Transport]:
+    """What connects to a Triton or a scoring endpoint.
+
+    Raises:
+        InvalidInput: the url is not valid, or another option is not for it.
+    """
+    if is_scoring_uri(url):
+        if shared_memory:
+            raise InvalidInput("shared_memory is for the url of a Triton server; a scoring URI takes JSON alone")
+        return ScoringEndpoint.parse(url, api_key).connect
+    if api_key is not None:
+        raise InvalidInput("api_key is for a scoring URI, https://host/score; a Triton server has no keys")
+    return partial(Endpoint.parse(url).connect, shared_memory=shared_memory)
 
 
 async def gather(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -8,7 +8,9 @@ EMBEDDING_SIZE = 1024  # of both towers: UNICL_MODEL, DIM_PROJECTION in the chec
 IMAGES_PER_REQUEST = 4
 TEXTS_PER_REQUEST = 16
 DEFAULT_CONCURRENCY = 4  # requests in flight of one client
-MAX_REQUEST_BYTES = 48 * 2**20  # of images in one request; Tritons with an --http-max-input-size take 64 MiB by default
+# Of images in one request: 60 MiB as base64. Tritons with an --http-max-input-size take 64 MiB by default, the scoring
+# endpoint 64 MB.
+MAX_REQUEST_BYTES = 45 * 2**20
 MIN_SHARED_MEMORY_BYTES = 2**20  # of an input; smaller ones travel as fast in the request, perf/client_transport.py
 STANDARD_IMAGE_SIZE_PX = 512  # side of the square that the server makes of an image before anything else, as Azure does
 MAX_IMAGE_SIZE_PX = 2048  # image_standardization_image_size; the server takes its limit from here
@@ -24,6 +26,7 @@ DEFAULT_REPORT_TIMEOUT_S = 600.0
 DEFAULT_RETRIES = 4  # after the first attempt
 FIRST_DELAY_S = 0.5  # before the first retry; doubles with each
 MAX_DELAY_S = 8.0
+MAX_RETRY_AFTER_S = 60.0  # longest wait that a server may ask for before a retry
 JITTER = 0.5  # a delay is shortened by up to this part, so that clients refused together do not return together
 
 REPORT_IMAGE_SIZE_PX = 518  # side of the square that CXRReportGen sees; crop_size in MAIRA-2's preprocessor_config.json

@@ -1,4 +1,4 @@
-"""Exceptions of medimage_client, the same over gRPC and HTTP.
+"""Exceptions of medimage_client, the same over gRPC, HTTP and from a scoring URI.
 
 MedImageError                    `status` is the HTTP number of the failure, None for a failure without one
 ├── InvalidInput           400   an input, option or request is wrong; found here or by the server, never retried
@@ -8,9 +8,9 @@ MedImageError                    `status` is the HTTP number of the failure, Non
 ├── RequestTimeout         504   no answer within `timeout`
 └── ResponseError                the server answered with another error, such as 401 or 413, or not as Triton does, 200
     ├── NotFound           404   the server has no such model
-    ├── Unavailable        503   the model's queue is full, or a proxy asks to wait (429); retried
+    ├── Unavailable        503   a queue is full, or the server or a proxy asks to wait (429); retried
     │   └── NotReady       503   the server is there and the model is not loaded; retried
-    └── ServerError        500   the server failed; see its log
+    └── ServerError        500   the server failed, or the model behind a scoring URI (424); see its log
 
 A message is one line and holds no pixels and no text of the request.
 """
@@ -58,6 +58,7 @@ class NotFound(ResponseError):
 
 class Unavailable(ResponseError):
     status = 503
+    retry_after_s: float = 0.0  # how long the server asks to wait
 
 
 class NotReady(Unavailable):

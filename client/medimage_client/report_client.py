@@ -15,7 +15,7 @@ from medimage_client.transport import Transport
 
 
 class CXRReportGen:
-    """CXRReportGen on a Triton server.
+    """CXRReportGen on a Triton server or behind a scoring URI.
 
     Every method is that of `AsyncCXRReportGen`, without `await`; arguments, results and errors are described there.
     What `MedImageInsight` says of threads, forks and closing holds here too.
@@ -28,13 +28,14 @@ class CXRReportGen:
         self,
         url: str,
         *,
+        api_key: str | None = None,
         timeout: float = DEFAULT_REPORT_TIMEOUT_S,
         retries: int = DEFAULT_RETRIES,
         concurrency: int = DEFAULT_CONCURRENCY,
         transport: Transport | None = None,
     ) -> None:
         self._client = AsyncCXRReportGen(
-            url, timeout=timeout, retries=retries, concurrency=concurrency, transport=transport
+            url, api_key=api_key, timeout=timeout, retries=retries, concurrency=concurrency, transport=transport
         )
         event_loop()  # before the finalizer, see background.start
         weakref.finalize(self, close_forgotten, self._client, os.getpid())

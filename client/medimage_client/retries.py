@@ -5,7 +5,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from medimage_client.constants import FIRST_DELAY_S, JITTER, MAX_DELAY_S
+from medimage_client.constants import FIRST_DELAY_S, JITTER, MAX_DELAY_S, MAX_RETRY_AFTER_S
 from medimage_client.errors import RequestTimeout, TransportError, Unavailable
 
 T = TypeVar("T")
@@ -29,8 +29,10 @@ async def with_retries(attempt: Callable[[float], Awaitable[T]], *, retries: int
                 return await attempt(deadline - clock())
         except TimeoutError:
             raise RequestTimeout(f"no answer within {timeout:g} s") from None
-        except (TransportError, Unavailable):
+        except (TransportError, Unavailable) as error:
             delay = delay_s(failures)
+            if isinstance(error, Unavailable):  # added, so that clients refused together do not return together
+                delay = min(MAX_RETRY_AFTER_S, error.retry_after_s + delay)
             if failures == retries or clock() + delay >= deadline:
                 raise
         await asyncio.sleep(delay)

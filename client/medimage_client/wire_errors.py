@@ -35,6 +35,7 @@ STATUS_ERRORS: dict[int, type[MedImageError]] = {
     400: InvalidInput,
     404: NotFound,
     408: RequestTimeout,
+    424: ServerError,  # of a scoring endpoint: its model failed
     429: Unavailable,
     503: Unavailable,
     504: RequestTimeout,
@@ -111,6 +112,10 @@ def status_of(message: str, *, default: int) -> int:
 
 def not_triton(status: int) -> str:
     return f"HTTP {status} and a body that is not Triton's; is this the address of a Triton server?"
+
+
+def not_scoring(status: int) -> str:
+    return f"HTTP {status} and a body that is not a scoring endpoint's; is this a scoring URI?"
 
 
 def one_line(message: str) -> str:

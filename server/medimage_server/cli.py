@@ -1,41 +1,54 @@
-"""`medimage serve`: Triton over the model repository, in the foreground, until Ctrl-C or SIGTERM."""
+"""`medimage serve`: Triton over the model repository, and beside it the endpoint, in the foreground until Ctrl-C."""
 
-import signal
-import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
 
-from medimage_server.launcher import LaunchError, run_triton
+from medimage_server.banner import endpoint_banner, triton_banner
+from medimage_server.endpoint.options import EndpointOptions, endpoint_options
+from medimage_server.endpoint.settings import MODELS
+from medimage_server.endpoint.workers import endpoint_services, listening, metrics_folder
+from medimage_server.launcher import LaunchError, TritonServer, choose_ports, run_triton
+from medimage_server.options import PORT, option
+from medimage_server.signals import end_on_signals
+from medimage_server.supervisor import Service, running, watch
 
-PORT = click.IntRange(0, 65535)
+# APIs of Triton that nobody needs who asks its models, and those that only a caller on Triton's own ports needs.
+OPERATORS_APIS = ("model-repository", "trace", "logging")
+CALLERS_APIS = ("model-config", "shared-memory")
 
 
 @click.command()
-@click.option(
+@option(
     "--repository",
     type=click.Path(path_type=Path),
     default=Path("model_repository"),
-    show_default=True,
     help="Folder of models, after `medimage export`.",
 )
-@click.option(
+@option(
     "--models",
     multiple=True,
     metavar="NAME",
     help="Serve only this model and the models it is made of; may be repeated. Default: all that were exported.",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is the network.")
-@click.option("--http-port", type=PORT, default=8000, show_default=True, help="0 picks a free port.")
-@click.option("--grpc-port", type=PORT, default=8001, show_default=True, help="0 picks a free port.")
-@click.option("--metrics-port", type=PORT, default=8002, show_default=True, help="0 picks a free port.")
-@click.option(
+@option("--host", default="127.0.0.1", help="Address that Triton listens on; 0.0.0.0 is the network.")
+@option("--http-port", type=PORT, default=8000, help="0 picks a free port.")
+@option("--grpc-port", type=PORT, default=8001, help="0 picks a free port.")
+@option("--metrics-port", type=PORT, default=8002, help="0 picks a free port.")
+@option(
     "--text-cache-mb",
     type=click.IntRange(0, 2**20),
     default=64,
-    show_default=True,
     help="Memory for the vectors of texts asked before; 0 computes them anew each time.",
 )
+@option("--score-port", type=PORT, help="Port of the endpoint for clients of Azure's; without it there is none.")
+@option(
+    "--restart/--no-restart",
+    default=True,
+    help="Start what ends by itself again, with growing delays; else everything ends, with exit code 1.",
+)
+@endpoint_options
 def serve(
     repository: Path,
     models: tuple[str, ...],
@@ -44,33 +57,49 @@ def serve(
     grpc_port: int,
     metrics_port: int,
     text_cache_mb: int,
+    score_port: int | None,
+    restart: bool,
+    endpoint: EndpointOptions,
 ) -> None:
     """Start Triton Inference Server and serve the exported models until Ctrl-C or SIGTERM.
 
-    Triton's own log goes to stderr. Exit code 1 if it cannot start or ends by itself.
+    With --score-port, also start the endpoint that answers clients of Azure's unchanged; the options after it in this
+    list are the endpoint's. Triton's own log goes to stderr. Exit code 1 if something cannot start, or ends by itself
+    with --no-restart.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _exit)
+    end_on_signals()
     try:
-        with run_triton(
-            repository,
-            models=models,
-            host=host,
-            http_port=http_port,
-            grpc_port=grpc_port,
-            metrics_port=metrics_port,
-            text_cache_mb=text_cache_mb,
-        ) as server:
-            click.echo(
-                f"ready: grpc://{host}:{server.grpc_port}  http://{host}:{server.http_port}  "
-                f"metrics http://{host}:{server.metrics_port}/metrics  (Ctrl-C ends it)"
+        with ExitStack() as held:
+            # chosen once, so that a Triton that is started again is found where it was
+            ports = choose_ports(host, {"http": http_port, "grpc": grpc_port, "metrics": metrics_port})
+            triton = Service(
+                "Triton",
+                lambda: run_triton(
+                    repository,
+                    models=models,
+                    host=host,
+                    http_port=ports["http"],
+                    grpc_port=ports["grpc"],
+                    metrics_port=ports["metrics"],
+                    text_cache_mb=text_cache_mb,
+                    locked_apis=OPERATORS_APIS if score_port is None else OPERATORS_APIS + CALLERS_APIS,
+                ),
             )
-            click.echo(f"models: {', '.join(server.models)}")
-            code = server.process.wait()
+            listener = None if score_port is None else held.enter_context(listening(endpoint.score_host, score_port))
+            server = held.enter_context(running([triton]))[0]
+            assert isinstance(server, TritonServer)
+            banner, services = triton_banner(server, repository), [triton]
+            if listener is not None:
+                settings = endpoint.settings(
+                    tritons=(f"grpc://{server.address}:{server.grpc_port}",),
+                    deployments=tuple(name for name, parts in MODELS.items() if set(parts) <= set(server.models)),
+                    triton_metrics=f"http://{server.address}:{server.metrics_port}/metrics",
+                )
+                workers = endpoint_services(settings, endpoint.workers, listener, held.enter_context(metrics_folder()))
+                held.enter_context(running(workers, before_end=listener.close))
+                banner += endpoint_banner(settings, listener, endpoint.workers)
+                services += workers
+            click.echo("\n".join(banner))
+            watch(services, restart=restart, tell=lambda line: click.echo(line, err=True))
     except LaunchError as error:
         raise click.ClickException(str(error)) from error
-    raise click.ClickException(f"Triton ended by itself with exit code {code}; see its log above")
-
-
-def _exit(*_: object) -> None:
-    sys.exit(0)  # leaves run_triton's block, which ends Triton

@@ -7,6 +7,7 @@ folder: the wheel's python backend with the stub of the running Python, and our 
 import ctypes.util
 import importlib.util
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -16,7 +17,7 @@ import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -52,6 +53,22 @@ class TritonServer:
     grpc_port: int
     metrics_port: int
     models: tuple[str, ...]  # that it serves, parts before what they are part of
+    stubs: tuple[int, ...] = ()  # process ids of its Python models, once it is ready
+
+    @property
+    def address(self) -> str:
+        """Where this machine reaches it."""
+        return "127.0.0.1" if self.host == "0.0.0.0" else self.host
+
+    def failure(self) -> str | None:
+        """Why it does not serve any more, None while it does.
+
+        Triton 2.51 neither starts a stub process again nor calls its model not ready: requests to that model fail from
+        then on, and reports under way never end.
+        """
+        if any(parent_of(stub) != self.process.pid for stub in self.stubs):
+            return exit_of(self.process) or "has lost a process of its Python models"
+        return exit_of(self.process)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +98,7 @@ def run_triton(
     grpc_port: int = 0,
     metrics_port: int = 0,
     text_cache_mb: int = 0,
+    locked_apis: Sequence[str] = (),
     log: Path | None = None,
 ) -> Iterator[TritonServer]:
     """Serve a model repository for as long as the `with` block lasts.
@@ -91,6 +109,7 @@ def run_triton(
         host: the address to listen on; 0.0.0.0 opens the server to the network.
         http_port, grpc_port, metrics_port: 0 picks a free one.
         text_cache_mb: memory for the answers of models whose config says `response_cache`; 0 is no cache.
+        locked_apis: those of Triton that nobody may call, as `model-repository`; see its --http-restricted-api.
         log: file for Triton's log; None leaves it on this process's stdout and stderr.
 
     Raises:
@@ -112,6 +131,7 @@ def run_triton(
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medimage-triton-")))
         backends = compose_backends(installation, scratch)
         command = [
+            *(sys.executable, "-m", "medimage_server.end_with_parent", str(os.getpid())),
             str(installation.executable),
             f"--model-repository={select_models(repository, chosen, scratch)}",
             f"--backend-directory={backends}",
@@ -123,6 +143,7 @@ def run_triton(
             *(f"--{name}-port={port}" for name, port in ports.items()),
             "--model-control-mode=none",  # no caller may load or unload
             *cache_options(installation, text_cache_mb),
+            *lock_options(locked_apis),
         ]
         output = stack.enter_context(log.open("wb")) if log else None
         process = subprocess.Popen(
@@ -136,7 +157,7 @@ def run_triton(
         stack.callback(_stop, process, scratch.name)
         server = TritonServer(process, host, ports["http"], ports["grpc"], ports["metrics"], tuple(chosen))
         _wait_until_ready(server, log)
-        yield server
+        yield replace(server, stubs=tuple(children(process.pid)))
 
 
 def cache_options(installation: Installation, size_mb: int) -> list[str]:
@@ -150,6 +171,14 @@ def cache_options(installation: Installation, size_mb: int) -> list[str]:
     if not (installation.caches / "local").is_dir():
         raise LaunchError(f"this Triton has no cache in {installation.caches / 'local'}; use --text-cache-mb 0")
     return [f"--cache-directory={installation.caches}", f"--cache-config=local,size={size_mb * 2**20}"]
+
+
+def lock_options(apis: Sequence[str]) -> list[str]:
+    """Restrict APIs to callers with a key, which nobody is given."""
+    if not apis:
+        return []
+    rule = f"{','.join(apis)}:medimage-key={secrets.token_hex(16)}"
+    return [f"--http-restricted-api={rule}", f"--grpc-restricted-protocol={rule}"]
 
 
 def select_models(repository: Path, models: Sequence[str], scratch: Path) -> Path:
@@ -249,6 +278,27 @@ def choose_ports(host: str, wanted: Mapping[str, int]) -> dict[str, int]:
                 raise LaunchError(f"cannot open {name} port {host}:{port}: {error.strerror}") from error
             ports[name] = probe.getsockname()[1]
     return ports
+
+
+def exit_of(process: subprocess.Popen[bytes]) -> str | None:
+    """How a process has ended, None while it runs."""
+    code = process.poll()
+    return None if code is None else f"ended by itself with exit code {code}"
+
+
+def children(pid: int) -> list[int]:
+    """Process ids of the running children of a process."""
+    return [child for child in map(int, filter(str.isdecimal, os.listdir("/proc"))) if parent_of(child) == pid]
+
+
+def parent_of(pid: int) -> int | None:
+    """None if this process has ended, even if its parent has not taken notice."""
+    try:
+        # proc_pid_stat(5): pid (name) state parent …; a name may hold anything
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if state in ("Z", "X") else int(parent)
 
 
 def _wait_until_ready(server: TritonServer, log: Path | None) -> None:

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from medimage_client import InvalidInput
-from medimage_client.azure_embeddings import EmbeddingRow, read_request, render_answer
+from medimage_client.azure import MAX_DELIMITERS, NAMES, read_json
+from medimage_client.azure_embeddings import COLUMNS, IMAGE_PARAMS, EmbeddingRow, read_request, render_answer
+from medimage_client.azure_reports import COLUMNS as REPORT_COLUMNS
 from tests.client.azure_samples import IMAGE_AND_TEXT, TEXT_ONLY, TWO_BY_TWO, card_request
 
 PNG = base64.b64decode(TWO_BY_TWO)
@@ -132,7 +134,6 @@ def test_bad_row_is_refused_by_row_and_column(data, message):
     [
         ("{", "the request is not valid JSON"),
         ("[" * 100_000, "the request is not valid JSON"),
-        (b"\xff", "the request is not valid JSON"),
         ("[]", "the request is an empty list; expected an object with 'input_data'"),
         ({}, "'input_data' is missing or null; expected an object with 'columns' and 'data'"),
         (
@@ -180,6 +181,94 @@ def test_bad_request_is_refused_in_one_line(body, message):
     with pytest.raises(InvalidInput) as refused:
         read_request(body)
     assert str(refused.value) == message
+
+
+TEXT_BODY = '{"input_data": {"columns": ["text"], "data": [["Jane"]]}}'
+TWICE = "a key is twice in one object of the request, {}; expected each once"
+NO_NUMBER = "the request has NaN or Infinity, which JSON has not; expected null for an absent cell"
+TOO_MANY = f"the request has more than {MAX_DELIMITERS} commas and brackets; send its rows in parts"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "the request is not valid JSON"),
+        (b"\xff", "the request is not valid UTF-8"),
+        (TEXT_BODY.replace("Jane", "Jos\u00e9").encode("latin-1"), "the request is not valid UTF-8"),
+        (TEXT_BODY.encode().replace(b"Jane", b"\xed\xa0\x80"), "the request is not valid UTF-8"),
+        (TEXT_BODY.encode("utf-16-le"), "the request is not valid JSON"),
+        (TEXT_BODY.encode("utf-16"), "the request is not valid UTF-8"),
+        (TEXT_BODY.encode("utf-32-be"), "the request is not valid JSON"),
+        (TEXT_BODY.encode("utf-8-sig"), "the request begins with a byte order mark; expected UTF-8 without one"),
+        ("\ufeff" + TEXT_BODY, "the request begins with a byte order mark; expected UTF-8 without one"),
+        (TEXT_BODY.replace('"Jane"', "NaN"), NO_NUMBER),
+        (TEXT_BODY.replace('"Jane"', "-Infinity"), NO_NUMBER),
+        (TEXT_BODY.replace("Jane", "Jane\n"), "the request is not valid JSON"),
+        (TEXT_BODY + "{}", "the request is not valid JSON"),
+        ('{"params": {}, "params": {"get_scaling_factor": false}}', TWICE.format("'params'")),
+        ('{"params": {"get_scaling_factor": 1, "get_scaling_factor": 1}}', TWICE.format("'get_scaling_factor'")),
+        ('{"a": [{"text": "Jane", "image": "", "text": "Jane"}]}', TWICE.format("'text'")),
+        ('{"Jane": 1, "Jane": 1}', TWICE.format("a string of 4 characters")),
+        ('{"\\ud800": 1, "\\ud800": 1}', TWICE.format("a string of 1 characters")),
+        ('{"text": 1, "te\\u0078t": 1}', TWICE.format("'text'")),
+        ("[" + "[]," * 10**6 + "0]", TOO_MANY),
+        ("[" + '{"":0},' * 10**6 + "0]", TOO_MANY),
+        ("[" + "1," * 10**6 + "0]", TOO_MANY),
+        ('{"a":' * 100_000, "the request is not valid JSON"),
+        ("1" * 10**7, "the request is a number; expected an object with 'input_data'"),
+        ("-1e" + "9" * 10**6, "the request is a number; expected an object with 'input_data'"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("read", [read_json, read_request])
+def test_lax_or_hostile_json_is_refused_in_one_line(read, body, message):
+    with pytest.raises(InvalidInput) as refused:
+        read(body)
+    assert str(refused.value) == message
+
+
+def test_as_many_values_as_a_large_request_has_are_read():
+    rows = [["", "x-ray chest, two views, comparison, none, [1]"]] * 25_000
+    assert len(read_request(json.dumps(request(rows)).encode()).rows) == 25_000
+
+
+def test_text_is_read_from_utf_8_bytes_and_from_escapes():
+    for body in (TEXT_BODY.replace("Jane", "J\u00f6\U0001f600"), TEXT_BODY.replace("Jane", "J\\u00f6\\ud83d\\ude00")):
+        assert halves(read_request(body.encode())) == [(None, "J\u00f6\U0001f600")]
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [
+        ("1e999", "inf"),
+        ("-1e-999", "-0.0"),
+        (str(2**64), str(2**64)),
+        ("9" * 30, "1e+30"),
+        ("9" * 10_000, "inf"),
+        (10**30, "a whole number of more than 20 digits"),
+        (-(10**5000), "a whole number of more than 20 digits"),
+    ],
+    ids=["1e999", "-1e-999", "64-bits", "30-digits", "10000-digits", "python-int", "huge-python-int"],
+)
+def test_number_out_of_any_range_is_shown_short(number, shown):
+    body = request([], params={"image_standardization_image_size": number})
+    if isinstance(number, str):
+        body = json.dumps(body).replace(f'"{number}"', number)
+    with pytest.raises(InvalidInput) as refused:
+        read_request(body)
+    assert str(refused.value) == (
+        f"param 'image_standardization_image_size' is {shown}; expected a whole number from 0 to 2048"
+    )
+
+
+@pytest.mark.parametrize("column", [[], {}, 7, 1.5, True, None, np.array(["image", "text"])])
+def test_column_of_another_type_is_refused(column):
+    with pytest.raises(InvalidInput, match=r"^entry 1 of 'columns' is .*; expected one of \['image', 'text'\]$"):
+        read_request(request([], columns=["text", column]))
+
+
+def test_names_shown_in_messages_are_those_of_the_schemas():
+    schema = ("input_data", "params", "columns", "index", "data", *COLUMNS, "get_scaling_factor", *IMAGE_PARAMS)
+    assert sorted(NAMES) == sorted((*schema, *REPORT_COLUMNS))
 
 
 @pytest.mark.parametrize(

@@ -108,8 +108,12 @@ def test_params_are_absent_null_or_empty(more):
             "row 0: key 1 is 'comparison'; expected only those of 'columns', ['frontal_image']",
         ),
         (
-            request([], ["frontal_image"], params={"max_new_tokens": 5, "Jane": 1}),
-            "'params' has 'max_new_tokens', a string of 4 characters; expected none, for this model has no params",
+            request([], ["frontal_image"], params={"max_new_tokens": 5}),
+            "'params' has 'max_new_tokens'; expected none, for this model has no params",
+        ),
+        (
+            request([], ["frontal_image"], params={f"Jane {n}": n for n in range(1000)}),
+            "'params' has a string of 6 characters; expected none, for this model has no params",
         ),
         (request([], ["frontal_image"], params=[]), "'params' is an empty list; expected an object"),
     ],

@@ -79,6 +79,39 @@ async def test_attempt_under_way_at_the_time_limit_is_a_timeout():
     assert late.value.status == 504
 
 
+@pytest.fixture
+def waits(monkeypatch):
+    """Seconds that are waited, in no time."""
+    seconds = []
+
+    async def sleep(delay):
+        seconds.append(delay)
+
+    monkeypatch.setattr("medimage_client.retries.asyncio.sleep", sleep)
+    return seconds
+
+
+@pytest.mark.parametrize(
+    ("retry_after_s", "shortest", "longest"), [(0, 0.25, 0.5), (7, 7.25, 7.5), (59.9, 60, 60), (3600, 60, 60)]
+)
+async def test_server_that_asks_for_a_longer_wait_gets_it_within_a_bound(waits, retry_after_s, shortest, longest):
+    error = errors.Unavailable("full", status=429)
+    error.retry_after_s = retry_after_s
+    attempt, _ = failing(error, times=1)
+    assert await with_retries(attempt, retries=1, timeout=100) == 2
+    (wait,) = waits
+    assert shortest <= wait <= longest
+
+
+async def test_server_that_asks_for_a_wait_past_the_time_limit_is_not_waited_for(waits):
+    error = errors.Unavailable("full", status=503)
+    error.retry_after_s = 7
+    attempt, attempts = failing(error, times=1)
+    with pytest.raises(errors.Unavailable, match="full"):
+        await with_retries(attempt, retries=5, timeout=5)
+    assert (len(attempts), waits) == (1, [])
+
+
 def test_delays_double_up_to_a_bound_and_are_shortened_at_random_by_up_to_half(monkeypatch):
     monkeypatch.setattr("random.random", lambda: 0.0)
     assert [delay_s(n) for n in range(6)] == [0.5, 1, 2, 4, 8, 8]

@@ -41,6 +41,7 @@ def classify(
     resize: Resize,
     shared_memory: bool,
     url: str,
+    api_key: str | None,
     timeout: float,
 ) -> None:
     """Probabilities of labels for image files, or folders of them, without training.
@@ -55,7 +56,7 @@ def classify(
         raise click.BadParameter("has no {}, the place of the label", param_hint="--template")
 
     async def classify_all() -> tuple[EmbeddedFiles, NDArray[np.float32]]:
-        async with AsyncMedImageInsight(url, timeout=timeout, shared_memory=shared_memory) as client:
+        async with AsyncMedImageInsight(url, api_key=api_key, timeout=timeout, shared_memory=shared_memory) as client:
             images = await embed_files(client, paths, resize)
             return images, await client.classify(images.features, all_labels, template=template, multilabel=multilabel)
 

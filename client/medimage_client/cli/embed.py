@@ -37,6 +37,7 @@ def embed(
     resize: Resize,
     shared_memory: bool,
     url: str,
+    api_key: str | None,
     timeout: float,
 ) -> None:
     """Embed image files, folders of them, and texts.
@@ -49,7 +50,7 @@ def embed(
         raise click.UsageError("nothing to embed; give PATHS, --text or both")
 
     async def embed_all() -> tuple[EmbeddedFiles, Embeddings]:
-        async with AsyncMedImageInsight(url, timeout=timeout, shared_memory=shared_memory) as client:
+        async with AsyncMedImageInsight(url, api_key=api_key, timeout=timeout, shared_memory=shared_memory) as client:
             return await embed_files(client, paths, resize), await client.embed_texts(texts)
 
     images, text_features = asyncio.run(embed_all())

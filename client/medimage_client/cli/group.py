@@ -10,6 +10,7 @@ from medimage_client.cli.embed import embed
 from medimage_client.cli.evaluate import evaluate
 from medimage_client.cli.report import report
 from medimage_client.cli.score import score
+from medimage_client.cli.status import status
 from medimage_client.errors import MedImageError
 
 
@@ -78,5 +79,5 @@ def medimage() -> None:
     """
 
 
-for command in (classify, embed, evaluate, report, score):
+for command in (classify, embed, evaluate, report, score, status):
     medimage.add_command(command)

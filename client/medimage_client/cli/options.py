@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
+from click.core import ParameterSource
 
 from medimage_client.client_resize import Resize
 from medimage_client.constants import DEFAULT_URL
 from medimage_client.dicom import DICOM_HEAD_BYTES, is_dicom
+from medimage_client.scoring_transport import is_scoring_uri
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -16,14 +18,22 @@ IMAGE_SUFFIXES = {".bmp", ".dcm", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".tif
 
 
 def server_options(*, timeout: float | None, what: str = "one request") -> Callable[[F], F]:
-    """The options --url and --timeout, the latter with its default; None if that depends on the request."""
+    """The options --url, --api-key and --timeout, the latter with its default; None if that depends on the request."""
 
     def decorate(command: F) -> F:
         url_option = click.option(
             "--url",
             default=DEFAULT_URL,
             show_default=True,
-            help="Triton server, as grpc://, grpcs://, http:// or https://.",
+            is_eager=True,  # for `take_key`
+            help="Triton server, as grpc://, grpcs://, http:// or https://, or a scoring URI, as https://host/score.",
+        )
+        key_option = click.option(
+            "--api-key",
+            envvar="MEDIMAGE_API_KEY",
+            show_envvar=True,
+            callback=take_key,
+            help="Key of the scoring URI. Other users of this machine can see options, so prefer the environment.",
         )
         timeout_option = click.option(
             "--timeout",
@@ -32,9 +42,15 @@ def server_options(*, timeout: float | None, what: str = "one request") -> Calla
             show_default=True,
             help=f"Seconds to wait for {what}.",
         )
-        return url_option(timeout_option(command))
+        return url_option(key_option(timeout_option(command)))
 
     return decorate
+
+
+def take_key(ctx: click.Context, parameter: click.Parameter, key: str | None) -> str | None:
+    """The key, unless it lies in the environment and a Triton is asked, which has none."""
+    from_environment = ctx.get_parameter_source("api_key") is ParameterSource.ENVIRONMENT
+    return None if from_environment and not is_scoring_uri(ctx.params["url"]) else key
 
 
 def transfer_options(command: F) -> F:

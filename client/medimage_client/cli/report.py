@@ -61,6 +61,7 @@ def report(
     picture: Path | None,
     as_json: bool,
     url: str,
+    api_key: str | None,
     timeout: float,
 ) -> None:
     """Findings of a chest X-ray study, each as soon as it is written.
@@ -70,7 +71,7 @@ def report(
     answers, and `status`: complete, truncated or malformed. A report that is not complete is told on standard error.
     """
     with (
-        CXRReportGen(url) as client,
+        CXRReportGen(url, api_key=api_key) as client,
         client.stream(
             frontal,
             lateral=lateral,

@@ -26,7 +26,7 @@ from medimage_client.report_client import CXRReportGen
 @server_options(
     timeout=None, what=f"one request; by default {DEFAULT_TIMEOUT_S:g}, and {DEFAULT_REPORT_TIMEOUT_S:g} for a report"
 )
-def score(request: BinaryIO, layout: Layout, url: str, timeout: float | None) -> None:
+def score(request: BinaryIO, layout: Layout, url: str, api_key: str | None, timeout: float | None) -> None:
     """Answer a request of Azure's MedImageInsight or CXRReportGen endpoint.
 
     REQUEST.json is the body that the endpoint takes, or - for standard input. Its columns say which model is meant: any
@@ -38,10 +38,10 @@ def score(request: BinaryIO, layout: Layout, url: str, timeout: float | None) ->
     """
     body = read_json(request.read())
     if not is_report_request(body):
-        with MedImageInsight(url) as embeddings:
+        with MedImageInsight(url, api_key=api_key) as embeddings:
             click.echo(json.dumps(embeddings.score(body, layout=layout, timeout=timeout)))
         return
     if layout != "rows":
         raise click.BadParameter(f"{layout} is for MedImageInsight; a report has rows", param_hint="--layout")
-    with CXRReportGen(url) as reports:
+    with CXRReportGen(url, api_key=api_key) as reports:
         click.echo(json.dumps(reports.score(body, timeout=timeout)))

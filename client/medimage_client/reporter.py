@@ -1,0 +1,79 @@
+"""Studies to reports over one connection, whole or as they are written."""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+
+from medimage_client.azure_reports import COLUMNS
+from medimage_client.connection import Connection, gather
+from medimage_client.errors import InvalidInput, ResponseError
+from medimage_client.report_request import ReportRequest
+from medimage_client.transport import Outputs
+
+WHOLE_MODEL, STREAM_MODEL = "cxrreportgen", "cxrreportgen_stream"
+WHOLE_OUTPUTS, STREAM_OUTPUTS = ("output", "status"), ("text_output", "output", "status")
+SCORE_OUTPUTS = ("output",)  # the status is not Azure's
+COLUMN = re.compile(rf"({'|'.join(COLUMNS)}): ")  # how an error names the input at fault
+
+
+class Reporter:
+    """Both models over one connection. Timeouts are seconds for one report, None for the connection's."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def infer(self, request: ReportRequest, outputs: tuple[str, ...], timeout: float | None) -> Outputs:
+        """These outputs of the whole answer to a study."""
+        async with self._connection.slots:
+            call = await asyncio.to_thread(request.call, WHOLE_MODEL, outputs)
+            return await self._connection.infer(call, timeout=timeout)
+
+    async def responses(self, request: ReportRequest, timeout: float | None) -> AsyncGenerator[Outputs, None]:
+        """The responses of the streaming model: pieces of text, at last output and status.
+
+        Closing it early cancels the request on the server.
+        """
+        call = await asyncio.to_thread(request.call, STREAM_MODEL, STREAM_OUTPUTS)
+        async with aclosing(self._connection.stream(call, timeout=timeout)) as responses:
+            async for outputs in responses:
+                yield outputs
+
+    async def outputs(self, rows: Sequence[ReportRequest], timeout: float | None) -> list[str]:
+        """The JSON text of each row's findings, in order.
+
+        Raises:
+            InvalidInput: names row and column, as `row 2, column 'lateral_image': …`.
+            MedImageError: see `errors.py`.
+        """
+
+        async def output_of(n: int, row: ReportRequest) -> str:
+            with naming_row(n):
+                return text_of(await self.infer(row, SCORE_OUTPUTS, timeout), "output")
+
+        return await gather([output_of(n, row) for n, row in enumerate(rows)])
+
+
+@contextmanager
+def naming_row(n: int) -> Iterator[None]:
+    """Put row and column in front of what is wrong with an input of row n."""
+    try:
+        yield
+    except InvalidInput as error:
+        column = COLUMN.match(str(error))
+        where = f"row {n}, column {column[1]!r}" if column else f"row {n}"
+        raise InvalidInput(f"{where}: {str(error)[column.end() if column else 0 :]}") from error
+
+
+def text_of(outputs: Outputs, name: str) -> str:
+    """The one text of an output.
+
+    Raises:
+        ResponseError: it is not one, not bytes, or not UTF-8.
+    """
+    values = outputs[name].ravel().tolist()
+    try:
+        (value,) = values
+        return str(value, "utf-8")
+    except (TypeError, ValueError):  # a message of theirs may quote it
+        raise ResponseError(f"{name} is not one UTF-8 text", status=200) from None

@@ -1,0 +1,195 @@
+"""Requests to a scoring URI, of this project's endpoint or of Azure's own: one POST of Azure's JSON for each call."""
+
+import re
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import TYPE_CHECKING, Self
+from urllib.parse import urlsplit
+
+from medimage_client.errors import InvalidInput, MedImageError, ResponseError, Unavailable
+from medimage_client.scoring_messages import (
+    check_call,
+    is_report,
+    read_embeddings,
+    read_event,
+    read_events,
+    read_report,
+    request_body,
+)
+from medimage_client.transport import Call, Outputs, Transport, read_object
+from medimage_client.wire_errors import not_scoring, response_error, unified_error
+
+if TYPE_CHECKING:  # imported by the first connection, for its length
+    from aiohttp import ClientResponse
+
+PATH = re.compile(r"(/medimageinsight|/cxrreportgen)?/score$")
+EVENT_STREAM = "text/event-stream"
+EMBEDDING_HEADERS = {"Accept": "application/json", "medimage-layout": "rows"}  # whatever the endpoint's own layout is
+REPORT_HEADERS = {"Accept": f"{EVENT_STREAM}, application/json"}
+
+AT_FAULT = re.compile(r"^row (?P<row>\d+)(, column '(?P<column>\w+)')?: ")  # how the endpoint names an input
+SECONDS = re.compile(r"[0-9]{1,9}")  # of Retry-After; it may be a date, too, then our own delays have to do
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringEndpoint:
+    """Where a scoring endpoint listens, and its key."""
+
+    url: str
+    key: str | None = field(repr=False)
+
+    @classmethod
+    def parse(cls, url: str, key: str | None) -> Self:
+        """`https://…/score` or `http://…/score`; without a port, that of the scheme. None is no key.
+
+        Raises:
+            InvalidInput: a url with more in it, or a key that a header cannot carry.
+        """
+        try:
+            parts = urlsplit(url)
+            valid = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            valid = False
+        if not valid or "@" in parts.netloc or parts.query or parts.fragment:
+            raise InvalidInput("url is not https://host/score; a query has no place in it, and a key is for api_key")
+        if key is not None and (not key or " " in key or not key.isascii() or not key.isprintable()):
+            raise InvalidInput("api_key is empty, not ASCII or has white space in it; expected the key alone")
+        return cls(f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}", key)
+
+    @property
+    def root(self) -> str:
+        """Where the endpoint tells its health."""
+        parts = urlsplit(self.url)  # a host may have the name of a model
+        return parts._replace(path=PATH.sub("/", parts.path)).geturl()
+
+    def connect(self) -> Transport:
+        """A connection of the running event loop.
+
+        The server's certificate is checked against the system's trust store, or SSL_CERT_FILE.
+        """
+        return ScoringTransport(self)
+
+
+def is_scoring_uri(url: str) -> bool:
+    """Whether a url is a scoring endpoint's; if not, it may be a Triton's."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and PATH.search(parts.path.rstrip("/")) is not None
+
+
+class ScoringTransport:
+    """Belongs to one event loop."""
+
+    def __init__(self, endpoint: ScoringEndpoint) -> None:
+        import aiohttp
+        from aiohttp.http_exceptions import LineTooLong
+
+        secure = endpoint.url.startswith("https:")
+        self._endpoint = endpoint
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=ssl.create_default_context() if secure else True),
+            headers={"Authorization": f"Bearer {endpoint.key}"} if endpoint.key is not None else None,
+            timeout=aiohttp.ClientTimeout(total=None),  # the caller keeps the time
+        )
+        self._failures = (aiohttp.ClientError, OSError)
+        self._endless_line = (LineTooLong, ValueError)  # the latter of older versions of aiohttp
+
+    async def infer(self, call: Call, *, timeout: float) -> Outputs:
+        if is_report(call):
+            async with aclosing(self.stream(call, timeout=timeout)) as responses:
+                reports = [outputs async for outputs in responses if "output" in outputs]
+            if not reports:
+                raise ResponseError("the stream ended before its report", status=200)
+            return reports[-1]
+        async with self._answer(call, EMBEDDING_HEADERS) as response:
+            return read_embeddings(await response.read(), call)
+
+    async def stream(self, call: Call, *, timeout: float) -> AsyncGenerator[Outputs, None]:
+        async with self._answer(call, REPORT_HEADERS) as response:
+            if response.content_type != EVENT_STREAM:
+                outputs = read_report(await response.read())
+                if "status" in call.output_names:
+                    raise ResponseError(
+                        "this server answers in Azure's JSON, which has no status of a report; score() does without",
+                        status=200,
+                    )
+                yield outputs
+                return
+            async for name, data in read_events(response.content):
+                if name == b"error":
+                    raise self._event_error(call, data)
+                if outputs := read_event(name, data):
+                    yield outputs
+
+    async def is_ready(self, models: Sequence[str]) -> bool:
+        """Whether the endpoint says so, which it does of all its models at once."""
+        try:
+            # a redirect would take the key elsewhere, here and below
+            async with self._session.get(self._endpoint.root, allow_redirects=False) as response:
+                return response.status == 200
+        except self._failures as error:
+            raise unified_error(error) from None
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    @asynccontextmanager
+    async def _answer(self, call: Call, headers: Mapping[str, str]) -> AsyncIterator["ClientResponse"]:
+        """The response to a call, of status 200. To leave it before its end closes the connection."""
+        check_call(call)
+        body = BytesIO(request_body(call))  # sent in parts, which bytes are not
+        headers = {"Content-Type": "application/json", **headers}
+        try:
+            async with self._session.post(
+                self._endpoint.url, data=body, headers=headers, allow_redirects=False
+            ) as response:
+                if response.status != 200:
+                    raise await self._refusal(call, response)
+                yield response
+        except self._failures as error:
+            raise unified_error(error) from None
+        except self._endless_line:
+            raise ResponseError(not_scoring(200), status=200) from None
+
+    async def _refusal(self, call: Call, response: "ClientResponse") -> MedImageError:
+        values = read_object(await response.read()) or {}
+        error = self._error(call, response.status, values.get("message"))
+        seconds = SECONDS.fullmatch(response.headers.get("Retry-After", ""))
+        if seconds and isinstance(error, Unavailable):
+            error.retry_after_s = float(seconds[0])
+        return error
+
+    def _event_error(self, call: Call, data: bytes) -> MedImageError:
+        values = read_object(data) or {}
+        status = values.get("status")
+        return self._error(call, status if isinstance(status, int) and status >= 400 else 500, values.get("message"))
+
+    def _error(self, call: Call, status: int, message: object) -> MedImageError:
+        """An error that the endpoint tells; if not in a text, by its status."""
+        text = message if isinstance(message, str) and message.strip() else explanation(status)
+        if self._endpoint.key is not None:
+            text = text.replace(self._endpoint.key, "[api_key]")
+        elif status == 401:
+            text = f"{text}; expected api_key, which was not given"
+        return response_error(status, AT_FAULT.sub(lambda at_fault: own_name(call, at_fault), text))
+
+
+def explanation(status: int) -> str:
+    """What an answer without a message means; a body of a proxy stays out of it."""
+    if 300 <= status < 400:
+        return f"HTTP {status}, a redirect, which is not followed; expected the url that it leads to"
+    if status in (401, 403):
+        return f"HTTP {status}, the server refuses the key or needs one"
+    return not_scoring(status)
+
+
+def own_name(call: Call, at_fault: re.Match[str]) -> str:
+    """An input's name in the endpoint's words as in Triton's: an embedding's by its row, a report's by its column."""
+    if not is_report(call):
+        return f"row {at_fault['row']}: "
+    return f"{at_fault['column']}: " if at_fault["column"] else ""

@@ -1,0 +1,1 @@
+"""The drop-in HTTP endpoint: Azure's scoring contract in front of Triton."""

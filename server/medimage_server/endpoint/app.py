@@ -1,0 +1,120 @@
+"""The ASGI application of the endpoint, which one worker runs."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
+from importlib.metadata import version
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from medimage_server.endpoint.access_log import AccessLog
+from medimage_server.endpoint.balancing import BalancedTransport
+from medimage_server.endpoint.docs_page import docs_page
+from medimage_server.endpoint.json_response import JSONResponse, error_response
+from medimage_server.endpoint.keys import Keyring
+from medimage_server.endpoint.observed import Observed, entry_of
+from medimage_server.endpoint.openapi import openapi
+from medimage_server.endpoint.operation import Operation
+from medimage_server.endpoint.refusal import CLIENT_GONE, ClientGone, Refusal
+from medimage_server.endpoint.score_route import ScoreRoute
+from medimage_server.endpoint.scoring import Scorer
+from medimage_server.endpoint.settings import EndpointSettings
+
+# Calls to Triton at once, of each deployment and worker: two batches of the image encoder, and below the 64 that its
+# models' queues hold.
+CALLS = 32
+DOCS_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def endpoint(settings: EndpointSettings, log: AccessLog) -> Starlette:
+    """The application; its `state.operation` is told when the worker is about to end.
+
+    Raises:
+        InvalidKey: the file of keys is not valid.
+        InvalidInput: a URL of a Triton is not.
+    """
+    our_version = version("medimage-triton")
+    keys = Keyring(settings.key_digests, Path(settings.keys_file) if settings.keys_file else None)
+    document = openapi(settings.deployments, version=our_version, keys=not keys.is_open)
+    transport = BalancedTransport(settings.tritons, settings.deployments, slots=CALLS)
+    operation = Operation(settings, keys, transport, version=our_version)
+    score = ScoreRoute(settings, keys, Scorer(transport, settings.tritons[0]))
+
+    async def document_route(request: Request) -> Response:
+        return JSONResponse(document)
+
+    page = docs_page(document)
+
+    async def docs_route(request: Request) -> Response:
+        return HTMLResponse(page, headers={"content-security-policy": DOCS_POLICY})
+
+    routes = [
+        Route("/", operation.health),
+        Route("/live", operation.live),
+        Route("/status", operation.status),
+        Route("/metrics", operation.metrics),
+        Route("/openapi.json", document_route),
+        Route("/swagger.json", document_route),
+        Route("/docs", docs_route),
+        Route("/score", score, methods=["POST"]),
+        Route("/{deployment}/score", score, methods=["POST"]),
+    ]
+    paths = {route.path for route in routes} | {f"/{name}/score" for name in settings.deployments}
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await transport.open()
+        watching = asyncio.create_task(transport.watch())
+        try:
+            yield
+        finally:
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
+            await transport.close()
+
+    app = Starlette(
+        routes=routes,
+        middleware=[
+            Middleware(Observed, log=log, server_version=f"medimage-triton/{our_version}", routes=frozenset(paths))
+        ],
+        exception_handlers={Refusal: tell_refusal, HTTPException: tell_http, ClientGone: tell_nobody},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False  # a redirection would name the host that the caller says
+    app.state.operation = operation
+    return app
+
+
+async def tell_refusal(request: Request, refusal: Exception) -> Response:
+    assert isinstance(refusal, Refusal)
+    return tell(request, refusal.status, refusal.message, refusal.headers)
+
+
+async def tell_http(request: Request, error: Exception) -> Response:
+    """No such path, or no such method on it; Starlette's own."""
+    assert isinstance(error, HTTPException)
+    message = {
+        HTTPStatus.NOT_FOUND: "there is nothing here; requests go to POST /score, and /docs says how",
+        HTTPStatus.METHOD_NOT_ALLOWED: "this method is not for this path; requests go to POST /score",
+    }.get(HTTPStatus(error.status_code), error.detail)
+    return tell(request, error.status_code, message, error.headers)
+
+
+async def tell_nobody(request: Request, error: Exception) -> Response:
+    """The caller has gone: for the log."""
+    entry_of(request.scope).reason = "the client has gone"
+    return Response(status_code=CLIENT_GONE)
+
+
+def tell(request: Request, status: int, message: str, headers: Mapping[str, str] | None) -> Response:
+    entry = entry_of(request.scope)
+    entry.reason = message
+    return error_response(status, message, entry.request_id, headers)

@@ -1,0 +1,178 @@
+"""One transport over several Tritons: each call goes to the one that is ready and has the least to do."""
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+
+from medimage_client.errors import MedImageError, NotFound, NotReady, ServerError, TransportError, Unavailable
+from medimage_client.transport import Call, Endpoint, Outputs, Transport
+from medimage_server.endpoint.metrics import TRITON_READY
+from medimage_server.endpoint.settings import MODELS
+
+CHECK_EVERY_S = 1.0
+CHECK_LIMIT_S = 2.5
+BETTER_ELSEWHERE = (TransportError, Unavailable, NotFound)  # failures that another Triton may not have
+LOST_STUB = re.compile(r"^(Failed to process the request.*)?Stub process '[^']*' is not healthy")  # Triton 2.51
+SILENT_CHECKS = 3  # in a row: about ten seconds, for a busy Triton may answer one late
+
+logger = logging.getLogger(__name__)
+
+
+class Backend:
+    """One Triton, and what is known of it."""
+
+    def __init__(self, url: str, transport: Transport, deployments: Sequence[str]) -> None:
+        self.url = url
+        self.transport = transport
+        self.ready = dict.fromkeys(deployments, False)
+        self.version = ""  # of the server, once it has been ready
+        self.in_flight = 0
+        self._calls: set[asyncio.Timeout] = set()
+        self._silent_checks = 0
+
+    async def check(self) -> None:
+        """Ask it what it can serve. One that is silent for long is given up, and the calls to it."""
+        is_silent = False
+        for deployment in self.ready:
+            try:
+                async with asyncio.timeout(CHECK_LIMIT_S):
+                    self.mark(deployment, ready=await self.transport.is_ready(MODELS[deployment]))
+            except TimeoutError:
+                is_silent = True
+                break  # silent for one, silent for all
+                break
+            except MedImageError:
+                self.mark(deployment, ready=False)
+        self._silent_checks = self._silent_checks + 1 if is_silent else 0
+        if self._silent_checks == SILENT_CHECKS:
+            for deployment in self.ready:
+                self.mark(deployment, ready=False)
+            self._give_up_calls()
+
+    def mark(self, deployment: str, *, ready: bool) -> None:
+        if self.ready[deployment] != ready:
+            level = logging.INFO if ready else logging.WARNING
+            logger.log(level, "%s: %s is %s", self.url, deployment, "ready" if ready else "not ready")
+        self.ready[deployment] = ready
+        TRITON_READY.labels(self.url, deployment).set(ready)
+
+    @asynccontextmanager
+    async def call(self) -> AsyncIterator[None]:
+        """Counts a call, and ends it as a failed connection when the Triton falls silent.
+
+        Raises:
+            NotReady: a process of the model is gone, which Triton calls a failure of the model and still ready.
+        """
+        limit = asyncio.timeout(None)
+        self.in_flight += 1
+        self._calls.add(limit)
+        try:
+            async with limit:
+                yield
+        except TimeoutError:
+            if limit.expired():
+                raise TransportError(f"{self.url} does not answer any more") from None
+            raise
+        except ServerError as error:
+            if LOST_STUB.search(str(error)):
+                raise NotReady(str(error)) from None
+            raise
+        finally:
+            self._calls.discard(limit)
+            self.in_flight -= 1
+
+    def note(self, deployment: str, error: MedImageError) -> None:
+        """A call has failed in a way that says something of this Triton."""
+        if isinstance(error, TransportError | NotReady | NotFound):  # a full queue does not
+            self.mark(deployment, ready=False)
+
+    def _give_up_calls(self) -> None:
+        if self._calls:
+            logger.warning("%s: silent, its %d calls are given up", self.url, len(self._calls))
+        now = asyncio.get_running_loop().time()
+        for limit in self._calls:
+            limit.reschedule(now)
+
+
+class BalancedTransport:
+    """A transport for the clients of `medimage_client`, over all Tritons.
+
+    A call whose connection fails, or that one Triton is too busy for, is tried with the next. It belongs to one event
+    loop.
+
+    Args:
+        urls: of the Tritons, as the clients take them.
+        deployments: what they may serve; a Triton is asked for a deployment only while it is ready for it.
+        slots: calls in flight of each deployment, so that Triton's own queues never overflow by us alone.
+    """
+
+    def __init__(self, urls: Sequence[str], deployments: Sequence[str], *, slots: int) -> None:
+        self.backends: list[Backend] = []
+        self._endpoints = {url: Endpoint.parse(url) for url in urls}
+        self._deployment = {model: name for name in deployments for model in MODELS[name]}
+        self._slots = {name: asyncio.Semaphore(slots) for name in deployments}
+
+    async def open(self) -> None:
+        """Connect to every Triton, and ask each for its health."""
+        deployments = list(self._slots)
+        self.backends = [
+            Backend(url, endpoint.connect(shared_memory=False), deployments)
+            for url, endpoint in self._endpoints.items()
+        ]
+        await self.check()
+
+    def is_serving(self, deployment: str) -> bool:
+        """Whether at least one Triton was ready for it when last asked."""
+        return any(backend.ready[deployment] for backend in self.backends)
+
+    async def watch(self) -> None:
+        """Ask every Triton for its health, again and again; never returns."""
+        while True:
+            await self.check()
+            await asyncio.sleep(CHECK_EVERY_S)
+
+    async def check(self) -> None:
+        await asyncio.gather(*(backend.check() for backend in self.backends))
+
+    async def infer(self, call: Call, *, timeout: float) -> Outputs:
+        deployment = self._deployment[call.model]
+        failure: MedImageError = NotReady("no Triton is ready")
+        async with self._slots[deployment]:
+            for backend in self._by_load(deployment):
+                try:
+                    async with backend.call():
+                        return await backend.transport.infer(call, timeout=timeout)
+                except BETTER_ELSEWHERE as error:
+                    backend.note(deployment, error)
+                    failure = error
+        raise failure
+
+    async def stream(self, call: Call, *, timeout: float) -> AsyncGenerator[Outputs, None]:
+        deployment = self._deployment[call.model]
+        failure: MedImageError = NotReady("no Triton is ready")
+        for backend in self._by_load(deployment):
+            has_begun = False
+            try:
+                async with backend.call(), aclosing(backend.transport.stream(call, timeout=timeout)) as responses:
+                    async for outputs in responses:
+                        has_begun = True
+                        yield outputs
+                return
+            except BETTER_ELSEWHERE as error:
+                backend.note(deployment, error)
+                if has_begun:  # what the caller has seen cannot be taken back
+                    raise
+                failure = error
+        raise failure
+
+    async def is_ready(self, models: Sequence[str]) -> bool:
+        return all(self.is_serving(deployment) for deployment in {self._deployment[model] for model in models})
+
+    async def close(self) -> None:
+        await asyncio.gather(*(backend.transport.close() for backend in self.backends))
+
+    def _by_load(self, deployment: str) -> list[Backend]:
+        ready = [backend for backend in self.backends if backend.ready[deployment]]
+        return sorted(ready, key=lambda backend: backend.in_flight)

@@ -1,0 +1,127 @@
+"""Read a request's body within limits of size, time and memory."""
+
+import asyncio
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http import HTTPStatus
+
+from starlette.datastructures import Headers
+from starlette.types import Receive
+
+from medimage_server.endpoint.admission import Memory
+from medimage_server.endpoint.refusal import ClientGone, Refusal
+
+STALL_LIMIT_S = 5.0  # without a byte: who sends half a body is told so
+TOTAL_LIMIT_S = 60.0  # for all of it: 64 MB at 9 Mbit/s
+DISCARD_LIMIT_S = 5.0  # to read what is not wanted, so that a client that only writes sees why
+JSON = "application/json"
+CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\"';\s]*)")
+
+
+class Body:
+    """The body of one request; its memory is counted until `released`."""
+
+    def __init__(self, headers: Headers, receive: Receive, *, max_bytes: int, memory: Memory) -> None:
+        self._headers = headers
+        self._receive = receive
+        self._max_bytes = max_bytes
+        self._memory = memory
+        self._counted_bytes = 0
+        self._is_complete = False
+        self.n_bytes = 0  # that have arrived
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._memory.give_back(self._counted_bytes)
+            self._counted_bytes = 0
+
+    async def read(self) -> bytes:
+        """All of it.
+
+        Raises:
+            Refusal: 400 of two lengths; 415 not JSON, not UTF-8, or compressed; 413 larger than the limit; 408 too
+                slow; 429 others hold all memory.
+            ClientGone: it ended before.
+        """
+        check_framing(self._headers)
+        check_content_type(self._headers)
+        self._count(self._stated_bytes())
+        parts: list[bytes] = []
+        try:
+            async with asyncio.timeout(TOTAL_LIMIT_S):
+                while not self._is_complete:
+                    parts.append(await self._next_part())
+        except TimeoutError:
+            raise Refusal(
+                HTTPStatus.REQUEST_TIMEOUT, f"the body came too slowly: {self.n_bytes} bytes, then nothing in time"
+            ) from None
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def discard(self) -> None:
+        """Read on without keeping anything, for a short time, if the client still sends."""
+        with suppress(TimeoutError, ClientGone):
+            async with asyncio.timeout(DISCARD_LIMIT_S):
+                while not self._is_complete:
+                    await self._next_message()
+
+    def _stated_bytes(self) -> int:
+        stated = self._headers.get("content-length", "0")  # chunked bodies state none
+        n_bytes = int(stated) if stated.isdecimal() and len(stated) < 20 else self._max_bytes + 1
+        if n_bytes > self._max_bytes:
+            raise self._too_large()
+        return n_bytes
+
+    async def _next_part(self) -> bytes:
+        async with asyncio.timeout(STALL_LIMIT_S):
+            part = await self._next_message()
+        self.n_bytes += len(part)
+        if self.n_bytes > self._max_bytes:
+            raise self._too_large()
+        if self.n_bytes > self._counted_bytes:
+            self._count(self.n_bytes - self._counted_bytes)
+        return part
+
+    async def _next_message(self) -> bytes:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._is_complete = True
+            raise ClientGone
+        self._is_complete = not message.get("more_body", False)
+        part: bytes = message.get("body", b"")
+        return part
+
+    def _count(self, n_bytes: int) -> None:
+        self._memory.take(n_bytes, held=self._counted_bytes)
+        self._counted_bytes += n_bytes
+
+    def _too_large(self) -> Refusal:
+        return Refusal(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"the body is larger than {self._max_bytes} bytes, which is the limit; send fewer rows in a request",
+        )
+
+
+def check_framing(headers: Headers) -> None:
+    """Refuse what h11 and a proxy before us may read as different requests; see RFC 9112, section 6.1."""
+    if "content-length" in headers and "transfer-encoding" in headers:
+        raise Refusal(
+            HTTPStatus.BAD_REQUEST,
+            "both Content-Length and Transfer-Encoding are given; expected one of them",
+            {"connection": "close"},
+        )
+
+
+def check_content_type(headers: Headers) -> None:
+    content_type, _, parameters = headers.get("content-type", "").lower().partition(";")
+    if content_type.strip() != JSON:  # the words of Azure's inference server
+        raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"Expects Content-Type to be {JSON}")
+    charset = CHARSET.search(parameters)
+    if charset and charset[1] not in ("utf-8", "utf8"):
+        raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the charset is not supported; JSON is sent in UTF-8")
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Content-Encoding is not supported; send the JSON as it is")

@@ -1,0 +1,98 @@
+"""`medimage endpoint`: the endpoint by itself, in front of Tritons that run elsewhere."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from time import monotonic, sleep
+
+import click
+
+from medimage_client.client import MedImageInsight
+from medimage_client.errors import MedImageError
+from medimage_client.report_client import CXRReportGen
+from medimage_server.banner import endpoint_banner
+from medimage_server.endpoint.options import EndpointOptions, endpoint_options
+from medimage_server.endpoint.settings import MODELS
+from medimage_server.endpoint.workers import endpoint_services, listening, metrics_folder
+from medimage_server.launcher import LaunchError
+from medimage_server.options import PORT, option
+from medimage_server.signals import end_on_signals
+from medimage_server.supervisor import running, watch
+
+CLIENTS: dict[str, type[MedImageInsight] | type[CXRReportGen]] = {
+    "medimageinsight": MedImageInsight,
+    "cxrreportgen": CXRReportGen,
+}
+SEARCH_S = 30.0  # for a Triton that is only just starting
+ANSWER_S = 3.0
+
+
+@click.command()
+@option(
+    "--triton",
+    "tritons",
+    required=True,
+    multiple=True,
+    metavar="URL",
+    help="A Triton, as grpc://host:port or http://…; may be repeated. A call goes to the one with the least to do.",
+)
+@option(
+    "--deployment",
+    "deployments",
+    type=click.Choice(list(MODELS)),
+    multiple=True,
+    help="What is served; may be repeated. Default: what the Tritons are ready for.",
+)
+@option("--score-port", type=PORT, default=5001, help="0 picks a free port.")
+@option("--triton-metrics", metavar="URL", help="Triton's metrics, to be appended to ours: http://host:8002/metrics.")
+@endpoint_options
+def endpoint(
+    tritons: tuple[str, ...],
+    deployments: tuple[str, ...],
+    score_port: int,
+    triton_metrics: str | None,
+    endpoint: EndpointOptions,
+) -> None:
+    """Speak Azure's scoring protocol in front of one Triton or several, until Ctrl-C or SIGTERM.
+
+    A worker that ends by itself is started again. Exit code 1 if the endpoint cannot start.
+    """
+    end_on_signals()
+    try:
+        settings = endpoint.settings(
+            tritons=tritons, deployments=deployments or find_deployments(tritons), triton_metrics=triton_metrics
+        )
+        with ExitStack() as held:
+            metrics = held.enter_context(metrics_folder())
+            listener = held.enter_context(listening(endpoint.score_host, score_port))
+            workers = endpoint_services(settings, endpoint.workers, listener, metrics)
+            held.enter_context(running(workers, before_end=listener.close))
+            for line in endpoint_banner(settings, listener, endpoint.workers):
+                click.echo(line)
+            watch(workers, restart=True, tell=lambda line: click.echo(line, err=True))
+    except (LaunchError, MedImageError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def find_deployments(tritons: Sequence[str]) -> tuple[str, ...]:
+    """What at least one of the Tritons is ready for.
+
+    Raises:
+        LaunchError: there is nothing for half a minute.
+        InvalidInput: a URL is not valid.
+    """
+    deadline = monotonic() + SEARCH_S
+    while True:
+        found = tuple(name for name in MODELS if any(is_ready(name, url) for url in tritons))
+        if found:
+            return found
+        if monotonic() > deadline:
+            raise LaunchError(
+                f"no Triton at {', '.join(tritons)} is ready for {' or '.join(MODELS)}; start it first, or say what it "
+                "will serve with --deployment"
+            )
+        sleep(1.0)
+
+
+def is_ready(deployment: str, url: str) -> bool:
+    with CLIENTS[deployment](url, timeout=ANSWER_S) as client:
+        return client.is_ready()

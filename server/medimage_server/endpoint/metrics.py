@@ -1,0 +1,97 @@
+"""What the endpoint counts, for Prometheus, over all its workers.
+
+Workers share their numbers in files of the folder PROMETHEUS_MULTIPROC_DIR, which must be set before this is imported;
+without it a process counts for itself.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+# Texts of a phantom take milliseconds, images of the full model seconds on a CPU, reports minutes.
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+OWN = CollectorRegistry()
+REQUESTS = Counter("medimage_endpoint_requests", "Requests answered.", ("deployment", "status"), registry=OWN)
+ROWS = Counter("medimage_endpoint_rows", "Rows of requests answered with 200.", ("deployment",), registry=OWN)
+REQUEST_SECONDS = Histogram(
+    "medimage_endpoint_request_seconds",
+    "From the head of a scoring request to the last byte of its answer.",
+    ("deployment",),
+    buckets=SECONDS,
+    registry=OWN,
+)
+STAGE_SECONDS = Histogram(
+    "medimage_endpoint_stage_seconds",
+    "Parts of it: receive (the body), parse (JSON and base64), model (Triton, with its queues), send (JSON, and out).",
+    ("deployment", "stage"),
+    buckets=SECONDS,
+    registry=OWN,
+)
+IN_FLIGHT = Gauge(
+    "medimage_endpoint_in_flight", "Scoring requests under way.", multiprocess_mode="livesum", registry=OWN
+)
+IN_FLIGHT_BYTES = Gauge(
+    "medimage_endpoint_in_flight_bytes", "Bodies in memory.", multiprocess_mode="livesum", registry=OWN
+)
+RECEIVED_BYTES = Counter("medimage_endpoint_received_bytes", "Bodies received.", registry=OWN)
+SENT_BYTES = Counter("medimage_endpoint_sent_bytes", "Bodies sent.", registry=OWN)
+LOST_LOG_LINES = Counter(
+    "medimage_endpoint_lost_log_lines", "Lines of the access log that could not be written.", registry=OWN
+)
+TRITON_READY = Gauge(
+    "medimage_endpoint_triton_ready",
+    "Whether a Triton was ready when last asked.",
+    ("triton", "deployment"),
+    multiprocess_mode="livemin",
+    registry=OWN,
+)
+
+
+class Stages:
+    """Seconds of the stages of one request, by name, in their order."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + perf_counter() - start
+
+
+def registry() -> CollectorRegistry:
+    """The numbers of all workers, where there are several."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return OWN
+    merged = CollectorRegistry()
+    MultiProcessCollector(merged)  # type: ignore[no-untyped-call]  # prometheus_client types its core alone
+    return merged
+
+
+def page() -> bytes:
+    """All of them, in Prometheus' text format."""
+    return generate_latest(registry())
+
+
+def value(name: str) -> float:
+    """One number without labels."""
+    return registry().get_sample_value(name) or 0.0
+
+
+def counts_by_status() -> dict[int, int]:
+    """Requests answered, by HTTP status."""
+    counts: dict[int, int] = {}
+    for family in registry().collect():
+        for sample in family.samples:
+            if sample.name == "medimage_endpoint_requests_total":
+                status = int(sample.labels["status"])
+                counts[status] = counts.get(status, 0) + int(sample.value)
+    return counts

@@ -1,0 +1,139 @@
+"""The options of the endpoint, alike for `medimage serve` and `medimage endpoint`."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from medimage_client.azure_embeddings import Layout
+from medimage_server.endpoint.keys import InvalidKey, read_keys, read_keys_file
+from medimage_server.endpoint.settings import EndpointSettings
+from medimage_server.endpoint.workers import check_tls
+from medimage_server.launcher import LaunchError
+from medimage_server.options import option
+
+KEYS_VARIABLE = "MEDIMAGE_KEYS"
+MB = 2**20
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+SECONDS = click.FloatRange(min=0, min_open=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointOptions:
+    """The options as they are given."""
+
+    score_host: str
+    workers: int
+    keys_file: Path | None
+    tls_certificate: Path | None
+    tls_key: Path | None
+    layout: Layout
+    max_requests: int
+    max_body_mb: int
+    max_in_flight_mb: int
+    timeout: float
+    report_timeout: float
+    drain_delay: float
+    drain_limit: float
+    access_log: str | None
+
+    def settings(
+        self, *, tritons: tuple[str, ...], deployments: tuple[str, ...], triton_metrics: str | None
+    ) -> EndpointSettings:
+        """What each worker is told: its part of the bounds, and the keys as digests.
+
+        The keys are taken out of the environment, which other processes of ours would inherit.
+
+        Raises:
+            LaunchError: keys, certificate or log cannot be used, or anybody on the network could ask without a key.
+        """
+        check_tls(self.tls_certificate, self.tls_key)
+        self._check_log()
+        try:
+            digests = read_keys(os.environ.pop(KEYS_VARIABLE, "").split(), KEYS_VARIABLE)
+            if self.keys_file:
+                read_keys_file(self.keys_file)
+        except InvalidKey as error:
+            raise LaunchError(str(error)) from error
+        if not digests and not self.keys_file and self.score_host not in LOOPBACK:
+            raise LaunchError(
+                f"--score-host {self.score_host} opens the endpoint to the network, and there are no keys: "
+                f"give some with --keys-file or {KEYS_VARIABLE}"
+            )
+        return EndpointSettings(
+            tritons=tritons,
+            deployments=deployments,
+            layout=self.layout,
+            max_requests=-(-self.max_requests // self.workers),
+            max_body_bytes=self.max_body_mb * MB,
+            max_in_flight_bytes=self.max_in_flight_mb * MB // self.workers,
+            timeout_s=self.timeout,
+            report_timeout_s=self.report_timeout,
+            drain_delay_s=self.drain_delay,
+            drain_limit_s=self.drain_limit,
+            key_digests=digests,
+            keys_file=str(self.keys_file.absolute()) if self.keys_file else None,
+            tls_certificate=str(self.tls_certificate) if self.tls_certificate else None,
+            tls_key=str(self.tls_key) if self.tls_key else None,
+            access_log=self.access_log,
+            triton_metrics=triton_metrics,
+        )
+
+    def _check_log(self) -> None:
+        if self.access_log in (None, "-"):
+            return
+        try:
+            Path(str(self.access_log)).open("a").close()
+        except OSError as error:
+            raise LaunchError(f"cannot write --access-log {self.access_log}: {error.strerror}") from error
+
+
+def endpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command the options, and their values as one argument, `endpoint`."""
+
+    @wraps(command)
+    def with_options(**values: Any) -> Any:
+        own = {field.name: values.pop(field.name) for field in fields(EndpointOptions)}
+        return command(endpoint=EndpointOptions(**own), **values)
+
+    for add in reversed(OPTIONS):
+        with_options = add(with_options)
+    return with_options
+
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+OPTIONS = (
+    option("--score-host", default="127.0.0.1", help="Address that the endpoint listens on; 0.0.0.0 is the network."),
+    option("--workers", type=click.IntRange(1, 64), default=1, help="Processes of the endpoint."),
+    option(
+        "--keys-file",
+        type=FILE,
+        help=f"Keys of callers, one a line; read again when it changes. Keys may also stand in {KEYS_VARIABLE}, with "
+        "white space between.",
+    ),
+    option("--tls-certificate", type=FILE, help="PEM file with the certificate and its chain; the endpoint is https."),
+    option("--tls-key", type=FILE, help="PEM file with its key."),
+    option("--layout", type=click.Choice(get_args(Layout)), default="rows", help="Of embeddings no header asks for."),
+    option(
+        "--max-requests",
+        type=click.IntRange(min=1),
+        default=64,
+        help="Requests at work or waiting, of each deployment; then 429.",
+    ),
+    option("--max-body-mb", type=click.IntRange(1, 1024), default=64, help="Largest body of a request; then 413."),
+    option("--max-in-flight-mb", type=click.IntRange(min=1), default=256, help="All bodies together; then 429."),
+    option("--timeout", type=SECONDS, default=120.0, help="Seconds for the embeddings of a request; then 504."),
+    option("--report-timeout", type=SECONDS, default=600.0, help="Seconds for the reports of a request; then 504."),
+    option(
+        "--drain-delay",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        help="Seconds to serve on, as not ready, when told to end.",
+    ),
+    option("--drain-limit", type=SECONDS, default=30.0, help="Seconds for requests under way to finish after that."),
+    option("--access-log", metavar="FILE", help="Append a line of JSON for each request; - is standard output."),
+)

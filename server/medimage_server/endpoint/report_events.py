@@ -1,0 +1,105 @@
+"""Reports as they are written, as server-sent events (WHATWG HTML, section 9.2).
+
+    event: text    data: {"row": 0, "text": "<obj>The heart"}           a piece of a row's answer
+    event: row     data: {"row": 0, "output": "<JSON text>", "status": "complete"}    the row is done
+    event: end     data: {}                                              all rows are
+    event: error   data: {"message": "...", "status": 424, ...}          there will be nothing more
+
+Rows are written at once, so their pieces come mixed.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+
+from medimage_client.errors import ResponseError
+from medimage_client.report_request import ReportRequest
+from medimage_client.reporter import Reporter, naming_row, text_of
+
+MEDIA_TYPE = "text/event-stream"
+WAITING = b": waiting\n\n"  # a comment, which keeps proxies from closing a connection that is quiet for long
+WAIT_S = 10.0  # until one is sent
+MAX_WAITING_EVENTS = 64  # while the caller reads slowly; then the rows wait
+
+
+def event(name: str, **data: Any) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), orjson.dumps(data))
+
+
+async def report_events(reporter: Reporter, requests: Sequence[ReportRequest]) -> AsyncGenerator[bytes, None]:
+    """The events of all rows. Closing it cancels what is still being written.
+
+    Raises:
+        InvalidInput: names row and column.
+        MedImageError: a row failed.
+    """
+    events: asyncio.Queue[bytes | None] = asyncio.Queue()
+    room = asyncio.Semaphore(MAX_WAITING_EVENTS)  # not the queue's own: its end is told even when nobody reads
+    n_done = 0
+
+    async def put(written: bytes) -> None:
+        await room.acquire()
+        events.put_nowait(written)
+
+    async def write(row: int, request: ReportRequest) -> None:
+        nonlocal n_done
+        with naming_row(row):
+            async with aclosing(reporter.responses(request, timeout=None)) as responses:
+                async for outputs in responses:
+                    if text := text_of(outputs, "text_output") if "text_output" in outputs else "":
+                        await put(event("text", row=row, text=text))
+                    if "status" in outputs:
+                        output, status = text_of(outputs, "output"), text_of(outputs, "status")
+                        await put(event("row", row=row, output=output, status=status))
+                        n_done += 1
+
+    async def write_all() -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for row, request in enumerate(requests):
+                    group.create_task(write(row, request))
+        finally:
+            events.put_nowait(None)
+
+    writing = asyncio.create_task(write_all())
+    try:
+        while (written := await events.get()) is not None:
+            room.release()
+            yield written
+        await first_failure(writing)
+        if n_done < len(requests):
+            raise ResponseError("the stream ended before its report", status=200)
+        yield event("end")
+    finally:
+        writing.cancel()
+        await asyncio.wait([writing])
+
+
+async def first_failure(writing: asyncio.Task[None]) -> None:
+    """Wait for the end, and raise one failure in place of the group of them."""
+    try:
+        await writing
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+
+
+async def with_comments(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """The events, and comments where there is none for long."""
+    following: asyncio.Future[bytes | None] | None = None
+    try:
+        while True:
+            following = asyncio.ensure_future(anext(events, None))
+            while not (await asyncio.wait([following], timeout=WAIT_S))[0]:
+                yield WAITING
+            written = following.result()
+            if written is None:
+                return
+            yield written
+    finally:
+        if following is not None:
+            following.cancel()
+            await asyncio.wait([following])
+        await events.aclose()

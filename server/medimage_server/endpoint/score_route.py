@@ -1,0 +1,201 @@
+"""`POST /score`: the way of a request, from its head to its answer."""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from contextlib import ExitStack, aclosing
+from http import HTTPStatus
+from typing import Any, TypeVar, get_args
+
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive, Scope, Send
+
+from medimage_client.azure_embeddings import Layout
+from medimage_client.errors import MedImageError
+from medimage_server.endpoint import metrics
+from medimage_server.endpoint.access_log import Entry
+from medimage_server.endpoint.admission import Gate, Memory
+from medimage_server.endpoint.authorization import authorize
+from medimage_server.endpoint.body import Body
+from medimage_server.endpoint.json_response import JSONResponse
+from medimage_server.endpoint.keys import Keyring
+from medimage_server.endpoint.metrics import Stages
+from medimage_server.endpoint.observed import entry_of
+from medimage_server.endpoint.refusal import ENDING, RUN_FAILED, ClientGone, Refusal, refusal_of
+from medimage_server.endpoint.report_events import MEDIA_TYPE, event
+from medimage_server.endpoint.scoring import Question, Scorer, read_question
+from medimage_server.endpoint.settings import MODELS, EndpointSettings
+
+T = TypeVar("T")
+
+LARGE_BODY_BYTES = 2**20  # whose JSON takes milliseconds, and a hostile one of 64 MB a second
+DEPLOYMENT_HEADER = "azureml-model-deployment"
+LAYOUT_HEADER = "medimage-layout"
+
+
+class ScoreRoute:
+    """An ASGI application, because what a request holds it holds until the last byte of its answer has gone."""
+
+    def __init__(self, settings: EndpointSettings, keys: Keyring, scorer: Scorer) -> None:
+        self._settings = settings
+        self._keys = keys
+        self._scorer = scorer
+        self._memory = Memory(settings.max_in_flight_bytes)
+        self._arriving = Gate(settings.max_requests, "requests")
+        self._at_work = {name: Gate(settings.max_requests, f"requests for {name}") for name in settings.deployments}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        entry = entry_of(scope)
+        stages = Stages()
+        body = Body(headers, receive, max_bytes=self._settings.max_body_bytes, memory=self._memory)
+        with metrics.IN_FLIGHT.track_inprogress(), body.counted():
+            try:
+                await self._answer(scope, receive, send, headers, entry, stages, body)
+            except MedImageError as error:
+                raise refusal_of(error) from error
+            except asyncio.CancelledError:  # of uvicorn: this request has outlasted the drain limit
+                if not entry.status:  # else `_stream` has told it
+                    raise ENDING from None
+            except Refusal:
+                if headers.get("expect", "").lower() != "100-continue":  # who waits to be asked for it sends none
+                    await body.discard()
+                raise
+            finally:
+                entry.received_bytes = body.n_bytes
+                entry.stages_ms = {stage: round(seconds * 1000, 2) for stage, seconds in stages.seconds.items()}
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, headers: Headers, entry: Entry, stages: Stages, body: Body
+    ) -> None:
+        authorize(headers, self._keys)
+        deployment = self._named_deployment(scope, headers)
+        entry.deployment = deployment
+        layout = self._layout(headers)
+        with ExitStack() as held:
+            with self._arriving.entered():
+                with stages.timed("receive"):
+                    content = await body.read()
+                with stages.timed("parse"):
+                    question = await read(content, deployment, self._settings.deployments)
+                del content  # as JSON; the images in the question are what is needed
+                entry.deployment, entry.rows = question.deployment, question.n_rows
+                if question.deployment not in self._at_work:
+                    raise self._unknown(question.deployment)
+                held.enter_context(self._at_work[question.deployment].entered())
+            limit_s = self._settings.time_limit_s(question.deployment)
+            work = (
+                self._stream(send, question, stages, limit_s, entry.request_id)
+                if question.deployment == "cxrreportgen" and MEDIA_TYPE in headers.get("accept", "")
+                else self._reply(scope, receive, send, question, layout, stages, limit_s)
+            )
+            await unless_gone(receive, work)
+
+    async def _reply(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        question: Question,
+        layout: Layout,
+        stages: Stages,
+        limit_s: float,
+    ) -> None:
+        with stages.timed("model"):
+            try:
+                async with asyncio.timeout(limit_s):
+                    answer = await self._scorer.answer(question, layout=layout, timeout=limit_s)
+            except TimeoutError:
+                raise Refusal(HTTPStatus.GATEWAY_TIMEOUT, f"no answer within {limit_s:g} s") from None
+        with stages.timed("send"):
+            ran = {"x-ms-run-fn-exec-ms": f"{stages.seconds['model'] * 1000:.3f}", RUN_FAILED: "False"}
+            response = JSONResponse(answer, headers={DEPLOYMENT_HEADER: question.deployment} | ran)
+            await response(scope, receive, send)
+
+    async def _stream(self, send: Send, question: Question, stages: Stages, limit_s: float, request_id: str) -> None:
+        """Send events. What fails before the first is told by a status, what fails later by an event."""
+        has_begun = False
+        with stages.timed("model"):
+            try:
+                async with asyncio.timeout(limit_s), aclosing(self._scorer.events(question, limit_s)) as events:
+                    async for part in events:
+                        if not has_begun:
+                            has_begun = True
+                            await send(stream_start(question.deployment))
+                        await send({"type": "http.response.body", "body": part, "more_body": True})
+            except (TimeoutError, MedImageError, asyncio.CancelledError) as error:
+                match error:
+                    case MedImageError():
+                        refusal = refusal_of(error)
+                    case TimeoutError():
+                        refusal = Refusal(HTTPStatus.GATEWAY_TIMEOUT, f"no end within {limit_s:g} s")
+                    case _:  # the caller has gone, and reads nothing of this, or the worker ends
+                        refusal = ENDING
+                if not has_begun:
+                    raise refusal from None
+                part = event("error", message=refusal.message, status=refusal.status, request_id=request_id)
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _named_deployment(self, scope: Scope, headers: Headers) -> str | None:
+        """The deployment in the path or the header; None if neither names one."""
+        in_path: str | None = scope["path_params"].get("deployment")
+        in_header = headers.get(DEPLOYMENT_HEADER)
+        for name in (in_path, in_header):
+            if name is not None and name not in self._settings.deployments:
+                raise self._unknown(name)
+        if in_path and in_header and in_path != in_header:
+            raise Refusal(
+                HTTPStatus.BAD_REQUEST,
+                f"the path names {in_path} and {DEPLOYMENT_HEADER} {in_header}; expected one of them",
+            )
+        return in_path or in_header
+
+    def _unknown(self, name: str) -> Refusal:
+        what = f"deployment {name!r}" if name in MODELS else "this deployment"
+        served = " and ".join(self._settings.deployments)
+        return Refusal(HTTPStatus.NOT_FOUND, f"{what} is not served here; there is {served}")
+
+    def _layout(self, headers: Headers) -> Layout:
+        layout = headers.get(LAYOUT_HEADER, self._settings.layout)
+        for known in get_args(Layout):
+            if layout == known:
+                return known  # type: ignore[no-any-return]  # of get_args
+        raise Refusal(HTTPStatus.BAD_REQUEST, f"{LAYOUT_HEADER} is none of {', '.join(get_args(Layout))}")
+
+
+async def read(content: bytes, deployment: str | None, deployments: Sequence[str]) -> Question:
+    """`read_question`, beside the event loop where it takes long: a thread costs more than a small body."""
+    if len(content) < LARGE_BODY_BYTES:
+        return read_question(content, deployment, deployments)
+    return await asyncio.to_thread(read_question, content, deployment, deployments)
+
+
+def stream_start(deployment: str) -> Message:
+    headers = {
+        "content-type": f"{MEDIA_TYPE}; charset=utf-8",
+        "x-accel-buffering": "no",  # nginx would hold the events back
+        DEPLOYMENT_HEADER: deployment,
+    }
+    return {"type": "http.response.start", "status": HTTPStatus.OK, "headers": Headers(headers).raw}
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of the work, which is cancelled when the caller hangs up.
+
+    Args:
+        receive: of a request whose body has been read: it has nothing more to tell but the end of the connection.
+
+    Raises:
+        ClientGone: it has ended.
+    """
+    working = asyncio.ensure_future(work)
+    hanging_up = asyncio.ensure_future(receive())
+    try:
+        await asyncio.wait([working, hanging_up], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        for future in (working, hanging_up):
+            future.cancel()
+        await asyncio.wait([working, hanging_up])

@@ -1,0 +1,113 @@
+"""From the body of a request to its answer: read, asked and rendered by the code of the client."""
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from medimage_client.async_client import AsyncMedImageInsight
+from medimage_client.azure import read_json
+from medimage_client.azure_embeddings import EmbeddingRequest, Layout, read_request
+from medimage_client.azure_reports import is_report_request, read_report_requests, render_reports
+from medimage_client.connection import Connection
+from medimage_client.dicom import is_dicom
+from medimage_client.errors import InvalidInput
+from medimage_client.report_request import IMAGE_INPUTS, ReportRequest
+from medimage_client.reporter import Reporter
+from medimage_server.endpoint.balancing import BalancedTransport
+from medimage_server.endpoint.report_events import report_events, with_comments
+from medimage_server.endpoint.settings import MAX_ROWS
+
+# Calls to Triton at once for one request: enough to fill a batch, and no more, so that a request of a thousand rows
+# leaves the others their turn.
+CALLS_PER_REQUEST = 4
+NO_RETRIES = 0  # the caller is told when to come again; what another Triton can do is tried by the transport
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A request that has been read."""
+
+    deployment: str
+    request: EmbeddingRequest | list[ReportRequest]
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.request.rows if isinstance(self.request, EmbeddingRequest) else self.request)
+
+
+def read_question(body: bytes, deployment: str | None, deployments: Sequence[str]) -> Question:
+    """Read a body.
+
+    Args:
+        deployment: that the caller has named; if None, the only one there is, or the one that has these columns.
+
+    Raises:
+        InvalidInput: not the schema of that deployment; the message names row and column.
+    """
+    content = read_json(body)
+    if deployment is None:
+        deployment = deployments[0] if len(deployments) == 1 else by_columns(content)
+    question = (
+        Question(deployment, without_dicom(read_report_requests(content)))
+        if deployment == "cxrreportgen"
+        else Question(deployment, read_request(content))
+    )
+    limit = MAX_ROWS[deployment]
+    if question.n_rows > limit:
+        raise InvalidInput(f"'data' has {question.n_rows} rows; at most {limit} are taken in a request")
+    return question
+
+
+def without_dicom(requests: list[ReportRequest]) -> list[ReportRequest]:
+    """The requests; for a DICOM file, which their client would decode here without any bound, raise InvalidInput."""
+    for n, request in enumerate(requests):
+        for column in IMAGE_INPUTS:
+            image = getattr(request, column)
+            if image is not None and is_dicom(image):
+                raise InvalidInput(f"row {n}, column {column!r}: is a DICOM file; expected an image file such as PNG")
+    return requests
+
+
+def by_columns(content: Any) -> str:
+    return "cxrreportgen" if is_report_request(content) else "medimageinsight"
+
+
+class Scorer:
+    """Asks the models.
+
+    Args:
+        transport: to the Tritons.
+        url: one of them; the clients want one, though the transport is what they use.
+    """
+
+    def __init__(self, transport: BalancedTransport, url: str) -> None:
+        self._transport = transport
+        self._url = url
+
+    async def answer(self, question: Question, *, layout: Layout, timeout: float) -> Any:
+        """The answer, as what JSON is made of.
+
+        Raises:
+            MedImageError: see `refusal.refusal_of`.
+        """
+        if isinstance(question.request, EmbeddingRequest):
+            client = AsyncMedImageInsight(self._url, **self._options(timeout))
+            return await client.score(question.request, layout=layout)
+        return render_reports(await self._reporter(timeout).outputs(question.request, timeout=None))
+
+    def events(self, question: Question, timeout: float) -> AsyncGenerator[bytes, None]:
+        """The server-sent events of a question for reports."""
+        assert not isinstance(question.request, EmbeddingRequest)
+        return with_comments(report_events(self._reporter(timeout), question.request))
+
+    def _reporter(self, timeout: float) -> Reporter:
+        return Reporter(Connection(self._url, api_key=None, shared_memory=False, **self._options(timeout)))
+
+    def _options(self, timeout: float) -> dict[str, Any]:
+        # A client for each request: its bound on calls at once is then the request's own.
+        return {
+            "transport": self._transport,
+            "timeout": timeout,
+            "retries": NO_RETRIES,
+            "concurrency": CALLS_PER_REQUEST,
+        }

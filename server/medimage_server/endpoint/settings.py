@@ -1,0 +1,47 @@
+"""What a worker of the endpoint is told at its start."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from medimage_client.azure_embeddings import Layout
+from medimage_client.embedder import IMAGES, TEXTS
+from medimage_client.reporter import STREAM_MODEL, WHOLE_MODEL
+
+# The deployments by name, and the models of Triton that each of them asks.
+MODELS = {"medimageinsight": (IMAGES.model, TEXTS.model), "cxrreportgen": (WHOLE_MODEL, STREAM_MODEL)}
+
+# Rows of one request: what the documentation of Azure's endpoints allows, "0-1024" and "0-10".
+MAX_ROWS = {"medimageinsight": 1024, "cxrreportgen": 10}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointSettings:
+    tritons: tuple[str, ...]  # grpc:// or http:// URLs
+    deployments: tuple[str, ...]  # of MODELS
+    layout: Layout = "rows"  # of answers that no header asks for
+    max_requests: int  # that are at work or wait, of each deployment, in one worker
+    max_body_bytes: int
+    max_in_flight_bytes: int  # of bodies, in one worker
+    timeout_s: float  # of a request from its last byte to its answer
+    report_timeout_s: float
+    drain_delay_s: float  # from the request to end until connections are refused; not ready meanwhile
+    drain_limit_s: float  # for requests under way after that
+    key_digests: tuple[str, ...] = ()  # SHA-256, in hexadecimal
+    keys_file: str | None = None
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    access_log: str | None = None  # a file, or - for standard output
+    triton_metrics: str | None = None  # URL of the page that is appended to ours
+
+    def time_limit_s(self, deployment: str) -> float:
+        return self.report_timeout_s if deployment == "cxrreportgen" else self.timeout_s
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        values: dict[str, Any] = json.loads(text)
+        lists: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**values | lists)

@@ -1,0 +1,129 @@
+"""Start the workers of the endpoint: processes that share one listening socket."""
+
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from select import select
+
+from prometheus_client.multiprocess import mark_process_dead
+
+from medimage_server.endpoint.settings import EndpointSettings
+from medimage_server.launcher import LaunchError, exit_of
+from medimage_server.supervisor import Service
+
+START_TIMEOUT_S = 60.0
+END_MARGIN_S = 5.0  # beyond the limits that a worker keeps by itself
+BACKLOG = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker that has begun to answer."""
+
+    process: subprocess.Popen[bytes]
+
+    def failure(self) -> str | None:
+        """Why it does not serve any more, None while it does."""
+        return exit_of(self.process)
+
+
+@contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket for all workers; connections wait in it while one of them is started again.
+
+    Raises:
+        LaunchError: the port is taken or not ours to open, or the host is no address of this machine.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise LaunchError(f"cannot open score port {host}:{port}: {error.strerror}") from error
+    with closing(listener):
+        yield listener
+
+
+@contextmanager
+def metrics_folder() -> Iterator[Path]:
+    """Where workers share their numbers, see `metrics.py`."""
+    with tempfile.TemporaryDirectory(prefix="medimage-endpoint-") as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def run_worker(settings: EndpointSettings, listener: socket.socket, metrics: Path) -> Iterator[Worker]:
+    """A worker for as long as the `with` block lasts; at its end requests under way are finished, within limits.
+
+    Raises:
+        LaunchError: it did not start; its reason is on standard error.
+    """
+    ready, written_by_worker = os.pipe()
+    with ExitStack() as held:
+        held.callback(os.close, ready)
+        try:
+            descriptors = (listener.fileno(), written_by_worker)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "medimage_server.endpoint.worker", *map(str, descriptors)],
+                stdin=subprocess.PIPE,
+                pass_fds=descriptors,
+                env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(metrics)},
+                start_new_session=True,  # Ctrl-C reaches us alone
+            )
+        finally:
+            os.close(written_by_worker)
+        held.callback(_stop, process, settings, metrics)
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended already, which is seen below
+            process.stdin.write(settings.to_json().encode() + b"\n")
+            process.stdin.flush()
+        has_spoken = select([ready], [], [], START_TIMEOUT_S)[0]
+        if not has_spoken or not os.read(ready, 1):  # nothing to read is its end
+            raise LaunchError("a worker of the endpoint did not start; see its message above")
+        yield Worker(process)
+
+
+def endpoint_services(
+    settings: EndpointSettings, workers: int, listener: socket.socket, metrics: Path
+) -> list[Service]:
+    """The workers, for a supervisor."""
+    return [
+        Service(f"worker {n} of the endpoint", lambda: run_worker(settings, listener, metrics))
+        for n in range(1, workers + 1)
+    ]
+
+
+def _stop(process: subprocess.Popen[bytes], settings: EndpointSettings, metrics: Path) -> None:
+    try:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(settings.drain_delay_s + settings.drain_limit_s + END_MARGIN_S)
+    finally:  # also on a second Ctrl-C
+        process.kill()
+        process.wait()
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+        mark_process_dead(process.pid, str(metrics))  # type: ignore[no-untyped-call]
+
+
+def check_tls(certificate: Path | None, key: Path | None) -> None:
+    """Raise LaunchError unless both are given and fit each other, or neither is."""
+    if (certificate is None) != (key is None):
+        raise LaunchError("TLS needs both --tls-certificate and --tls-key")
+    if certificate and key:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+        except (OSError, ssl.SSLError) as error:
+            reason = (
+                error.strerror
+                if isinstance(error, OSError) and not isinstance(error, ssl.SSLError)
+                else "they do not fit"
+            )
+            raise LaunchError(f"cannot use --tls-certificate {certificate} with --tls-key {key}: {reason}") from error
