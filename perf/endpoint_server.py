@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from medimage_export.medimageinsight.export import export_medimageinsight
 from medimage_export.repository import copy_unexported
 from medimage_server.endpoint.settings import EndpointSettings
-from medimage_server.endpoint.workers import listening, metrics_folder, run_worker
+from medimage_server.endpoint.workers import bound, metrics_folder, run_worker
 from medimage_server.launcher import run_triton
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +66,7 @@ def serve(repository: Path, scratch: Path, *, max_requests: int = 64) -> Iterato
                 log=scratch / "triton.log",
             )
         )
-        listener = held.enter_context(listening("127.0.0.1", 0))
+        listener = held.enter_context(bound("127.0.0.1", 0))
         settings = EndpointSettings(
             tritons=(f"grpc://127.0.0.1:{triton.grpc_port}",),
             deployments=("medimageinsight",),

@@ -7,9 +7,8 @@ import click
 
 from medimage_server.banner import endpoint_banner, triton_banner
 from medimage_server.endpoint.options import EndpointOptions, endpoint_options
-from medimage_server.endpoint.settings import MODELS
-from medimage_server.endpoint.workers import endpoint_services, listening, metrics_folder
-from medimage_server.launcher import LaunchError, TritonServer, choose_ports, run_triton
+from medimage_server.endpoint.workers import bound, endpoint_services, metrics_folder
+from medimage_server.launcher import LaunchError, TritonServer, choose_ports, loopback, run_triton
 from medimage_server.options import PORT, option
 from medimage_server.signals import end_on_signals
 from medimage_server.supervisor import Service, running, watch
@@ -85,16 +84,18 @@ def serve(
                     locked_apis=OPERATORS_APIS if score_port is None else OPERATORS_APIS + CALLERS_APIS,
                 ),
             )
-            listener = None if score_port is None else held.enter_context(listening(endpoint.score_host, score_port))
+            if score_port is not None:  # before Triton, which takes long and would inherit the keys
+                address = loopback(host)
+                settings = endpoint.settings(
+                    tritons=(f"grpc://{address}:{ports['grpc']}",),
+                    triton_metrics=f"http://{address}:{ports['metrics']}/metrics",
+                )
+                listener = held.enter_context(bound(endpoint.score_host, score_port))
             server = held.enter_context(running([triton]))[0]
             assert isinstance(server, TritonServer)
             banner, services = triton_banner(server, repository), [triton]
-            if listener is not None:
-                settings = endpoint.settings(
-                    tritons=(f"grpc://{server.address}:{server.grpc_port}",),
-                    deployments=tuple(name for name, parts in MODELS.items() if set(parts) <= set(server.models)),
-                    triton_metrics=f"http://{server.address}:{server.metrics_port}/metrics",
-                )
+            if score_port is not None:
+                settings = settings.serving(server.models)
                 workers = endpoint_services(settings, endpoint.workers, listener, held.enter_context(metrics_folder()))
                 held.enter_context(running(workers, before_end=listener.close))
                 banner += endpoint_banner(settings, listener, endpoint.workers)

@@ -257,6 +257,11 @@ def environment(installation: Installation) -> Mapping[str, str]:
     }
 
 
+def loopback(host: str) -> str:
+    """Where this machine reaches a server that listens on a host."""
+    return "127.0.0.1" if host == "0.0.0.0" else host
+
+
 def choose_ports(host: str, wanted: Mapping[str, int]) -> dict[str, int]:
     """Replace each 0 by a free port.
 

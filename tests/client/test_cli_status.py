@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 
 import pytest
@@ -43,6 +44,10 @@ def server():
         requests = []  # noqa: RUF012  # of the one server that this class is for
         answer = (200, {}, b"{}")
         delay_s = 0.0
+
+        def handle(self):
+            with suppress(ConnectionError):  # of a client that has given up
+                super().handle()
 
         def do_GET(self):
             self.requests.append((self.path, dict(self.headers)))

@@ -22,6 +22,7 @@ from tests.paths import PHANTOM_CHECKPOINT, REPORT_CHECKPOINT, ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 WAIT_S = 120.0  # for any one command
+KEY = "a-key-for-the-readme"
 
 
 def blocks(heading: str) -> list[tuple[str, str]]:
@@ -61,13 +62,20 @@ def workplace(unexported, tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(workplace):
     """Run a command as the README's reader would: in the active environment; returns its stdout."""
-    ports = choose_ports("127.0.0.1", {"http": 0, "grpc": 0, "metrics": 0})
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    ports = choose_ports("127.0.0.1", {"http": 0, "grpc": 0, "metrics": 0, "score": 0})
+    score_port = ports.pop("score")
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "MEDIMAGE_KEYS": KEY,
+    }
 
     def local(command: str) -> str:
         """With the ports of this test, and the checkpoint that it has."""
         command = command.replace("localhost:8001", f"localhost:{ports['grpc']}")
         command = command.replace("localhost:8000", f"localhost:{ports['http']}")
+        command = command.replace("localhost:5001", f"localhost:{score_port}")
+        command = command.replace("--score-port 5001", f"--score-port {score_port}")
         command = re.sub(
             r"^(medimage (?:score|embed|classify|report) .*)", rf"\1 --url grpc://localhost:{ports['grpc']}", command
         )
@@ -85,10 +93,10 @@ def run(workplace):
         return stdout
 
     @contextmanager
-    def served(command: str):
+    def served(command: str, first_line: str = "ready: "):
         with start(f"exec {command}", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
             try:
-                assert process.stdout.readline().startswith("ready: ")
+                assert process.stdout.readline().startswith(first_line)
                 yield
             finally:
                 process.send_signal(signal.SIGTERM)
@@ -173,6 +181,37 @@ def test_curl_example_gives_a_plain_report(commands_of_the_checkpoint, run):
     answer = json.loads(run(blocks("### Report with curl")[1][1]))
     ((text, boxes),) = json.loads(answer["output"])
     assert "heart" in text and boxes is None
+
+
+@pytest.fixture(scope="module")
+def endpoint(commands_of_the_checkpoint, run):
+    """The endpoint of "Move from Azure", started by its own command."""
+    *_, command = [content for language, content in blocks("## Move from Azure") if "medimage endpoint" in content]
+    with run.served(command.strip(), first_line="score: "):
+        yield
+
+
+@pytest.mark.parametrize(
+    "heading", ["### The documentation's sample", "### requests", "### The Python client against the endpoint"]
+)
+def test_code_for_azure_runs_against_the_endpoint(endpoint, run, workplace, heading):
+    (_, code), (_, printed) = blocks(heading)
+    (workplace / "example.py").write_text(run.local(code))
+    assert run("python example.py") == printed
+
+
+def test_curl_to_the_endpoint_is_answered(endpoint, run):
+    (_, whole), (_, streamed) = blocks("### curl to the endpoint")
+    (row,) = json.loads(run(whole))
+    assert row.keys() == {"image_features", "text_features", "scaling_factor"}
+    events = run(streamed).strip().split("\n\n")
+    assert [event.splitlines()[0] for event in events[-2:]] == ["event: row", "event: end"]
+
+
+def test_command_line_takes_a_scoring_uri(endpoint, run):
+    (row,) = json.loads(run(f"MEDIMAGE_API_KEY={KEY} medimage score request.json --url http://localhost:5001/score"))
+    assert row.keys() == {"image_features", "text_features", "scaling_factor"}
+    assert "medimageinsight" in run(f"MEDIMAGE_API_KEY={KEY} medimage status http://localhost:5001/score")
 
 
 def test_make_commands_exist():

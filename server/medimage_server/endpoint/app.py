@@ -109,8 +109,7 @@ async def tell_http(request: Request, error: Exception) -> Response:
 
 
 async def tell_nobody(request: Request, error: Exception) -> Response:
-    """The caller has gone: for the log."""
-    entry_of(request.scope).reason = "the client has gone"
+    """The caller has gone: a status for the log."""
     return Response(status_code=CLIENT_GONE)
 
 

@@ -12,10 +12,13 @@ from medimage_server.endpoint.metrics import TRITON_READY
 from medimage_server.endpoint.settings import MODELS
 
 CHECK_EVERY_S = 1.0
-CHECK_LIMIT_S = 2.5
+CHECK_LIMIT_S = 2.0
 BETTER_ELSEWHERE = (TransportError, Unavailable, NotFound)  # failures that another Triton may not have
 LOST_STUB = re.compile(r"^(Failed to process the request.*)?Stub process '[^']*' is not healthy")  # Triton 2.51
-SILENT_CHECKS = 3  # in a row: about ten seconds, for a busy Triton may answer one late
+# Triton before 25.04 crashes where a call is cancelled just as it ends (triton-inference-server/server, issue 8034). The
+# first bad row of a request cancels the others, many of which end at that very moment; one in thousands was enough.
+LEFT_ALONE_S = 3.0
+SILENT_CHECKS = 3  # in a row: eight to nine seconds, for a busy Triton may answer one late
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +140,16 @@ class BalancedTransport:
         await asyncio.gather(*(backend.check() for backend in self.backends))
 
     async def infer(self, call: Call, *, timeout: float) -> Outputs:
+        """As of any transport; a call that is cancelled goes on for LEFT_ALONE_S and keeps its slot."""
+        asking = asyncio.ensure_future(self._infer(call, timeout))
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            asyncio.get_running_loop().call_later(LEFT_ALONE_S, asking.cancel)  # which also keeps the task alive
+            asking.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else looks at it
+            raise
+
+    async def _infer(self, call: Call, timeout: float) -> Outputs:
         deployment = self._deployment[call.model]
         failure: MedImageError = NotReady("no Triton is ready")
         async with self._slots[deployment]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from time import monotonic, sleep
 
 import click
@@ -12,7 +13,7 @@ from medimage_client.report_client import CXRReportGen
 from medimage_server.banner import endpoint_banner
 from medimage_server.endpoint.options import EndpointOptions, endpoint_options
 from medimage_server.endpoint.settings import MODELS
-from medimage_server.endpoint.workers import endpoint_services, listening, metrics_folder
+from medimage_server.endpoint.workers import bound, endpoint_services, metrics_folder
 from medimage_server.launcher import LaunchError
 from medimage_server.options import PORT, option
 from medimage_server.signals import end_on_signals
@@ -58,12 +59,11 @@ def endpoint(
     """
     end_on_signals()
     try:
-        settings = endpoint.settings(
-            tritons=tritons, deployments=deployments or find_deployments(tritons), triton_metrics=triton_metrics
-        )
+        settings = endpoint.settings(tritons=tritons, triton_metrics=triton_metrics)
+        settings = replace(settings, deployments=deployments or find_deployments(tritons))
         with ExitStack() as held:
             metrics = held.enter_context(metrics_folder())
-            listener = held.enter_context(listening(endpoint.score_host, score_port))
+            listener = held.enter_context(bound(endpoint.score_host, score_port))
             workers = endpoint_services(settings, endpoint.workers, listener, metrics)
             held.enter_context(running(workers, before_end=listener.close))
             for line in endpoint_banner(settings, listener, endpoint.workers):

@@ -169,7 +169,8 @@ def status_schema() -> Schema:
     count: Schema = {"type": "integer", "minimum": 0}
     truth: Schema = {"type": "boolean"}
     text: Schema = {"type": "string"}
-    triton = {"url": text, "version": text | {"nullable": True}, "ready": truth}
+    by_deployment: Schema = {"type": "object", "additionalProperties": truth}
+    triton = {"url": text, "version": text | {"nullable": True}, "ready": by_deployment}
     return required_all(
         {
             "version": text,

@@ -41,10 +41,8 @@ class EndpointOptions:
     drain_limit: float
     access_log: str | None
 
-    def settings(
-        self, *, tritons: tuple[str, ...], deployments: tuple[str, ...], triton_metrics: str | None
-    ) -> EndpointSettings:
-        """What each worker is told: its part of the bounds, and the keys as digests.
+    def settings(self, *, tritons: tuple[str, ...], triton_metrics: str | None) -> EndpointSettings:
+        """What each worker is told: its part of the bounds, and the keys as digests. It serves no deployment yet.
 
         The keys are taken out of the environment, which other processes of ours would inherit.
 
@@ -66,7 +64,6 @@ class EndpointOptions:
             )
         return EndpointSettings(
             tritons=tritons,
-            deployments=deployments,
             layout=self.layout,
             max_requests=-(-self.max_requests // self.workers),
             max_body_bytes=self.max_body_mb * MB,

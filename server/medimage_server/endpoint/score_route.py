@@ -53,6 +53,10 @@ class ScoreRoute:
                 await self._answer(scope, receive, send, headers, entry, stages, body)
             except MedImageError as error:
                 raise refusal_of(error) from error
+            except ClientGone:
+                entry.reason = "the client has gone"
+                if not entry.status:  # else there is a part of an answer, and no other can be given
+                    raise
             except asyncio.CancelledError:  # of uvicorn: this request has outlasted the drain limit
                 if not entry.status:  # else `_stream` has told it
                     raise ENDING from None
@@ -140,15 +144,20 @@ class ScoreRoute:
         """The deployment in the path or the header; None if neither names one."""
         in_path: str | None = scope["path_params"].get("deployment")
         in_header = headers.get(DEPLOYMENT_HEADER)
-        for name in (in_path, in_header):
-            if name is not None and name not in self._settings.deployments:
-                raise self._unknown(name)
-        if in_path and in_header and in_path != in_header:
+        named = {self._known(name) for name in (in_path, in_header) if name is not None}
+        if len(named) > 1:
             raise Refusal(
                 HTTPStatus.BAD_REQUEST,
-                f"the path names {in_path} and {DEPLOYMENT_HEADER} {in_header}; expected one of them",
+                f"the path and {DEPLOYMENT_HEADER} name {' and '.join(sorted(named))}; expected one of them",
             )
-        return in_path or in_header
+        return named.pop() if named else None
+
+    def _known(self, name: str) -> str:
+        """The deployment of that name; Azure's are named after their model, with a suffix, as `medimageinsight-v1`."""
+        for known in self._settings.deployments:
+            if name == known or name.startswith(f"{known}-"):
+                return known
+        raise self._unknown(name)
 
     def _unknown(self, name: str) -> Refusal:
         what = f"deployment {name!r}" if name in MODELS else "this deployment"

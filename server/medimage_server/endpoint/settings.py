@@ -1,12 +1,14 @@
 """What a worker of the endpoint is told at its start."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from medimage_client.azure_embeddings import Layout
 from medimage_client.embedder import IMAGES, TEXTS
 from medimage_client.reporter import STREAM_MODEL, WHOLE_MODEL
+from medimage_server.launcher import LaunchError
 
 # The deployments by name, and the models of Triton that each of them asks.
 MODELS = {"medimageinsight": (IMAGES.model, TEXTS.model), "cxrreportgen": (WHOLE_MODEL, STREAM_MODEL)}
@@ -18,7 +20,7 @@ MAX_ROWS = {"medimageinsight": 1024, "cxrreportgen": 10}
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointSettings:
     tritons: tuple[str, ...]  # grpc:// or http:// URLs
-    deployments: tuple[str, ...]  # of MODELS
+    deployments: tuple[str, ...] = ()  # of MODELS
     layout: Layout = "rows"  # of answers that no header asks for
     max_requests: int  # that are at work or wait, of each deployment, in one worker
     max_body_bytes: int
@@ -36,6 +38,18 @@ class EndpointSettings:
 
     def time_limit_s(self, deployment: str) -> float:
         return self.report_timeout_s if deployment == "cxrreportgen" else self.timeout_s
+
+    def serving(self, models: Collection[str]) -> Self:
+        """The same for the deployments whose models Triton serves.
+
+        Raises:
+            LaunchError: there is none.
+        """
+        deployments = tuple(name for name, parts in MODELS.items() if set(parts) <= set(models))
+        if not deployments:
+            needed = " or ".join(f"{name} needs {' and '.join(parts)}" for name, parts in MODELS.items())
+            raise LaunchError(f"there is nothing to score: {needed}; Triton serves {', '.join(models)}")
+        return replace(self, deployments=deployments)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -20,7 +20,6 @@ from medimage_server.supervisor import Service
 
 START_TIMEOUT_S = 60.0
 END_MARGIN_S = 5.0  # beyond the limits that a worker keeps by itself
-BACKLOG = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +34,17 @@ class Worker:
 
 
 @contextmanager
-def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket for all workers; connections wait in it while one of them is started again.
+def bound(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket for all workers. It listens from the first of them on; then connections wait in it while one restarts.
 
     Raises:
         LaunchError: the port is taken or not ours to open, or the host is no address of this machine.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
     except OSError as error:
         raise LaunchError(f"cannot open score port {host}:{port}: {error.strerror}") from error
     with closing(listener):

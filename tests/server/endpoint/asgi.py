@@ -1,0 +1,152 @@
+"""The application in this process, over Tritons in memory, asked as a server would ask it."""
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from medimage_server.endpoint.access_log import Entry
+from medimage_server.endpoint.app import endpoint
+from medimage_server.endpoint.settings import EndpointSettings
+from tests.client.fake_reports import FakeReports
+from tests.client.fake_triton import FakeTriton
+
+SETTINGS = EndpointSettings(
+    tritons=("grpc://a:1",),
+    deployments=("medimageinsight", "cxrreportgen"),
+    max_requests=8,
+    max_body_bytes=2**20,
+    max_in_flight_bytes=2**22,
+    timeout_s=20.0,
+    report_timeout_s=30.0,
+    drain_delay_s=0.0,
+    drain_limit_s=1.0,
+)
+JSON = {"content-type": "application/json"}
+
+
+@dataclass
+class Tritons:
+    """A Transport that gives each call to the fake of its model."""
+
+    embeddings: FakeTriton = field(default_factory=FakeTriton)
+    reports: FakeReports = field(default_factory=FakeReports)
+    server_version: str = "2.51.0"
+
+    def _of(self, model):
+        return self.reports if model.startswith("cxr") else self.embeddings
+
+    async def infer(self, call, *, timeout):
+        return await self._of(call.model).infer(call, timeout=timeout)
+
+    def stream(self, call, *, timeout):
+        return self.reports.stream(call, timeout=timeout)
+
+    async def is_ready(self, models):
+        return await self._of(models[0]).is_ready(models)
+
+    async def version(self):
+        return self.server_version
+
+    async def close(self):
+        pass
+
+
+class Log:
+    """Keeps the entries."""
+
+    def __init__(self):
+        self.entries: list[Entry] = []
+
+    def write(self, entry):
+        self.entries.append(entry)
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Caller:
+    """Asks an ASGI application; one method call is one connection."""
+
+    def __init__(self, app, log):
+        self.app = app
+        self.log = log
+
+    async def ask(
+        self,
+        method: str = "POST",
+        path: str = "/score",
+        body: Any = b"",
+        *,
+        headers: Mapping[str, str] = JSON,
+        hang_up: asyncio.Event | None = None,
+        parts: Sequence[bytes] | None = None,
+        on_part=None,
+    ) -> Answer:
+        """The answer. The body is bytes, what becomes JSON, or sent in `parts` without a length; `on_part` may wait."""
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        sent = {**headers}
+        if parts is None:
+            parts = [content]
+            sent["content-length"] = str(len(content))
+        messages = [
+            {"type": "http.request", "body": part, "more_body": n < len(parts)} for n, part in enumerate(parts, start=1)
+        ]
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "headers": [(name.encode(), value.encode("latin-1")) for name, value in sent.items()],
+            "http_version": "1.1",
+            "scheme": "http",
+            "root_path": "",
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 80),
+            "state": {},
+        }
+        received = []
+
+        async def receive():
+            if messages:
+                return messages.pop(0)
+            await (hang_up or asyncio.Event()).wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            received.append(message)
+            if on_part and message.get("body"):
+                await on_part(message["body"])
+
+        await self.app(scope, receive, send)
+        (start,) = [message for message in received if message["type"] == "http.response.start"]
+        return Answer(
+            start["status"],
+            {name.decode(): value.decode() for name, value in start["headers"]},
+            b"".join(message.get("body", b"") for message in received),
+        )
+
+
+@asynccontextmanager
+async def running(monkeypatch, tritons=None, **settings):
+    """A caller of the endpoint with these settings, over `tritons`, one of them or several by URL."""
+    by_url = tritons if isinstance(tritons, dict) else {SETTINGS.tritons[0]: tritons or Tritons()}
+    by_address = {url.partition("://")[2]: triton for url, triton in by_url.items()}
+    monkeypatch.setattr(
+        "medimage_client.transport.Endpoint.connect", lambda endpoint, *, shared_memory: by_address[endpoint.address]
+    )
+    log = Log()
+    app = endpoint(replace(SETTINGS, tritons=tuple(by_url), **settings), log)
+    async with app.router.lifespan_context(app):
+        yield Caller(app, log)

@@ -1,0 +1,435 @@
+"""One transport over several Tritons in memory: who is asked, who is asked next, and who is given up."""
+
+import asyncio
+import logging
+from contextlib import aclosing
+
+import numpy as np
+import pytest
+
+from medimage_client.errors import (
+    InvalidInput,
+    NotFound,
+    NotReady,
+    RequestTimeout,
+    ResponseError,
+    ServerError,
+    TransportError,
+    Unavailable,
+)
+from medimage_client.transport import Call
+from medimage_server.endpoint import balancing, metrics
+from medimage_server.endpoint.balancing import SILENT_CHECKS, BalancedTransport
+
+TEXTS = Call("medimageinsight_text", {}, (), {})
+REPORT = Call("cxrreportgen", {}, (), {})
+STREAM = Call("cxrreportgen_stream", {}, (), {})
+BOTH = ("medimageinsight", "cxrreportgen")
+
+
+class Triton:
+    """A Transport that answers with its name, when `answers` is set. `failures` are raised first, one a call."""
+
+    def __init__(self, name, *failures, ready=BOTH, responses=3, breaks=None):
+        self.name = name
+        self.failures = list(failures)
+        self.ready = ready  # deployments; an exception; None is silence
+        self.responses = responses
+        self.breaks = breaks  # raised after the first response of a stream
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self.calls = 0
+        self.in_flight = 0
+        self.most_in_flight = 0
+        self.ended_early = 0
+        self.closed = 0
+
+    def output(self):
+        return {"name": np.array([self.name])}
+
+    async def _begin(self):
+        self.calls += 1
+        await asyncio.sleep(0)
+        if self.failures:
+            raise self.failures.pop(0)
+        await self.answers.wait()
+
+    async def infer(self, call, *, timeout):
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            await self._begin()
+        except asyncio.CancelledError:
+            self.ended_early += 1
+            raise
+        finally:
+            self.in_flight -= 1
+        return self.output()
+
+    async def stream(self, call, *, timeout):
+        try:
+            await self._begin()
+            for _ in range(self.responses):
+                yield self.output()
+                if self.breaks:
+                    raise self.breaks
+                await self.answers.wait()
+        except (GeneratorExit, asyncio.CancelledError):
+            self.ended_early += 1
+            raise
+
+    async def is_ready(self, models):
+        await asyncio.sleep(0)
+        if isinstance(self.ready, Exception):
+            raise self.ready
+        if self.ready is None:
+            await asyncio.Event().wait()
+        return models[0].partition("_")[0] in self.ready
+
+    async def close(self):
+        self.closed += 1
+
+
+@pytest.fixture
+async def balance(monkeypatch):
+    """A balanced transport over these Tritons, which has asked them for their health once."""
+    monkeypatch.setattr(balancing, "CHECK_LIMIT_S", 0.02)
+
+    async def balance(*tritons, slots=4, deployments=BOTH):
+        by_address = {f"{triton.name}:1": triton for triton in tritons}
+        monkeypatch.setattr(
+            "medimage_client.transport.Endpoint.connect",
+            lambda endpoint, *, shared_memory: by_address[endpoint.address],
+        )
+        transport = BalancedTransport([f"grpc://{address}" for address in by_address], deployments, slots=slots)
+        await transport.open()
+        return transport
+
+    return balance
+
+
+async def ask(transport, call=TEXTS):
+    """The name of the Triton that answers."""
+    return (await transport.infer(call, timeout=9.0))["name"].item()
+
+
+async def read(transport, call=STREAM):
+    async with aclosing(transport.stream(call, timeout=9.0)) as responses:
+        return [outputs["name"].item() async for outputs in responses]
+
+
+async def soon():
+    """Let what can go on go on."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_calls_go_to_the_triton_with_the_least_to_do(balance):
+    tritons = a, b, c = Triton("a"), Triton("b"), Triton("c")
+    transport = await balance(*tritons, slots=9)
+    for triton in tritons:
+        triton.answers.clear()
+    asked = []
+    for _ in range(7):
+        asked.append(asyncio.create_task(ask(transport)))
+        await soon()
+    assert [triton.in_flight for triton in tritons] == [3, 2, 2]
+    a.answers.set()  # and is soon idle
+    await soon()
+    a.answers.clear()
+    for _ in range(2):
+        asked.append(asyncio.create_task(ask(transport)))
+        await soon()
+    assert [triton.in_flight for triton in tritons] == [2, 2, 2]
+    for triton in tritons:
+        triton.answers.set()
+    assert sorted(await asyncio.gather(*asked)) == ["a"] * 5 + ["b"] * 2 + ["c"] * 2
+    assert all(backend.in_flight == 0 for backend in transport.backends)
+
+
+async def test_streams_count_as_load_until_they_end(balance):
+    a, b = Triton("a"), Triton("b")
+    transport = await balance(a, b)
+    async with aclosing(transport.stream(STREAM, timeout=9.0)) as responses:
+        assert (await anext(responses))["name"] == "a"
+        assert {await ask(transport), await ask(transport)} == {"b"}
+    assert await ask(transport) == "a"
+    assert a.ended_early == 1
+
+
+@pytest.mark.parametrize(
+    "failure, stays_ready",
+    [
+        (TransportError("reset"), False),
+        (NotReady("not loaded"), False),
+        (NotFound("no such model"), False),
+        (Unavailable("full"), True),
+        (ServerError("Stub process 'x' is not healthy"), False),  # Triton 2.51, when a process of a model is gone
+    ],
+)
+async def test_what_another_may_answer_is_tried_there(balance, failure, stays_ready):
+    a, b = Triton("a", failure), Triton("b")
+    transport = await balance(a, b)
+    assert await ask(transport) == "b"
+    assert (a.calls, b.calls) == (1, 1)
+    assert await ask(transport) == ("a" if stays_ready else "b")
+    await transport.check()
+    assert await ask(transport) == "a"
+
+
+@pytest.mark.parametrize(
+    "failure", [InvalidInput("x"), RequestTimeout("x"), ServerError("the model failed"), ResponseError("x", status=401)]
+)
+async def test_other_failures_are_the_answer(balance, failure):
+    a, b = Triton("a", failure), Triton("b")
+    transport = await balance(a, b)
+    with pytest.raises(type(failure)) as error:
+        await ask(transport)
+    assert error.value is failure
+    assert b.calls == 0
+    assert await ask(transport) == "a"
+
+
+async def test_failure_of_the_last_is_told_after_each_was_tried_once(balance):
+    tritons = [Triton(name, TransportError(name), Unavailable("again")) for name in "abc"]
+    transport = await balance(*tritons)
+    with pytest.raises(TransportError, match="c"):
+        await ask(transport)
+    assert [triton.calls for triton in tritons] == [1, 1, 1]
+    with pytest.raises(NotReady, match="no Triton is ready"):
+        await ask(transport)
+    assert [triton.calls for triton in tritons] == [1, 1, 1]
+
+
+async def test_full_queues_everywhere_stay_unavailable(balance):
+    transport = await balance(Triton("a", Unavailable("full")), Triton("b", Unavailable("full, too")))
+    with pytest.raises(Unavailable, match="full, too") as error:
+        await ask(transport)
+    assert not isinstance(error.value, NotReady)
+    assert await ask(transport) == "a"
+
+
+async def test_triton_is_asked_only_for_what_it_is_ready_for(balance):
+    a, b = Triton("a", ready=("cxrreportgen",)), Triton("b", ready=("medimageinsight",))
+    transport = await balance(a, b)
+    assert [await ask(transport), await ask(transport, REPORT)] == ["b", "a"]
+    assert await read(transport) == ["a"] * 3
+    assert await transport.is_ready(["medimageinsight_text", "cxrreportgen"])
+    b.ready = ()
+    await transport.check()
+    assert transport.is_serving("cxrreportgen")
+    assert not transport.is_serving("medimageinsight")
+    assert not await transport.is_ready(["medimageinsight_text", "cxrreportgen"])
+    with pytest.raises(NotReady):
+        await ask(transport)
+
+
+@pytest.mark.parametrize("ready", [(), TransportError("refused"), Unavailable("starting")])
+async def test_none_ready_is_told_at_once_without_a_call(balance, ready):
+    a = Triton("a", ready=ready)
+    transport = await balance(a)
+    with pytest.raises(NotReady):
+        await ask(transport)
+    with pytest.raises(NotReady):
+        await read(transport)
+    assert a.calls == 0
+    a.ready = BOTH
+    await transport.check()
+    assert await ask(transport) == "a"
+
+
+async def test_readiness_is_a_number_and_its_changes_are_logged(balance, caplog):
+    a = Triton("a")
+    with caplog.at_level(logging.INFO):
+        transport = await balance(a, deployments=("medimageinsight",))
+        await transport.check()
+        labels = {"triton": "grpc://a:1", "deployment": "medimageinsight"}
+        assert metrics.OWN.get_sample_value("medimage_endpoint_triton_ready", labels) == 1
+        a.ready = TransportError("refused")
+        await transport.check()
+        await transport.check()
+        assert metrics.OWN.get_sample_value("medimage_endpoint_triton_ready", labels) == 0
+    assert caplog.messages == ["grpc://a:1: medimageinsight is ready", "grpc://a:1: medimageinsight is not ready"]
+
+
+async def test_slots_bound_the_calls_in_flight_of_each_deployment(balance):
+    a, b = Triton("a"), Triton("b")
+    transport = await balance(a, b, slots=3)
+    for triton in (a, b):
+        triton.answers.clear()
+    asked = [asyncio.create_task(ask(transport, call)) for call in [TEXTS] * 10 + [REPORT] * 10]
+    await soon()
+    assert a.in_flight + b.in_flight == 6
+    for triton in (a, b):
+        triton.answers.set()
+    await asyncio.gather(*asked)
+    assert a.most_in_flight + b.most_in_flight == 6
+    assert a.calls + b.calls == 20
+
+
+async def test_slot_is_free_again_after_failures(balance):
+    a = Triton("a", *[InvalidInput("x")] * 3)
+    transport = await balance(a, slots=1)
+    for _ in range(3):
+        with pytest.raises(InvalidInput):
+            await ask(transport)
+    assert await asyncio.wait_for(ask(transport), 1.0) == "a"
+
+
+async def test_cancelled_call_is_left_alone_for_a_while_then_ended_and_keeps_its_slot_until_then(balance, monkeypatch):
+    monkeypatch.setattr(balancing, "LEFT_ALONE_S", 0.05)
+    a = Triton("a")
+    transport = await balance(a, slots=1)
+    a.answers.clear()
+    asked = asyncio.create_task(ask(transport))
+    await soon()
+    asked.cancel()
+    await asyncio.wait([asked])
+    assert asked.cancelled()
+    following = asyncio.create_task(ask(transport))
+    await soon()
+    assert (a.calls, a.in_flight, a.ended_early) == (1, 1, 0)
+    await asyncio.sleep(0.1)
+    assert (a.calls, a.in_flight, a.ended_early) == (2, 1, 1)
+    a.answers.set()
+    assert await asyncio.wait_for(following, 1.0) == "a"
+    assert transport.backends[0].in_flight == 0
+
+
+async def test_cancelled_call_that_fails_or_ends_by_itself_disturbs_nobody(balance):
+    a = Triton("a")
+    transport = await balance(a, slots=1)
+    for failures in ([], [InvalidInput("x")]):
+        asked = asyncio.create_task(ask(transport))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        a.failures = failures
+        asked.cancel()
+        await asyncio.wait([asked])
+        await soon()
+        assert (a.in_flight, a.ended_early) == (0, 0)
+    assert await asyncio.wait_for(ask(transport), 1.0) == "a"
+
+
+async def test_busy_triton_that_misses_checks_keeps_its_calls(balance):
+    a, b = Triton("a"), Triton("b", ready=())
+    transport = await balance(a, b)
+    a.answers.clear()
+    asked = asyncio.create_task(ask(transport))
+    await soon()
+    for _ in range(2):
+        a.ready = None
+        for _ in range(SILENT_CHECKS - 1):
+            await transport.check()
+        assert transport.is_serving("medimageinsight")
+        a.ready = BOTH
+        await transport.check()  # one answer, and it counts from the beginning
+    assert not asked.done()
+    a.answers.set()
+    assert await asked == "a"
+
+
+@pytest.mark.parametrize("deployments", [("medimageinsight",), BOTH])
+async def test_silent_triton_is_given_up_after_three_checks_and_its_calls_go_elsewhere(balance, deployments, caplog):
+    a, b = Triton("a"), Triton("b")
+    transport = await balance(a, b, deployments=deployments)
+    a.answers.clear()
+    b.answers.clear()
+    asked = []
+    for _ in range(3):
+        asked.append(asyncio.create_task(ask(transport)))
+        await soon()
+    b.answers.set()
+    a.ready = None
+    start = asyncio.get_running_loop().time()
+    for _ in range(SILENT_CHECKS - 1):
+        await transport.check()
+    assert asyncio.get_running_loop().time() - start < 1.5 * SILENT_CHECKS * balancing.CHECK_LIMIT_S
+    assert a.in_flight == 2
+    await transport.check()
+    await soon()
+    assert await asyncio.gather(*asked) == ["b"] * 3
+    assert (a.in_flight, a.ended_early) == (0, 2)
+    assert "grpc://a:1: silent, its 2 calls are given up" in caplog.messages
+    assert await ask(transport) == "b"
+    a.ready = deployments
+    a.answers.set()
+    await transport.check()
+    assert await ask(transport) == "a"
+
+
+async def test_call_to_the_only_triton_that_falls_silent_fails_as_a_lost_connection(balance):
+    a = Triton("a")
+    transport = await balance(a)
+    a.answers.clear()
+    asked = asyncio.create_task(ask(transport))
+    await soon()
+    a.ready = None
+    for _ in range(SILENT_CHECKS):
+        await transport.check()
+    with pytest.raises(TransportError, match="does not answer any more"):
+        await asked
+
+
+async def test_stream_that_fails_before_its_first_response_is_tried_elsewhere(balance):
+    a, b = Triton("a", TransportError("reset"), Unavailable("full")), Triton("b")
+    transport = await balance(a, b)
+    assert await read(transport) == ["b"] * 3
+    assert (a.calls, b.calls) == (1, 1)
+
+
+async def test_stream_that_has_begun_is_not_tried_elsewhere(balance):
+    a, b = Triton("a", breaks=TransportError("reset")), Triton("b")
+    transport = await balance(a, b)
+    seen = []
+    with pytest.raises(TransportError, match="reset"):
+        async for outputs in transport.stream(STREAM, timeout=9.0):
+            seen.append(outputs["name"].item())
+    assert (seen, b.calls) == (["a"], 0)
+    assert await read(transport) == ["b"] * 3  # the other lost its connection
+
+
+async def test_stream_of_a_triton_that_falls_silent_ends(balance):
+    a = Triton("a")
+    transport = await balance(a)
+    responses = transport.stream(STREAM, timeout=9.0)
+    await anext(responses)
+    a.answers.clear()
+    following = asyncio.create_task(anext(responses))  # not the task that began it
+    await soon()
+    following.cancel()
+    await asyncio.wait([following])
+    assert (a.ended_early, transport.backends[0].in_flight) == (1, 0)
+
+    async def read_all():
+        return [outputs async for outputs in transport.stream(STREAM, timeout=9.0)]
+
+    reading = asyncio.create_task(read_all())
+    await soon()
+    a.ready = None
+    for _ in range(SILENT_CHECKS):
+        await transport.check()
+    with pytest.raises(TransportError, match="does not answer any more"):
+        await reading
+
+
+async def test_watch_goes_on_until_it_is_cancelled(balance, monkeypatch):
+    monkeypatch.setattr(balancing, "CHECK_EVERY_S", 0.01)
+    a = Triton("a", ready=())
+    transport = await balance(a)
+    watching = asyncio.create_task(transport.watch())
+    async with asyncio.timeout(5.0):
+        for ready in (BOTH, TransportError("refused"), BOTH):
+            a.ready = ready
+            while transport.is_serving("medimageinsight") is (ready is not BOTH):
+                await asyncio.sleep(0.005)
+    watching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await watching
+    await transport.close()
+    assert a.closed == 1
+
+
+async def test_url_that_is_none_is_told_before_anything_is_connected():
+    with pytest.raises(InvalidInput):
+        BalancedTransport(["grpc://a:1", "ftp://b"], BOTH, slots=1)
