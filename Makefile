@@ -14,7 +14,7 @@ LIBPYTHON = libpython$(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.v
 GET_LIBPYTHON = { cd $(VENV) && apt-get download --quiet $(LIBPYTHON) && dpkg --extract $(LIBPYTHON)_*.deb deb \
 	&& cp --no-dereference deb/usr/lib/*/$(LIBPYTHON).so.1.0 lib/ && rm -r deb $(LIBPYTHON)_*.deb; } || true
 
-.PHONY: demo test check fix perf perf-gpu perf-scaling perf-overhead perf-preprocessing perf-client perf-reports \
+.PHONY: demo test check fix perf perf-gpu perf-scaling perf-overhead perf-preprocessing perf-client perf-endpoint perf-reports \
 	phantom-reports clean
 
 demo: $(VENV)/.runtime  ## the whole way on a real Triton, with the phantom checkpoint
@@ -49,6 +49,10 @@ perf-preprocessing: $(VENV)/.perf  ## each step from an encoded image to pixels
 
 perf-client: $(VENV)/.perf  ## resize="client" and shared_memory=True against neither
 	$(BIN)/python -m perf.client_transport
+
+perf-endpoint: $(VENV)/.perf  ## the scoring endpoint against gRPC, and five minutes of four times too many callers
+	$(BIN)/python -m perf.endpoint_overhead
+	$(BIN)/python -m perf.endpoint_load
 
 perf-reports: $(VENV)/.runtime  ## the report decoder at full size; takes 20 GB and about 20 minutes on two cores
 	$(BIN)/python -m perf.reports
