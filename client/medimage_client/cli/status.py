@@ -34,8 +34,8 @@ MB = 2**20
 def status(ctx: click.Context, url: str, api_key: str | None, timeout: float) -> None:
     """State of an endpoint that `medimage serve --score-port` or `medimage endpoint` runs.
 
-    URL is its address, http://host:5001, or its scoring URI. Azure's own endpoints do not tell theirs. Exit code 1 if it
-    is not ready or does not answer.
+    URL is its address, http://host:5001, or its scoring URI. Azure's own endpoints do not tell theirs. Exit code 1 if
+    it is not ready or does not answer.
     """
     state = asyncio.run(fetch_state(status_endpoint(url, api_key), timeout=timeout))
     try:
@@ -101,29 +101,22 @@ def obstacles(state: Mapping[str, Any]) -> list[str]:
 
 
 def render(state: Mapping[str, Any], reasons: Sequence[str]) -> list[str]:
-    load = state["load"]
+    deployments, load = state["deployments"], state["load"]
+    tritons = [
+        (triton["url"], triton["version"] or "-", *(yes(triton["ready"][name]) for name in deployments))
+        for triton in state["tritons"]
+    ]
+    counts = (f"{load[name]:d}" for name in ("answered", "failed", "refused"))
     return [
         f"medimage-triton {state['version']}: {'not ready, ' + '; '.join(reasons) if reasons else 'ready'}",
         "",
-        *table(("deployment", "ready"), [(name, yes(one["ready"])) for name, one in state["deployments"].items()]),
+        *table(("deployment", "ready"), [(name, yes(one["ready"])) for name, one in deployments.items()]),
         "",
-        *table(
-            ("Triton", "version", *state["deployments"]),
-            [
-                (triton["url"], triton["version"] or "-", *(yes(triton["ready"][name]) for name in state["deployments"]))
-                for triton in state["tritons"]
-            ],
-        ),
+        *table(("Triton", "version", *deployments), tritons),
         "",
         *table(
             ("in flight", "MB", "answered", "failed", "refused"),
-            [
-                (
-                    f"{load['in_flight']:d}",
-                    f"{load['in_flight_bytes'] / MB:.1f}",
-                    *(f"{load[name]:d}" for name in ("answered", "failed", "refused")),
-                )
-            ],
+            [(f"{load['in_flight']:d}", f"{load['in_flight_bytes'] / MB:.1f}", *counts)],
         ),
     ]
 

@@ -56,8 +56,11 @@ class Body:
                 while not self._is_complete:
                     parts.append(await self._next_part())
         except TimeoutError:
+            self._is_complete = True  # nothing to discard: it would be waited for once more
             raise Refusal(
-                HTTPStatus.REQUEST_TIMEOUT, f"the body came too slowly: {self.n_bytes} bytes, then nothing in time"
+                HTTPStatus.REQUEST_TIMEOUT,
+                f"the body came too slowly: {self.n_bytes} bytes, then nothing in time",
+                {"connection": "close"},  # what may still come of it would be read as the next request
             ) from None
         return parts[0] if len(parts) == 1 else b"".join(parts)
 

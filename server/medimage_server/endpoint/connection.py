@@ -1,6 +1,7 @@
 """HTTP connections that make no progress are ended: callers that dawdle over a request's head, or do not read."""
 
 import asyncio
+import socket
 import uuid
 
 import h11
@@ -8,6 +9,9 @@ import orjson
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 CHECK_EVERY_S = 4.0  # so that one without progress lasts 4 to 8 s
+# Of an answer that the kernel takes before it can be sent. Its own bound is megabytes, of which it takes more only when
+# a third is read: a reader of 300 kB/s then seems to stand still for longer than that.
+MAX_UNSENT_BYTES = 128 * 1024
 
 
 class Connection(H11Protocol):
@@ -19,6 +23,8 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
+        connected: socket.socket = transport.get_extra_info("socket")
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)
         self._waited_for: tuple[str, object] | None = None
         self._next_check = self.loop.call_later(CHECK_EVERY_S, self._check)
 

@@ -36,14 +36,17 @@ class Server(uvicorn.Server):
         self._ready_fd = ready_fd
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
         self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
         self._loop.add_reader(sys.stdin.fileno(), self._parent_has_ended)
         os.write(self._ready_fd, READY)
         os.close(self._ready_fd)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._drain()  # asked again it goes on: a parent who cannot wait kills
+        if self.started:
+            self._drain()  # asked again it goes on: a parent who cannot wait kills
+        else:
+            self.should_exit = True
 
     def _parent_has_ended(self) -> None:
         self._loop.remove_reader(sys.stdin.fileno())

@@ -33,7 +33,6 @@ class Tritons:
 
     embeddings: FakeTriton = field(default_factory=FakeTriton)
     reports: FakeReports = field(default_factory=FakeReports)
-    server_version: str = "2.51.0"
 
     def _of(self, model):
         return self.reports if model.startswith("cxr") else self.embeddings
@@ -46,9 +45,6 @@ class Tritons:
 
     async def is_ready(self, models):
         return await self._of(models[0]).is_ready(models)
-
-    async def version(self):
-        return self.server_version
 
     async def close(self):
         pass

@@ -125,7 +125,7 @@ async def soon():
 
 
 async def test_calls_go_to_the_triton_with_the_least_to_do(balance):
-    tritons = a, b, c = Triton("a"), Triton("b"), Triton("c")
+    tritons = a, *_ = Triton("a"), Triton("b"), Triton("c")
     transport = await balance(*tritons, slots=9)
     for triton in tritons:
         triton.answers.clear()

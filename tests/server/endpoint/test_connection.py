@@ -168,13 +168,13 @@ async def test_answer_that_is_not_read_is_given_up(connect, application):
 
 
 async def test_answer_that_is_read_slowly_is_sent_to_its_end(connect, application):
-    application.answer = b"x" * 2**23  # more than the kernel takes
+    application.answer = b"x" * 2**24  # more than the kernel takes
     reader, writer = await connect(receive_buffer_bytes=None)
     writer.write(HEAD + b"connection: close\r\ncontent-length: 0\r\n\r\n")
     n_bytes = 0
     while part := await reader.read(2**16):
         n_bytes += len(part)
-        await asyncio.sleep(len(part) / 4e6)
+        await asyncio.sleep(len(part) / 12e6)  # as 300 kB/s are to the real CHECK_EVERY_S
     assert n_bytes > len(application.answer)
 
 

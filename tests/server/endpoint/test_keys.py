@@ -49,9 +49,13 @@ def test_key_of_16_to_512_visible_characters_is_taken(key):
     assert read_keys([key], "here") == (digest(key),)
 
 
-@pytest.mark.parametrize("key", ["", "0123456789abcde", "k" * 513, "0123456789 abcdef", "0123456789abcdé", "k" * 16 + "\n"])
+@pytest.mark.parametrize(
+    "key", ["", "0123456789abcde", "k" * 513, "0123456789 abcdef", "0123456789abcdé", "k" * 16 + "\n"]
+)
 def test_other_key_is_refused_without_being_quoted(key):
-    with pytest.raises(InvalidKey, match=r"^key 2 of MEDIMAGE_KEYS: expected 16 to 512 visible ASCII characters") as error:
+    with pytest.raises(
+        InvalidKey, match=r"^key 2 of MEDIMAGE_KEYS: expected 16 to 512 visible ASCII characters"
+    ) as error:
         read_keys([OLD, key], "MEDIMAGE_KEYS")
     assert OLD not in str(error.value)
     assert not key or key not in str(error.value)

@@ -256,12 +256,13 @@ async def test_cell_at_fault_is_named_by_row_and_column_and_not_quoted(caller):
 
 async def test_image_that_triton_refuses_is_named_by_row_and_column(caller, tritons):
     def refuse(call):
-        raise InvalidInput("row 1: is no image")
+        if "image" in call.inputs:
+            raise InvalidInput("row 1: is no image")
 
     tritons.embeddings.refuse = refuse
     answer = await caller.ask(body=table(["image", "text"], ["", "x"], [png(7), ""], [png(8), ""]))
     assert answer.status == 400
-    assert answer.json["message"] in ("row 2, column 'image': is no image", "row 0, column 'text': is no image")
+    assert answer.json["message"] == "row 2, column 'image': is no image"
 
 
 @pytest.mark.parametrize("columns, limit, cell", [(["text"], 1024, "x"), (["frontal_image"], 10, png(7))])
@@ -411,7 +412,9 @@ async def test_embeddings_are_json_whatever_is_accepted(caller):
     assert (await caller.ask(body=TEXTS, headers=SSE)).headers["content-type"] == "application/json"
 
 
-@pytest.mark.parametrize("failure, status", [(ServerError("x"), 424), (Unavailable("x"), 429), (InvalidInput("x"), 400)])
+@pytest.mark.parametrize(
+    "failure, status", [(ServerError("x"), 424), (Unavailable("x"), 429), (InvalidInput("x"), 400)]
+)
 async def test_failure_before_the_first_event_is_a_status(caller, tritons, failure, status):
     tritons.reports.failures = [failure]
     answer = await caller.ask(body=STUDY, headers=SSE)
