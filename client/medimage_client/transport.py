@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from medimage_client.constants import DEFAULT_PORTS, MAX_DELAY_S, MIN_SHARED_MEMORY_BYTES
+from medimage_client.constants import DEFAULT_PORTS, MIN_SHARED_MEMORY_BYTES
 from medimage_client.errors import InvalidInput, MedImageError, ResponseError
 from medimage_client.shared_memory import SharedMemory, tensor_size
 from medimage_client.wire_errors import not_triton, response_error, shared_memory_error, status_of, unified_error
@@ -23,6 +23,7 @@ SCHEMES = ", ".join(f"{scheme}://" for scheme in DEFAULT_PORTS)
 
 STREAM_HEADERS = {"triton_grpc_error": "true"}  # Triton: end a stream that fails with a gRPC code, not a text alone
 EVENT = b"data:"  # server-sent events
+MAX_RECONNECT_S = 2.0  # between gRPC's attempts; its own 2 minutes are longer than our retries and than a restart
 
 Outputs = dict[str, NDArray[Any]]  # by name
 
@@ -87,6 +88,13 @@ class TritonTransport:
             )
         except self._failures as error:
             raise unified_error(error) from None
+
+    async def server_version(self) -> str:
+        try:
+            metadata = await self._client.get_server_metadata()
+        except self._failures as error:
+            raise unified_error(error) from None
+        return str(metadata["version"] if isinstance(metadata, dict) else metadata.version)
 
     async def close(self) -> None:
         try:
@@ -157,7 +165,7 @@ class GrpcTransport(TritonTransport):
         options = [
             ("grpc.max_send_message_length", -1),  # no limit: the server has its own
             ("grpc.max_receive_message_length", -1),
-            ("grpc.max_reconnect_backoff_ms", int(MAX_DELAY_S * 1000)),  # else up to 2 minutes, longer than our retries
+            ("grpc.max_reconnect_backoff_ms", int(MAX_RECONNECT_S * 1000)),
         ]
         client = triton.InferenceServerClient(address, ssl=secure, channel_args=options)
         super().__init__(triton, client, (InferenceServerException,), shared_memory=shared_memory)
@@ -244,7 +252,8 @@ class Endpoint:
         """
         try:
             parts = urlsplit(url)
-            port = parts.port or DEFAULT_PORTS[parts.scheme]
+            default = DEFAULT_PORTS[parts.scheme]
+            port = parts.port or default
         except (KeyError, ValueError):
             raise InvalidInput(f"url has no valid scheme and port; expected one of {SCHEMES} and host:port") from None
         if not parts.hostname or parts.username or parts.query or parts.fragment:
@@ -255,7 +264,7 @@ class Endpoint:
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname  # IPv6
         return cls(parts.scheme, f"{host}:{port}{path}")
 
-    def connect(self, *, shared_memory: bool) -> Transport:
+    def connect(self, *, shared_memory: bool) -> GrpcTransport | HttpTransport:
         """A connection of the running event loop; through shared memory only to a server on this machine.
 
         The server's certificate is checked against the system's trust store (https: or SSL_CERT_FILE), for grpcs gRPC's

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from medimage_client.async_client import AsyncMedImageInsight
 from medimage_client.cli.options import image_paths, server_options, transfer_options
 from medimage_client.cli.progress import EmbeddedFiles, embed_files
+from medimage_client.cli.table import table
 from medimage_client.client_resize import Resize
 from medimage_client.constants import DEFAULT_TIMEOUT_S
 
@@ -88,8 +89,4 @@ def render_table(names: Sequence[str], labels: Sequence[str], scores: NDArray[An
         [name, *(f"{score:.4f}{'*' if column == best[row] else ' '}" for column, score in enumerate(scores[row]))]
         for row, name in enumerate(names)
     ]
-    lines = [["image", *labels], *cells]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
-    )
+    return "\n".join(table(["image", *labels], cells))

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from medimage_client.cli.table import table
 from medimage_client.errors import InvalidInput, RequestTimeout, ResponseError
 from medimage_client.scoring_transport import ScoringEndpoint, explanation
 from medimage_client.transport import read_object
@@ -123,11 +124,3 @@ def render(state: Mapping[str, Any], reasons: Sequence[str]) -> list[str]:
 
 def yes(is_so: bool) -> str:
     return "yes" if is_so else "no"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with the first column to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in (head, *rows)
-    ]

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 from medimage_client.errors import MedImageError, NotFound, NotReady, ServerError, TransportError, Unavailable
-from medimage_client.transport import Call, Endpoint, Outputs, Transport
+from medimage_client.transport import Call, Endpoint, GrpcTransport, HttpTransport, Outputs
 from medimage_server.endpoint.metrics import TRITON_READY
 from medimage_server.endpoint.settings import MODELS
 
@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 class Backend:
     """One Triton, and what is known of it."""
 
-    def __init__(self, url: str, transport: Transport, deployments: Sequence[str]) -> None:
+    def __init__(self, url: str, transport: GrpcTransport | HttpTransport, deployments: Sequence[str]) -> None:
         self.url = url
         self.transport = transport
         self.ready = dict.fromkeys(deployments, False)
-        self.version = ""  # of the server, once it has been ready
+        self.version = ""  # of the server, once it has answered
         self.in_flight = 0
         self._calls: set[asyncio.Timeout] = set()
         self._silent_checks = 0
@@ -42,10 +42,10 @@ class Backend:
             try:
                 async with asyncio.timeout(CHECK_LIMIT_S):
                     self.mark(deployment, ready=await self.transport.is_ready(MODELS[deployment]))
+                    self.version = self.version or await self.transport.server_version()
             except TimeoutError:
                 is_silent = True
                 break  # silent for one, silent for all
-                break
             except MedImageError:
                 self.mark(deployment, ready=False)
         self._silent_checks = self._silent_checks + 1 if is_silent else 0
@@ -133,7 +133,10 @@ class BalancedTransport:
     async def watch(self) -> None:
         """Ask every Triton for its health, again and again; never returns."""
         while True:
-            await self.check()
+            try:
+                await self.check()
+            except Exception as error:  # of a library below; one check more or less does not matter, their end would
+                logger.error("the check of the Tritons failed: %s", type(error).__name__)
             await asyncio.sleep(CHECK_EVERY_S)
 
     async def check(self) -> None:
@@ -165,19 +168,20 @@ class BalancedTransport:
     async def stream(self, call: Call, *, timeout: float) -> AsyncGenerator[Outputs, None]:
         deployment = self._deployment[call.model]
         failure: MedImageError = NotReady("no Triton is ready")
-        for backend in self._by_load(deployment):
-            has_begun = False
-            try:
-                async with backend.call(), aclosing(backend.transport.stream(call, timeout=timeout)) as responses:
-                    async for outputs in responses:
-                        has_begun = True
-                        yield outputs
-                return
-            except BETTER_ELSEWHERE as error:
-                backend.note(deployment, error)
-                if has_begun:  # what the caller has seen cannot be taken back
-                    raise
-                failure = error
+        async with self._slots[deployment]:
+            for backend in self._by_load(deployment):
+                has_begun = False
+                try:
+                    async with backend.call(), aclosing(backend.transport.stream(call, timeout=timeout)) as responses:
+                        async for outputs in responses:
+                            has_begun = True
+                            yield outputs
+                    return
+                except BETTER_ELSEWHERE as error:
+                    backend.note(deployment, error)
+                    if has_begun:  # what the caller has seen cannot be taken back
+                        raise
+                    failure = error
         raise failure
 
     async def is_ready(self, models: Sequence[str]) -> bool:

@@ -15,6 +15,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 # Texts of a phantom take milliseconds, images of the full model seconds on a CPU, reports minutes.
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
+NO_DEPLOYMENT = "none"  # the label of requests that are not for one, as those for health
+
 OWN = CollectorRegistry()
 REQUESTS = Counter("medimage_endpoint_requests", "Requests answered.", ("deployment", "status"), registry=OWN)
 ROWS = Counter("medimage_endpoint_rows", "Rows of requests answered with 200.", ("deployment",), registry=OWN)
@@ -87,11 +89,11 @@ def value(name: str) -> float:
 
 
 def counts_by_status() -> dict[int, int]:
-    """Requests answered, by HTTP status."""
+    """Scoring requests answered, by HTTP status."""
     counts: dict[int, int] = {}
     for family in registry().collect():
         for sample in family.samples:
-            if sample.name == "medimage_endpoint_requests_total":
+            if sample.name == "medimage_endpoint_requests_total" and sample.labels["deployment"] != NO_DEPLOYMENT:
                 status = int(sample.labels["status"])
                 counts[status] = counts.get(status, 0) + int(sample.value)
     return counts

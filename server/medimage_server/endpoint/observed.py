@@ -91,7 +91,7 @@ class Observed:
 
     def _note(self, entry: Entry, seconds: float) -> None:
         entry.ms = round(seconds * 1000, 2)
-        metrics.REQUESTS.labels(entry.deployment or "none", str(entry.status)).inc()
+        metrics.REQUESTS.labels(entry.deployment or metrics.NO_DEPLOYMENT, str(entry.status)).inc()
         metrics.RECEIVED_BYTES.inc(entry.received_bytes)
         metrics.SENT_BYTES.inc(entry.sent_bytes)
         if entry.deployment:

@@ -28,6 +28,7 @@ from medimage_server.endpoint.settings import MODELS, EndpointSettings
 T = TypeVar("T")
 
 LARGE_BODY_BYTES = 2**20  # whose JSON takes milliseconds, and a hostile one of 64 MB a second
+UNKNOWN = "unknown"  # the deployment of a request that is refused before it is known, in log and numbers
 DEPLOYMENT_HEADER = "azureml-model-deployment"
 LAYOUT_HEADER = "medimage-layout"
 
@@ -46,6 +47,7 @@ class ScoreRoute:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         entry = entry_of(scope)
+        entry.deployment = UNKNOWN
         stages = Stages()
         body = Body(headers, receive, max_bytes=self._settings.max_body_bytes, memory=self._memory)
         with metrics.IN_FLIGHT.track_inprogress(), body.counted():
@@ -73,7 +75,7 @@ class ScoreRoute:
     ) -> None:
         authorize(headers, self._keys)
         deployment = self._named_deployment(scope, headers)
-        entry.deployment = deployment
+        entry.deployment = deployment or UNKNOWN
         layout = self._layout(headers)
         with ExitStack() as held:
             with self._arriving.entered():
@@ -83,8 +85,6 @@ class ScoreRoute:
                     question = await read(content, deployment, self._settings.deployments)
                 del content  # as JSON; the images in the question are what is needed
                 entry.deployment, entry.rows = question.deployment, question.n_rows
-                if question.deployment not in self._at_work:
-                    raise self._unknown(question.deployment)
                 held.enter_context(self._at_work[question.deployment].entered())
             limit_s = self._settings.time_limit_s(question.deployment)
             work = (

@@ -120,7 +120,9 @@ def check_tls(certificate: Path | None, key: Path | None) -> None:
         raise LaunchError("TLS needs both --tls-certificate and --tls-key")
     if certificate and key:
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+                certificate, key, password=lambda: ""
+            )  # asks nobody
         except (OSError, ssl.SSLError) as error:
             reason = (
                 error.strerror

@@ -43,6 +43,9 @@ class Tritons:
     def stream(self, call, *, timeout):
         return self.reports.stream(call, timeout=timeout)
 
+    async def server_version(self):
+        return "2.51.0"
+
     async def is_ready(self, models):
         return await self._of(models[0]).is_ready(models)
 

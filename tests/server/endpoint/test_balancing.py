@@ -78,6 +78,9 @@ class Triton:
             self.ended_early += 1
             raise
 
+    async def server_version(self):
+        return "2.51.0"
+
     async def is_ready(self, models):
         await asyncio.sleep(0)
         if isinstance(self.ready, Exception):
