@@ -1,0 +1,24 @@
+"""Requests of which several rows fail at the same moment, many at once.
+
+A row that fails ends the others of its request. Triton 2.51 crashes where a call is cancelled just as it ends, in about
+one of a thousand requests like these (triton-inference-server/server, issue 8034).
+"""
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.triton.endpoint.case import base64_text, embeddings, reports
+from tests.triton.endpoint.raw_http import ask, request
+
+CALLERS = 6
+REQUESTS = 1000
+NO_IMAGE = base64_text(b"\xff")
+
+
+def test_rows_that_fail_together_leave_triton_alive(triton, endpoint):
+    mixed = request(body=embeddings([[NO_IMAGE, None], [None, "heart"]] * 4))
+    studies = request(body=reports([[NO_IMAGE, "dyspnea"]] * 6))
+    with ThreadPoolExecutor(CALLERS) as pool:
+        answers = pool.map(lambda raw: ask(endpoint.address, raw), [mixed, studies] * (REQUESTS // 2))
+        assert Counter(answer.status for (answer,) in answers) == {400: REQUESTS}
+    assert triton.grpc.is_server_live()
