@@ -20,8 +20,9 @@ GET_LIBPYTHON = { cd $(VENV) && apt-get download --quiet $(LIBPYTHON) && dpkg --
 demo: $(VENV)/.runtime  ## the whole way on a real Triton, with the phantom checkpoint
 	$(BIN)/python examples/demo.py
 
-test: $(VENV)/.dev  ## every test; those of tests/triton start a real Triton
-	MEDIMAGE_REQUIRE_TRITON=1 $(BIN)/python -m pytest
+test: $(VENV)/.dev  ## every test; those of tests/triton start a real Triton, and so run one after the other
+	$(BIN)/python -m pytest --numprocesses 2 --ignore tests/triton
+	MEDIMAGE_REQUIRE_TRITON=1 $(BIN)/python -m pytest tests/triton
 
 check: $(VENV)/.dev  ## lint, format, types; changes nothing
 	$(BIN)/ruff check .

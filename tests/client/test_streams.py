@@ -259,7 +259,7 @@ def test_refusal_is_the_same_error_over_both_wires(url, script, film, code, mess
 
 
 def test_unknown_model_over_grpc_is_not_found_without_a_code(grpc_url, film, monkeypatch):
-    monkeypatch.setattr("medimage_client.async_report_client.STREAM_MODEL", "unknown")
+    monkeypatch.setattr("medimage_client.reporter.STREAM_MODEL", "unknown")
     with (
         CXRReportGen(grpc_url) as client,
         pytest.raises(errors.NotFound, match="unknown model: 'unknown' is not found"),

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +11,14 @@ import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from medimage_server.launcher import run_triton
+from tests.triton.commands import ANY_PORT, END_S, MEDIMAGE
+from tests.triton.processes import descendants, executable, shared_memory
 from tests.triton.requests import bytes_input, embed_texts
-
-SERVE = [sys.executable, "-c", "from medimage_server.cli import serve; serve()"]
-ANY_PORT = ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
-END_S = 20.0  # Triton ends in about 4 s; one that waits for a request that never ends takes 30 s
-
-
-def descendants(pid):
-    children = [
-        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
-    ]
-    return children + [pid for child in children for pid in descendants(child)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_serve_ends_with_all_it_started(repository, tmp_path, number):
-    command = [*SERVE, "--repository", repository, "--models", "medimageinsight_text", *ANY_PORT]
+    command = [*MEDIMAGE, "serve", "--repository", repository, "--models", "medimageinsight_text", *ANY_PORT]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen(
         command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -46,7 +36,8 @@ def test_serve_ends_with_all_it_started(repository, tmp_path, number):
 
 
 def test_serve_fails_when_its_triton_is_killed_and_leaves_no_shared_memory(repository):
-    command = [*SERVE, "--repository", repository, "--models", "medimageinsight_text", *ANY_PORT]
+    models = ["--models", "medimageinsight_text"]
+    command = [*MEDIMAGE, "serve", "--repository", repository, *models, *ANY_PORT, "--no-restart"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             process.stdout.readline()  # ready
@@ -60,16 +51,6 @@ def test_serve_fails_when_its_triton_is_killed_and_leaves_no_shared_memory(repos
     assert process.returncode == 1
     assert errors.splitlines()[-1] == "Error: Triton ended by itself with exit code -9; see its log above"
     assert not [region for region in regions if region.exists()]
-
-
-def executable(pid):
-    return Path(f"/proc/{pid}/exe").resolve().name
-
-
-def shared_memory(pid):
-    """The files of /dev/shm that a process has mapped."""
-    mapped = {line.split(maxsplit=5)[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()}
-    return {Path(path) for path in mapped if path.startswith("/dev/shm/")}
 
 
 def test_second_server_runs_beside_the_first_with_its_chosen_models_only(triton, repository, tmp_path):

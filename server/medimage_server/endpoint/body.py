@@ -13,7 +13,9 @@ from medimage_server.endpoint.admission import Memory
 from medimage_server.endpoint.refusal import ClientGone, Refusal
 
 STALL_LIMIT_S = 5.0  # without a byte: who sends half a body is told so
-TOTAL_LIMIT_S = 60.0  # for all of it: 64 MB at 9 Mbit/s
+GRACE_S = 8.0  # then a body must have come at this rate from its first byte on: who drips keeps no place for long
+MIN_BYTES_S = 16 * 1024
+TOTAL_LIMIT_S = 120.0  # for all of it: 64 MB at 4.5 Mbit/s
 DISCARD_LIMIT_S = 5.0  # to read what is not wanted, so that a client that only writes sees why
 JSON = "application/json"
 CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\"';\s]*)")
@@ -52,9 +54,11 @@ class Body:
         self._count(self._stated_bytes())
         parts: list[bytes] = []
         try:
-            async with asyncio.timeout(TOTAL_LIMIT_S):
+            async with asyncio.timeout(GRACE_S) as limit:
+                started = asyncio.get_running_loop().time()
                 while not self._is_complete:
                     parts.append(await self._next_part())
+                    limit.reschedule(started + min(GRACE_S + self.n_bytes / MIN_BYTES_S, TOTAL_LIMIT_S))
         except TimeoutError:
             self._is_complete = True  # nothing to discard: it would be waited for once more
             raise Refusal(

@@ -90,14 +90,12 @@ class ScoreRoute:
             work = (
                 self._stream(send, question, stages, limit_s, entry.request_id)
                 if question.deployment == "cxrreportgen" and MEDIA_TYPE in headers.get("accept", "")
-                else self._reply(scope, receive, send, question, layout, stages, limit_s)
+                else self._reply(send, question, layout, stages, limit_s)
             )
             await unless_gone(receive, work)
 
     async def _reply(
         self,
-        scope: Scope,
-        receive: Receive,
         send: Send,
         question: Question,
         layout: Layout,
@@ -113,7 +111,10 @@ class ScoreRoute:
         with stages.timed("send"):
             ran = {"x-ms-run-fn-exec-ms": f"{stages.seconds['model'] * 1000:.3f}", RUN_FAILED: "False"}
             response = JSONResponse(answer, headers={DEPLOYMENT_HEADER: question.deployment} | ran)
-            await response(scope, receive, send)
+            await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+            await send({"type": "http.response.body", "body": response.body, "more_body": True})
+            # uvicorn takes this end when the caller has read what goes before: until then the request holds its place
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _stream(self, send: Send, question: Question, stages: Stages, limit_s: float, request_id: str) -> None:
         """Send events. What fails before the first is told by a status, what fails later by an event."""

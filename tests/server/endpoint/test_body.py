@@ -133,9 +133,13 @@ async def test_stall_is_a_408(body, memory, monkeypatch, sent, what):
     assert memory.held_bytes == 0
 
 
-async def test_trickle_is_a_408_after_the_time_for_all(body, memory, monkeypatch):
+@pytest.mark.parametrize(
+    ("limit", "rate"), [("GRACE_S", 1e9), ("TOTAL_LIMIT_S", 1e-9)], ids=["under-the-rate", "longer-than-all"]
+)
+async def test_trickle_is_a_408(body, memory, monkeypatch, limit, rate):
     monkeypatch.setattr(body_module, "STALL_LIMIT_S", 0.1)
-    monkeypatch.setattr(body_module, "TOTAL_LIMIT_S", 0.2)
+    monkeypatch.setattr(body_module, "MIN_BYTES_S", rate)
+    monkeypatch.setattr(body_module, limit, 0.2)
     sender = Sender(*[b"x"] * 100, delay_s=0.02)
     start = perf_counter()
     assert (await refusal(body(sender))).status == 408
