@@ -55,11 +55,6 @@ class TritonServer:
     models: tuple[str, ...]  # that it serves, parts before what they are part of
     stubs: tuple[int, ...] = ()  # process ids of its Python models, once it is ready
 
-    @property
-    def address(self) -> str:
-        """Where this machine reaches it."""
-        return "127.0.0.1" if self.host == "0.0.0.0" else self.host
-
     def failure(self) -> str | None:
         """Why it does not serve any more, None while it does.
 
