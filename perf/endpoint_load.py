@@ -54,13 +54,14 @@ Numbers = dict[str, float]
 @click.option("--repository", type=click.Path(path_type=Path, exists=True), help="An earlier export.")
 def main(callers: str, seconds: int, saturate: int, repository: Path | None) -> None:
     """Load the endpoint, and check every answer."""
+    numbers = [int(n) for n in callers.split(",")]
     with ExitStack() as held:
         scratch = Path(held.enter_context(tempfile.TemporaryDirectory()))
         repository = repository or phantom_repository(scratch)
         report = {"machine": machine()}
-        with serve(repository, scratch) as servers:
+        with serve(repository, scratch, max_requests=2 * max(numbers)) as servers:
             rows = write_rows(servers, scratch)
-            report["callers"] = compare(servers, rows, scratch, [int(n) for n in callers.split(",")], seconds)
+            report["callers"] = compare(servers, rows, scratch, numbers, seconds)
         save(report)
         with serve(repository, scratch, max_requests=MAX_REQUESTS) as servers:
             report["saturation"] = saturated(servers, rows, scratch, saturate)

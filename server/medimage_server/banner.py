@@ -43,4 +43,6 @@ def endpoint_banner(settings: EndpointSettings, listener: socket, workers: int) 
         + "; ".join(
             f"{name} {MAX_ROWS[name]} rows, {settings.time_limit_s(name):g} s" for name in settings.deployments
         ),
+        f"options: layout {settings.layout}, workers {workers}, drain {settings.drain_delay_s:g} + "
+        f"{settings.drain_limit_s:g} s, access log {settings.access_log or 'none'}",
     ]

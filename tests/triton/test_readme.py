@@ -211,7 +211,14 @@ def test_curl_to_the_endpoint_is_answered(endpoint, run):
 def test_command_line_takes_a_scoring_uri(endpoint, run):
     (row,) = json.loads(run(f"MEDIMAGE_API_KEY={KEY} medimage score request.json --url http://localhost:5001/score"))
     assert row.keys() == {"image_features", "text_features", "scaling_factor"}
-    assert "medimageinsight" in run(f"MEDIMAGE_API_KEY={KEY} medimage status http://localhost:5001/score")
+
+
+def test_status_prints_the_table_of_the_example(endpoint, run):
+    def words(table):  # but for the address and, in the last line, the numbers
+        return [re.sub(r"grpc://\S+", "grpc://…", line).split() for line in table.splitlines()[:-1]]
+
+    _, (_, command), (_, printed), *_ = blocks("## Move from Azure")
+    assert words(run(command)) == words(printed)
 
 
 def test_make_commands_exist():

@@ -13,10 +13,16 @@ from medimage_server.endpoint.authorization import authorize
 from medimage_server.endpoint.balancing import BalancedTransport
 from medimage_server.endpoint.json_response import JSONResponse
 from medimage_server.endpoint.keys import Keyring
-from medimage_server.endpoint.refusal import ENDING, not_ready
+from medimage_server.endpoint.refusal import ENDING, MODEL_FAILED, not_ready
 from medimage_server.endpoint.settings import MAX_ROWS, EndpointSettings
 
 TRITON_PAGE_LIMIT_S = 2.0
+# How requests have ended, by status. Those that were wrong are not counted here, nor those whose caller has gone.
+OUTCOMES = {
+    "answered": (HTTPStatus.OK,),
+    "failed": (MODEL_FAILED, HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.GATEWAY_TIMEOUT),
+    "refused": (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE),
+}
 
 
 class Operation:
@@ -47,8 +53,7 @@ class Operation:
     async def status(self, request: Request) -> Response:
         authorize(request.headers, self._keys)
         transport, settings = self._transport, self._settings
-        refused = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
-        answered = metrics.counts_by_status()
+        told = metrics.counts_by_status()
         return JSONResponse(
             {
                 "version": self._version,
@@ -64,10 +69,8 @@ class Operation:
                 "load": {
                     "in_flight": int(metrics.value("medimage_endpoint_in_flight")),
                     "in_flight_bytes": int(metrics.value("medimage_endpoint_in_flight_bytes")),
-                    "answered": sum(answered.values()),
-                    "failed": sum(n for status, n in answered.items() if status >= HTTPStatus.BAD_REQUEST),
-                    "refused": sum(n for status, n in answered.items() if status in refused),
-                },
+                }
+                | {name: sum(told.get(status, 0) for status in statuses) for name, statuses in OUTCOMES.items()},
             }
         )
 

@@ -114,7 +114,7 @@ OPTIONS = (
     ),
     option("--tls-certificate", type=FILE, help="PEM file with the certificate and its chain; the endpoint is https."),
     option("--tls-key", type=FILE, help="PEM file with its key."),
-    option("--layout", type=click.Choice(get_args(Layout)), default="rows", help="Of embeddings no header asks for."),
+    option("--layout", type=click.Choice(get_args(Layout)), default="rows", help="Of answers, if no header names one."),
     option(
         "--max-requests",
         type=click.IntRange(min=1),
