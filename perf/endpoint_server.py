@@ -16,7 +16,6 @@ from medimage_server.endpoint.workers import bound, metrics_folder, run_worker
 from medimage_server.launcher import run_triton
 
 ROOT = Path(__file__).parents[1]
-MB = 2**20
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,6 @@ def serve(repository: Path, scratch: Path, *, max_requests: int = 64) -> Iterato
             tritons=(f"grpc://127.0.0.1:{triton.grpc_port}",),
             deployments=("medimageinsight",),
             max_requests=max_requests,
-            max_body_bytes=64 * MB,
-            max_in_flight_bytes=256 * MB,
-            timeout_s=120.0,
-            report_timeout_s=600.0,
-            drain_delay_s=0.0,
-            drain_limit_s=30.0,
             access_log=str(scratch / "access.log"),
             triton_metrics=f"http://127.0.0.1:{triton.metrics_port}/metrics",
         )

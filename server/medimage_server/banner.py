@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from socket import socket
 
-from medimage_server.endpoint.options import MB
-from medimage_server.endpoint.settings import MAX_ROWS, EndpointSettings
+from medimage_server.endpoint.settings import MAX_ROWS, MB, EndpointSettings
 from medimage_server.launcher import TritonServer
 
 

@@ -23,6 +23,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from time import monotonic
 
+from medimage_server.endpoint.keys import KEYS_VARIABLE
 from medimage_server.model_repository import (
     RepositoryError,
     check_complete,
@@ -242,10 +243,10 @@ def find_onnxruntime_backend(package: Path = Path(__file__).parent) -> Path:
 
 
 def environment(installation: Installation) -> Mapping[str, str]:
-    """Our environment, in which Triton's stub processes find this Python and their libraries, and report to nobody."""
+    """Our environment without the keys of callers; stub processes find this Python and libraries, and tell nobody."""
     libraries = [*map(str, installation.library_path), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != KEYS_VARIABLE},
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "LD_LIBRARY_PATH": os.pathsep.join(libraries),
         "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime's official builds send events to Microsoft unless told not to

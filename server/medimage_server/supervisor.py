@@ -63,7 +63,7 @@ class Service:
 
     def delay_s(self) -> float:
         """Seconds to wait before it is started again."""
-        if monotonic() - self._started_at > HEALTHY_S:
+        if self._started and monotonic() - self._started_at > HEALTHY_S:
             self._failures = 0
         self._failures += 1
         return min(MAX_DELAY_S, FIRST_DELAY_S * 2.0 ** (self._failures - 1))
@@ -118,7 +118,7 @@ def start_again(service: Service, failure: str, tell: Callable[[str], object]) -
     sleep(delay_s)
     try:
         service.start()
-    except LaunchError as error:
+    except (LaunchError, OSError) as error:  # the latter of a full disk, or of too many processes
         tell(f"{service.name}: {error}")  # the next round tries again
     else:
         tell(f"{service.name} is ready again")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from medimage_export.repository import copy_unexported
+from medimage_server.endpoint.workers import bound
 from medimage_server.launcher import (
     LaunchError,
     cache_options,
@@ -81,6 +82,20 @@ def test_serve_without_exported_weights_names_the_models_and_the_command(unexpor
 
 def test_serve_of_an_impossible_port_is_bad_use():
     assert serve("--http-port", "70000").returncode == 2
+
+
+def test_score_port_that_is_taken_is_named_and_nothing_of_it_stays_open():
+    n_open = len(os.listdir("/proc/self/fd"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(
+                LaunchError, match=f"^cannot open score port 127.0.0.1:{port}: Address already in use$"
+            ) as raised,
+            bound("127.0.0.1", port),
+        ):
+            pytest.fail("the block is not entered")
+        assert len(os.listdir("/proc/self/fd")) == n_open + 1, raised  # whose traceback would keep the socket
 
 
 def test_serve_on_a_taken_port_names_it(exported):
@@ -272,6 +287,15 @@ def test_no_triton_anywhere_names_the_package_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(LaunchError, match=r"^no tritonserver .*pip install 'medimage-triton\[triton\]'`$"):
         find_triton()
+
+
+def test_environment_has_no_keys_of_callers(tmp_path, monkeypatch):
+    install_triton(tmp_path / "triton", monkeypatch, "", "python")
+    monkeypatch.setenv("MEDIMAGE_KEYS", "key-of-the-endpoint")
+    monkeypatch.setenv("MEDIMAGE_WORKERS", "3")
+    given = environment(find_triton())
+    assert given["MEDIMAGE_WORKERS"] == "3"
+    assert not any("key-of-the-endpoint" in value for value in given.values())
 
 
 def test_environment_puts_this_python_first_on_the_path(tmp_path, monkeypatch):

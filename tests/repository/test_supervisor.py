@@ -71,6 +71,10 @@ def sleeps(monkeypatch):
     return delays
 
 
+def stop():
+    raise Enough
+
+
 def tell_until(words, said):
     """A `tell` that ends the watch at these words."""
 
@@ -126,6 +130,50 @@ def test_failures_of_a_service_that_ran_for_long_are_forgotten(monkeypatch):
         assert service.delay_s() == FIRST_DELAY_S
     finally:
         service.stop()
+
+
+def test_delays_grow_also_after_a_long_run(monkeypatch):
+    """What cannot be started again for longer than HEALTHY_S has not run for so long."""
+    now = [1000.0]
+    monkeypatch.setattr(supervisor, "monotonic", lambda: now[0])
+    delays = []
+
+    def sleep(seconds):
+        now[0] += seconds
+        if seconds != supervisor.POLL_S:
+            delays.append(seconds)
+
+    monkeypatch.setattr(supervisor, "sleep", sleep)
+    server = Children(WAITS, *[None] * 9, breaks=True)
+    service = Service("a server", server.run)
+    said = []
+    with running([service]), pytest.raises(Enough):
+        now[0] += 3600.0
+        watch([service], restart=True, tell=lambda line: said.append(line) or len(delays) < 9 or stop())
+    assert delays == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
+    assert now[0] > 4600.0 + HEALTHY_S
+    assert said[-1] == "a server: cannot be started"
+
+
+def test_start_that_the_system_refuses_is_tried_again(sleeps, tmp_path):
+    """As where a disk is full, or there are too many processes."""
+    server = Children(WAITS, breaks=True)
+    run, full = server.run, [OSError(28, "No space left on device", "/tmp/x")]
+
+    @contextmanager
+    def run_or_fail():
+        if server.processes and full:
+            raise full.pop()
+        with run() as child:
+            yield child
+
+    said = watched([Service("a server", run_or_fail)], "is ready again")
+    assert said == [
+        "a server is broken; starting it again in 0.5 s",
+        "a server: [Errno 28] No space left on device: '/tmp/x'",
+        "a server could not be started; starting it again in 1 s",
+        "a server is ready again",
+    ]
 
 
 def test_without_restart_one_end_is_the_end_of_all():

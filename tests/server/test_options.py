@@ -45,6 +45,7 @@ def settings(options, monkeypatch):
 
 
 def test_defaults_are_those_of_the_documentation(settings):
+    assert settings() == EndpointSettings(tritons=("grpc://a:1",), triton_metrics="http://a:2/metrics")
     assert settings() == EndpointSettings(
         tritons=("grpc://a:1",),
         layout="rows",

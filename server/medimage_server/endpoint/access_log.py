@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener, WatchedFileHandler
 from queue import Full, Queue
+from time import monotonic
 
 import orjson
 
@@ -19,7 +20,7 @@ from medimage_server.endpoint.metrics import LOST_LOG_LINES
 
 STDOUT = "-"
 MAX_WAITING_LINES = 10_000  # for a disk that has stopped; 4 MB
-LAST_LINES_S = 5.0  # to write a part of them at the end
+LAST_LINES_S = 3.0  # to write them at the end; lines of a disk that takes longer are lost
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,9 +76,9 @@ def access_log(target: str | None) -> Iterator[AccessLog]:
     try:
         yield AccessLog(logger)
     finally:
-        with suppress(Full, OSError):  # a disk that has stopped, or is full
-            listener.stop()
-            sink.close()
+        if listener.ends():  # else the disk has stopped, and would hold us up, too
+            with suppress(OSError):  # it is full
+                sink.close()
 
 
 class DroppingHandler(QueueHandler):
@@ -91,8 +92,16 @@ class DroppingHandler(QueueHandler):
 
 
 class Listener(QueueListener):
-    def enqueue_sentinel(self) -> None:  # the end, for which the base has no room behind MAX_WAITING_LINES
-        self.queue.put(None, timeout=LAST_LINES_S)  # type: ignore[attr-defined]  # typeshed knows less of queues
+    def ends(self) -> bool:
+        """Whether all lines are written, and the thread has ended, within LAST_LINES_S: `stop` would wait for ever."""
+        deadline = monotonic() + LAST_LINES_S
+        try:
+            self.queue.put(None, timeout=LAST_LINES_S)  # type: ignore[attr-defined]  # typeshed knows less of queues
+        except Full:
+            return False
+        assert self._thread
+        self._thread.join(max(0.0, deadline - monotonic()))
+        return not self._thread.is_alive()
 
 
 class CountsLosses(logging.Handler):

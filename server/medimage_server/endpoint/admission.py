@@ -69,10 +69,10 @@ class Pace:
 
 
 class Memory:
-    """Bytes of bodies that are held.
+    """Bytes of bodies and answers that are held.
 
     Args:
-        limit_bytes: of all bodies together. One alone is always let in: bodies have a limit of their own.
+        limit_bytes: of all requests together. One alone is always let in: bodies have a limit of their own.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -80,13 +80,13 @@ class Memory:
         self._limit_bytes = limit_bytes
 
     def take(self, n_bytes: int, *, held: int) -> None:
-        """Count bytes before they are read, of a body that holds some already; the caller gives them back.
+        """Count bytes before they are read or sent, of a request that holds some; the caller gives them back.
 
         Raises:
             Refusal: 429, others hold too many.
         """
         if self.held_bytes > held and self.held_bytes + n_bytes > self._limit_bytes:
-            raise too_many("the requests at work hold all memory for bodies; try again", seconds=1)
+            raise too_many("the requests at work hold all memory for bodies and answers; try again", seconds=1)
         self.held_bytes += n_bytes
         IN_FLIGHT_BYTES.inc(n_bytes)
 

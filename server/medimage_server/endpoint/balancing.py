@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 
 from medimage_client.errors import MedImageError, NotFound, NotReady, ServerError, TransportError, Unavailable
 from medimage_client.transport import Call, Endpoint, GrpcTransport, HttpTransport, Outputs
@@ -14,6 +14,7 @@ from medimage_server.endpoint.settings import MODELS
 CHECK_EVERY_S = 1.0
 CHECK_LIMIT_S = 2.0
 BETTER_ELSEWHERE = (TransportError, Unavailable, NotFound)  # failures that another Triton may not have
+MAX_LOST = 2  # Tritons that one call may lose: what it carries may be what ends them, and it shall not end them all
 LOST_STUB = re.compile(r"^(Failed to process the request.*)?Stub process '[^']*' is not healthy")  # Triton 2.51
 # Triton before 25.04 crashes where a call is cancelled just as it ends (triton-inference-server/server, issue 8034).
 # The first bad row of a request cancels the others, many of which end at that very moment; one in thousands crashed it.
@@ -23,6 +24,10 @@ SILENT_CHECKS = 3  # in a row: eight to nine seconds, for a busy Triton may answ
 logger = logging.getLogger(__name__)
 
 
+class StubLost(NotReady):
+    """A process of the model has gone under the call."""
+
+
 class Backend:
     """One Triton, and what is known of it."""
 
@@ -30,29 +35,39 @@ class Backend:
         self.url = url
         self.transport = transport
         self.ready = dict.fromkeys(deployments, False)
-        self.version = ""  # of the server, once it has answered
+        self.version = ""  # of the server, if it tells
         self.in_flight = 0
         self._calls: set[asyncio.Timeout] = set()
         self._silent_checks = 0
 
     async def check(self) -> None:
         """Ask it what it can serve. One that is silent for long is given up, and the calls to it."""
+        was_ready = any(self.ready.values())
         is_silent = False
         for deployment in self.ready:
             try:
                 async with asyncio.timeout(CHECK_LIMIT_S):
                     self.mark(deployment, ready=await self.transport.is_ready(MODELS[deployment]))
-                    self.version = self.version or await self.transport.server_version()
             except TimeoutError:
                 is_silent = True
                 break  # silent for one, silent for all
             except MedImageError:
                 self.mark(deployment, ready=False)
         self._silent_checks = self._silent_checks + 1 if is_silent else 0
-        if self._silent_checks == SILENT_CHECKS:
+        if self._silent_checks >= SILENT_CHECKS:
             for deployment in self.ready:
                 self.mark(deployment, ready=False)
             self._give_up_calls()
+        if any(self.ready.values()) and not was_ready:
+            await self._ask_version()
+
+    async def _ask_version(self) -> None:
+        """Anew whenever it gets ready, for it may be another. One that does not tell (`metadata` can be restricted)
+        serves as well."""
+        self.version = ""
+        with suppress(TimeoutError, MedImageError):
+            async with asyncio.timeout(CHECK_LIMIT_S):
+                self.version = await self.transport.server_version()
 
     def mark(self, deployment: str, *, ready: bool) -> None:
         if self.ready[deployment] != ready:
@@ -66,7 +81,7 @@ class Backend:
         """Counts a call, and ends it as a failed connection when the Triton falls silent.
 
         Raises:
-            NotReady: a process of the model is gone, which Triton calls a failure of the model and still ready.
+            StubLost: which Triton calls a failure of the model, and itself still ready.
         """
         limit = asyncio.timeout(None)
         self.in_flight += 1
@@ -80,7 +95,7 @@ class Backend:
             raise
         except ServerError as error:
             if LOST_STUB.search(str(error)):
-                raise NotReady(str(error)) from None
+                raise StubLost(str(error)) from None
             raise
         finally:
             self._calls.discard(limit)
@@ -97,13 +112,14 @@ class Backend:
         now = asyncio.get_running_loop().time()
         for limit in self._calls:
             limit.reschedule(now)
+        self._calls.clear()  # a limit that has passed cannot be set again
 
 
 class BalancedTransport:
     """A transport for the clients of `medimage_client`, over all Tritons.
 
-    A call whose connection fails, or that one Triton is too busy for, is tried with the next. It belongs to one event
-    loop.
+    A call that one Triton is too busy or not ready for is tried with the next; one whose Triton or model process is
+    lost is tried once more. It belongs to one event loop.
 
     Args:
         urls: of the Tritons, as the clients take them.
@@ -143,8 +159,14 @@ class BalancedTransport:
         await asyncio.gather(*(backend.check() for backend in self.backends))
 
     async def infer(self, call: Call, *, timeout: float) -> Outputs:
-        """As of any transport; a call that is cancelled goes on for LEFT_ALONE_S and keeps its slot."""
+        """As of any transport; a call that is cancelled goes on for LEFT_ALONE_S and keeps its slot.
+
+        One that still waits for its slot is gone at once.
+        """
+        slots = self._slots[self._deployment[call.model]]
+        await slots.acquire()
         asking = asyncio.ensure_future(self._infer(call, timeout))
+        asking.add_done_callback(lambda ended: slots.release())
         try:
             return await asyncio.shield(asking)
         except asyncio.CancelledError:
@@ -154,20 +176,21 @@ class BalancedTransport:
 
     async def _infer(self, call: Call, timeout: float) -> Outputs:
         deployment = self._deployment[call.model]
-        failure: MedImageError = NotReady("no Triton is ready")
-        async with self._slots[deployment]:
-            for backend in self._by_load(deployment):
-                try:
-                    async with backend.call():
-                        return await backend.transport.infer(call, timeout=timeout)
-                except BETTER_ELSEWHERE as error:
-                    backend.note(deployment, error)
-                    failure = error
-        raise failure
+        failures: list[MedImageError] = [NotReady("no Triton is ready")]
+        for backend in self._by_load(deployment):
+            try:
+                async with backend.call():
+                    return await backend.transport.infer(call, timeout=timeout)
+            except BETTER_ELSEWHERE as error:
+                backend.note(deployment, error)
+                failures.append(error)
+                if has_lost_enough(failures):
+                    break
+        raise failures[-1]
 
     async def stream(self, call: Call, *, timeout: float) -> AsyncGenerator[Outputs, None]:
         deployment = self._deployment[call.model]
-        failure: MedImageError = NotReady("no Triton is ready")
+        failures: list[MedImageError] = [NotReady("no Triton is ready")]
         async with self._slots[deployment]:
             for backend in self._by_load(deployment):
                 has_begun = False
@@ -179,10 +202,10 @@ class BalancedTransport:
                     return
                 except BETTER_ELSEWHERE as error:
                     backend.note(deployment, error)
-                    if has_begun:  # what the caller has seen cannot be taken back
-                        raise
-                    failure = error
-        raise failure
+                    failures.append(error)
+                    if has_begun or has_lost_enough(failures):  # what the caller has seen cannot be taken back
+                        break
+        raise failures[-1]
 
     async def is_ready(self, models: Sequence[str]) -> bool:
         return all(self.is_serving(deployment) for deployment in {self._deployment[model] for model in models})
@@ -193,3 +216,8 @@ class BalancedTransport:
     def _by_load(self, deployment: str) -> list[Backend]:
         ready = [backend for backend in self.backends if backend.ready[deployment]]
         return sorted(ready, key=lambda backend: backend.in_flight)
+
+
+def has_lost_enough(failures: Sequence[MedImageError]) -> bool:
+    """Whether a call that has failed so is not to be tried any more."""
+    return sum(isinstance(failure, TransportError | StubLost) for failure in failures) == MAX_LOST

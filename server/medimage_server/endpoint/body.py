@@ -22,7 +22,7 @@ CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\"';\s]*)")
 
 
 class Body:
-    """The body of one request; its memory is counted until `released`."""
+    """The body of one request; what it holds of the memory is counted to the end of `counted`."""
 
     def __init__(self, headers: Headers, receive: Receive, *, max_bytes: int, memory: Memory) -> None:
         self._headers = headers
@@ -51,14 +51,14 @@ class Body:
         """
         check_framing(self._headers)
         check_content_type(self._headers)
-        self._count(self._stated_bytes())
+        self.hold(self._stated_bytes())
         parts: list[bytes] = []
         try:
             async with asyncio.timeout(GRACE_S) as limit:
                 started = asyncio.get_running_loop().time()
                 while not self._is_complete:
                     parts.append(await self._next_part())
-                    limit.reschedule(started + min(GRACE_S + self.n_bytes / MIN_BYTES_S, TOTAL_LIMIT_S))
+                    limit.reschedule(started + time_limit_s(self.n_bytes))
         except TimeoutError:
             self._is_complete = True  # nothing to discard: it would be waited for once more
             raise Refusal(
@@ -67,6 +67,15 @@ class Body:
                 {"connection": "close"},  # what may still come of it would be read as the next request
             ) from None
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def hold(self, n_bytes: int) -> None:
+        """Count bytes more, of the body or of its answer.
+
+        Raises:
+            Refusal: 429 others hold all memory.
+        """
+        self._memory.take(n_bytes, held=self._counted_bytes)
+        self._counted_bytes += n_bytes
 
     async def discard(self) -> None:
         """Read on without keeping anything, for a short time, if the client still sends."""
@@ -89,7 +98,7 @@ class Body:
         if self.n_bytes > self._max_bytes:
             raise self._too_large()
         if self.n_bytes > self._counted_bytes:
-            self._count(self.n_bytes - self._counted_bytes)
+            self.hold(self.n_bytes - self._counted_bytes)
         return part
 
     async def _next_message(self) -> bytes:
@@ -101,15 +110,16 @@ class Body:
         part: bytes = message.get("body", b"")
         return part
 
-    def _count(self, n_bytes: int) -> None:
-        self._memory.take(n_bytes, held=self._counted_bytes)
-        self._counted_bytes += n_bytes
-
     def _too_large(self) -> Refusal:
         return Refusal(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             f"the body is larger than {self._max_bytes} bytes, which is the limit; send fewer rows in a request",
         )
+
+
+def time_limit_s(n_bytes: int) -> float:
+    """Seconds after the first byte by which the next is due, when so many have come; for answers as for bodies."""
+    return min(GRACE_S + n_bytes / MIN_BYTES_S, TOTAL_LIMIT_S)
 
 
 def check_framing(headers: Headers) -> None:

@@ -12,7 +12,7 @@ from medimage_client.errors import MedImageError
 from medimage_client.report_client import CXRReportGen
 from medimage_server.banner import endpoint_banner
 from medimage_server.endpoint.options import EndpointOptions, endpoint_options
-from medimage_server.endpoint.settings import MODELS
+from medimage_server.endpoint.settings import EMBEDDINGS, MODELS, REPORTS
 from medimage_server.endpoint.workers import bound, endpoint_services, metrics_folder
 from medimage_server.launcher import LaunchError
 from medimage_server.options import PORT, option
@@ -20,8 +20,8 @@ from medimage_server.signals import end_on_signals
 from medimage_server.supervisor import running, watch
 
 CLIENTS: dict[str, type[MedImageInsight] | type[CXRReportGen]] = {
-    "medimageinsight": MedImageInsight,
-    "cxrreportgen": CXRReportGen,
+    EMBEDDINGS: MedImageInsight,
+    REPORTS: CXRReportGen,
 }
 SEARCH_S = 30.0  # for a Triton that is only just starting
 ANSWER_S = 3.0

@@ -3,10 +3,14 @@
 import asyncio
 import socket
 import uuid
+from http import HTTPStatus
 
 import h11
-import orjson
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from medimage_server.endpoint.json_response import error_body, error_response
+from medimage_server.endpoint.refusal import RETRY_AFTER
 
 CHECK_EVERY_S = 4.0  # so that one without progress lasts 4 to 8 s
 # Of an answer that the kernel takes before it can be sent. Its own bound is megabytes, of which it takes more only when
@@ -25,12 +29,20 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         connected: socket.socket = transport.get_extra_info("socket")
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)
+        if self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency:
+            self.app = no_room
+        self.limit_concurrency = None  # uvicorn would tell it in plain text, and also those who were there before
         self._waited_for: tuple[str, object] | None = None
+        self._n_drained = 0
         self._next_check = self.loop.call_later(CHECK_EVERY_S, self._check)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._next_check.cancel()
         super().connection_lost(exc)
+
+    def resume_writing(self) -> None:
+        self._n_drained += 1
+        super().resume_writing()
 
     def _check(self) -> None:
         """Compare what the connection waits for with what it waited for at the last check."""
@@ -46,18 +58,23 @@ class Connection(H11Protocol):
     def _waits_for(self) -> tuple[str, object] | None:
         """None while it is at work, or idle after an answer, for which uvicorn has a time limit."""
         if unsent_bytes := self.transport.get_write_buffer_size():
-            return "reader", unsent_bytes
+            return "reader", (unsent_bytes, self._n_drained)  # as many may be unsent of another part of the answer
         if self.cycle is not None and not self.cycle.response_complete:
             return None
+        if self.conn.their_state is h11.SEND_BODY:  # of a request that was answered before
+            return "rest of body", self.cycle
         if self.conn.trailing_data[0]:
             return "head", self.cycle
-        return ("first byte", None) if self.cycle is None else None
+        if self.cycle is None:
+            return "first byte", None
+        # Any byte ends uvicorn's time limit, also the last of a body that was answered before.
+        return ("rest of body", self.cycle) if self.timeout_keep_alive_task is None else None
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP, in the form of all refusals, unless an answer is under way; then close."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else h11 would raise
             request_id = str(uuid.uuid4())
-            body = orjson.dumps({"message": msg, "status": 400, "request_id": request_id})
+            body = error_body(HTTPStatus.BAD_REQUEST, msg, request_id)
             headers = {
                 "content-type": "application/json",
                 "content-length": str(len(body)),
@@ -68,3 +85,11 @@ class Connection(H11Protocol):
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+
+async def no_room(scope: Scope, receive: Receive, send: Send) -> None:
+    """In place of the application, for a connection beyond the limit."""
+    request_id = str(uuid.uuid4())
+    headers = {"x-request-id": request_id, RETRY_AFTER: "1", "connection": "close"}
+    message = "too many connections; try again"
+    await error_response(HTTPStatus.SERVICE_UNAVAILABLE, message, request_id, headers)(scope, receive, send)

@@ -15,6 +15,9 @@ class JSONResponse(Response):
 
 
 def error_response(status: int, message: str, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
+    return JSONResponse(error_body(status, message, request_id), status_code=int(status), headers=headers)
+
+
+def error_body(status: int, message: str, request_id: str) -> bytes:
     """An error as all of ours are told. Clients of Azure's endpoints print `message`."""
-    content = {"message": message, "status": int(status), "request_id": request_id}
-    return JSONResponse(content, status_code=int(status), headers=headers)
+    return orjson.dumps({"message": message, "status": int(status), "request_id": request_id})

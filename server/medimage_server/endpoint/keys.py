@@ -2,14 +2,18 @@
 
 import hashlib
 import hmac
+import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from time import monotonic
 
+KEYS_VARIABLE = "MEDIMAGE_KEYS"  # of the environment; keys with white space between
 KEY = re.compile(r"[!-~]{16,512}")  # visible ASCII, as a header can carry it; Azure's keys have 32 and 84 characters
 LOOK_AGAIN_S = 1.0  # between two looks at the time of the file
+
+logger = logging.getLogger(__name__)
 
 
 class InvalidKey(ValueError):
@@ -68,6 +72,7 @@ class Keyring:
         self._looked_at = monotonic()
         self._version = self._file_version()
         self._of_file = read_keys_file(file) if file else ()
+        self._told: object = None  # the fault of the file that the log has last
 
     @property
     def is_open(self) -> bool:
@@ -86,13 +91,18 @@ class Keyring:
             return
         self._looked_at = monotonic()
         version = self._file_version()
-        if version is None or version == self._version:
+        if version is not None and version == self._version:
             return
         self._version = version
         try:
             self._of_file = read_keys_file(self._file)
-        except InvalidKey:
+            self._told = None
+        except InvalidKey as error:
             self._version = None  # look again: it may be half written
+            fault = (version, str(error))
+            if fault != self._told:
+                logger.warning("%s; the keys that it held before stay valid", error)
+            self._told = fault
 
     def _file_version(self) -> tuple[int, int, int] | None:
         try:

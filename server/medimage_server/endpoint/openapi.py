@@ -16,6 +16,7 @@ from medimage_server.endpoint.openapi_examples import (
 from medimage_server.endpoint.openapi_schemas import Schema, ref, schemas
 from medimage_server.endpoint.report_events import MEDIA_TYPE as EVENT_STREAM
 from medimage_server.endpoint.score_route import DEPLOYMENT_HEADER, LAYOUT_HEADER
+from medimage_server.endpoint.settings import EMBEDDINGS, REPORTS
 
 SECURITY = "key"
 TAGS = {
@@ -25,13 +26,13 @@ TAGS = {
 }
 
 # The request and answer schemas of a deployment, and the examples of both.
-REQUEST_SCHEMAS = {"medimageinsight": ("EmbeddingRequest",), "cxrreportgen": ("ReportRequest",)}
+REQUEST_SCHEMAS = {EMBEDDINGS: ("EmbeddingRequest",), REPORTS: ("ReportRequest",)}
 ANSWER_SCHEMAS = {
-    "medimageinsight": ("EmbeddingRows", "EmbeddingCard", "EmbeddingObject"),
-    "cxrreportgen": ("Reports",),
+    EMBEDDINGS: ("EmbeddingRows", "EmbeddingCard", "EmbeddingObject"),
+    REPORTS: ("Reports",),
 }
-REQUEST_EXAMPLES = {"medimageinsight": EMBEDDING_REQUESTS, "cxrreportgen": REPORT_REQUESTS}
-ANSWER_EXAMPLES = {"medimageinsight": EMBEDDING_ANSWERS, "cxrreportgen": REPORT_ANSWERS}
+REQUEST_EXAMPLES = {EMBEDDINGS: EMBEDDING_REQUESTS, REPORTS: REPORT_REQUESTS}
+ANSWER_EXAMPLES = {EMBEDDINGS: EMBEDDING_ANSWERS, REPORTS: REPORT_ANSWERS}
 
 # What a status means; headers that come with it, those of ALL_HEADERS aside.
 MEANINGS: dict[int, tuple[str, tuple[str, ...]]] = {
@@ -93,7 +94,7 @@ def examples(deployments: Sequence[str]) -> Iterator[tuple[str, Any]]:
     for name in deployments:
         yield from REQUEST_EXAMPLES[name].items()
         yield from ANSWER_EXAMPLES[name].items()
-    if "cxrreportgen" in deployments:
+    if REPORTS in deployments:
         yield from REPORT_EVENTS.items()
 
 
@@ -170,7 +171,7 @@ def score(operation_id: str, deployments: Sequence[str], *, keys: bool) -> dict[
         "The body is strict JSON in UTF-8: no NaN or Infinity, and each key once. "
         "Images are sent themselves, as base64 with or without line breaks; a URL is never followed."
     )
-    if "cxrreportgen" in deployments:
+    if REPORTS in deployments:
         description += f" With `Accept: {EVENT_STREAM}`, reports are sent as they are written."
     return {
         "operationId": operation_id,
@@ -202,7 +203,7 @@ def media(
 
 def score_answer(deployments: Sequence[str]) -> dict[str, Any]:
     content = {JSON: media(deployments, ANSWER_SCHEMAS, ANSWER_EXAMPLES)}
-    if "cxrreportgen" in deployments:
+    if REPORTS in deployments:
         content[EVENT_STREAM] = {
             "schema": {
                 "type": "string",
@@ -228,7 +229,7 @@ def score_parameters(deployments: Sequence[str]) -> list[dict[str, Any]]:
         "The layout of an answer of medimageinsight; without it, that of the server's settings.",
         {"type": "string", "enum": list(get_args(Layout))},
     )
-    return [deployment, layout] if "medimageinsight" in deployments else [deployment]
+    return [deployment, layout] if EMBEDDINGS in deployments else [deployment]
 
 
 def id_parameters() -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from medimage_client import azure_embeddings, azure_reports
 from medimage_client.azure_embeddings import IMAGE_PARAMS
 from medimage_client.constants import EMBEDDING_SIZE
 from medimage_client.report_request import IMAGE_INPUTS
-from medimage_server.endpoint.settings import MAX_ROWS
+from medimage_server.endpoint.settings import EMBEDDINGS, MAX_ROWS, REPORTS
 
 Schema = dict[str, Any]
 
@@ -23,9 +23,9 @@ def ref(kind: str, name: str) -> Schema:
 def schemas(deployments: Sequence[str]) -> dict[str, Schema]:
     """All schemas by name."""
     named = {"Error": error_schema(), "Status": status_schema()}
-    if "medimageinsight" in deployments:
+    if EMBEDDINGS in deployments:
         named |= embedding_schemas()
-    if "cxrreportgen" in deployments:
+    if REPORTS in deployments:
         named |= report_schemas()
     return named
 
@@ -45,7 +45,7 @@ def embedding_schemas() -> dict[str, Schema]:
     rows = {"image_features": vectors, "text_features": vectors, "scaling_factor": factor}
     card = closed(rows, minProperties=1, maxProperties=1)
     return {
-        "EmbeddingRequest": request("medimageinsight", azure_embeddings.COLUMNS, embedding_row(), embedding_params()),
+        "EmbeddingRequest": request(EMBEDDINGS, azure_embeddings.COLUMNS, embedding_row(), embedding_params()),
         "Embedding": vector,
         "EmbeddingRows": {"type": "array", "items": closed(row, minProperties=1)},
         "EmbeddingCard": {"type": "array", "items": card, "maxItems": len(rows)},
@@ -60,7 +60,7 @@ def report_schemas() -> dict[str, Schema]:
         "y_max], …]]`, as fractions of the square that the model saw.",
     }
     return {
-        "ReportRequest": request("cxrreportgen", azure_reports.COLUMNS, study(), report_params()),
+        "ReportRequest": request(REPORTS, azure_reports.COLUMNS, study(), report_params()),
         "Reports": {"type": "array", "items": required_all({"output": output})},
     }
 

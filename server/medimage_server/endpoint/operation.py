@@ -13,7 +13,7 @@ from medimage_server.endpoint.authorization import authorize
 from medimage_server.endpoint.balancing import BalancedTransport
 from medimage_server.endpoint.json_response import JSONResponse
 from medimage_server.endpoint.keys import Keyring
-from medimage_server.endpoint.refusal import ENDING, MODEL_FAILED, not_ready
+from medimage_server.endpoint.refusal import MODEL_FAILED, ending, not_ready
 from medimage_server.endpoint.settings import MAX_ROWS, EndpointSettings
 
 TRITON_PAGE_LIMIT_S = 2.0
@@ -40,7 +40,7 @@ class Operation:
     async def health(self, request: Request) -> Response:
         """200 `Healthy`, as Azure's inference server says it, while every deployment can be asked."""
         if self.is_draining:
-            raise ENDING
+            raise ending()
         missing = [name for name in self._settings.deployments if not self._transport.is_serving(name)]
         if missing:
             raise not_ready(f"no Triton is ready for {' and '.join(missing)}")

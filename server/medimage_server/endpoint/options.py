@@ -10,16 +10,15 @@ from typing import Any, get_args
 import click
 
 from medimage_client.azure_embeddings import Layout
-from medimage_server.endpoint.keys import InvalidKey, read_keys, read_keys_file
-from medimage_server.endpoint.settings import EndpointSettings
+from medimage_server.endpoint.keys import KEYS_VARIABLE, InvalidKey, read_keys, read_keys_file
+from medimage_server.endpoint.settings import MB, EndpointSettings
 from medimage_server.endpoint.workers import check_tls
 from medimage_server.launcher import LaunchError
 from medimage_server.options import option
 
-KEYS_VARIABLE = "MEDIMAGE_KEYS"
-MB = 2**20
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 SECONDS = click.FloatRange(min=0, min_open=True)
+DEFAULTS = EndpointSettings(tritons=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,23 +113,53 @@ OPTIONS = (
     ),
     option("--tls-certificate", type=FILE, help="PEM file with the certificate and its chain; the endpoint is https."),
     option("--tls-key", type=FILE, help="PEM file with its key."),
-    option("--layout", type=click.Choice(get_args(Layout)), default="rows", help="Of answers, if no header names one."),
+    option(
+        "--layout",
+        type=click.Choice(get_args(Layout)),
+        default=DEFAULTS.layout,
+        help="Of answers, if no header names one.",
+    ),
     option(
         "--max-requests",
         type=click.IntRange(min=1),
-        default=64,
+        default=DEFAULTS.max_requests,
         help="Requests at work or waiting, of each deployment; then 429.",
     ),
-    option("--max-body-mb", type=click.IntRange(1, 1024), default=64, help="Largest body of a request; then 413."),
-    option("--max-in-flight-mb", type=click.IntRange(min=1), default=256, help="All bodies together; then 429."),
-    option("--timeout", type=SECONDS, default=120.0, help="Seconds for the embeddings of a request; then 504."),
-    option("--report-timeout", type=SECONDS, default=600.0, help="Seconds for the reports of a request; then 504."),
+    option(
+        "--max-body-mb",
+        type=click.IntRange(1, 1024),
+        default=DEFAULTS.max_body_bytes // MB,
+        help="Largest body of a request; then 413.",
+    ),
+    option(
+        "--max-in-flight-mb",
+        type=click.IntRange(min=1),
+        default=DEFAULTS.max_in_flight_bytes // MB,
+        help="All bodies together; then 429.",
+    ),
+    option(
+        "--timeout",
+        type=SECONDS,
+        default=DEFAULTS.timeout_s,
+        help="Seconds for the embeddings of a request; then 504.",
+    ),
+    option(
+        "--report-timeout",
+        type=SECONDS,
+        default=DEFAULTS.report_timeout_s,
+        help="Seconds for the reports of a request; then 504.",
+    ),
     option(
         "--drain-delay",
         type=click.FloatRange(min=0),
-        default=0.0,
+        default=DEFAULTS.drain_delay_s,
         help="Seconds to serve on, as not ready, when told to end.",
     ),
-    option("--drain-limit", type=SECONDS, default=30.0, help="Seconds for requests under way to finish after that."),
+    option(
+        "--drain-limit",
+        type=SECONDS,
+        default=DEFAULTS.drain_limit_s,
+        help="Seconds for requests under way to finish after that.",
+    ),
     option("--access-log", metavar="FILE", help="Append a line of JSON for each request; - is standard output."),
 )

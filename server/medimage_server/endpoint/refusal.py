@@ -64,4 +64,5 @@ def too_many(message: str, *, seconds: int) -> Refusal:
     return Refusal(HTTPStatus.TOO_MANY_REQUESTS, message, {RETRY_AFTER: str(seconds)})
 
 
-ENDING = not_ready("the server is about to end")
+def ending() -> Refusal:
+    return not_ready("the server is about to end")

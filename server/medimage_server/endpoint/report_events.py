@@ -3,9 +3,9 @@
     event: text    data: {"row": 0, "text": "<obj>The heart"}           a piece of a row's answer
     event: row     data: {"row": 0, "output": "<JSON text>", "status": "complete"}    the row is done
     event: end     data: {}                                              all rows are
-    event: error   data: {"message": "...", "status": 424, ...}          there will be nothing more
-
-Rows are written at once, so their pieces come mixed.
+    event: error   data: {"row": 0, "message": "...", "status": 424, ...}    there will be nothing more; the row that
+                                                                         failed, if it was one
+Several rows are written at once, so their pieces come mixed.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from medimage_client.errors import ResponseError
+from medimage_client.errors import MedImageError, ResponseError
 from medimage_client.report_request import ReportRequest
 from medimage_client.reporter import Reporter, naming_row, text_of
 
@@ -25,42 +25,60 @@ WAIT_S = 10.0  # until one is sent
 MAX_WAITING_EVENTS = 64  # while the caller reads slowly; then the rows wait
 
 
+class RowFailed(Exception):
+    """The failure of one row, which ends the others."""
+
+    def __init__(self, row: int, failure: MedImageError) -> None:
+        super().__init__(f"row {row}: {type(failure).__name__}")
+        self.row = row
+        self.failure = failure
+
+
 def event(name: str, **data: Any) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (name.encode(), orjson.dumps(data))
 
 
-async def report_events(reporter: Reporter, requests: Sequence[ReportRequest]) -> AsyncGenerator[bytes, None]:
-    """The events of all rows. Closing it cancels what is still being written.
+async def report_events(
+    reporter: Reporter, requests: Sequence[ReportRequest], *, concurrency: int
+) -> AsyncGenerator[bytes, None]:
+    """The events of all rows, `concurrency` of them at once. Closing it cancels what is still being written.
 
     Raises:
-        InvalidInput: names row and column.
-        MedImageError: a row failed.
+        RowFailed: its InvalidInput names row and column.
     """
     events: asyncio.Queue[bytes | None] = asyncio.Queue()
     room = asyncio.Semaphore(MAX_WAITING_EVENTS)  # not the queue's own: its end is told even when nobody reads
-    n_done = 0
+    turns = asyncio.Semaphore(concurrency)
 
     async def put(written: bytes) -> None:
         await room.acquire()
         events.put_nowait(written)
 
     async def write(row: int, request: ReportRequest) -> None:
-        nonlocal n_done
-        with naming_row(row):
-            async with aclosing(reporter.responses(request, timeout=None)) as responses:
-                async for outputs in responses:
-                    if text := text_of(outputs, "text_output") if "text_output" in outputs else "":
-                        await put(event("text", row=row, text=text))
-                    if "status" in outputs:
-                        output, status = text_of(outputs, "output"), text_of(outputs, "status")
-                        await put(event("row", row=row, output=output, status=status))
-                        n_done += 1
+        is_done = False
+        async with turns, aclosing(reporter.responses(request, timeout=None)) as responses:
+            async for outputs in responses:
+                if text := text_of(outputs, "text_output") if "text_output" in outputs else "":
+                    await put(event("text", row=row, text=text))
+                if "status" in outputs:
+                    output, status = text_of(outputs, "output"), text_of(outputs, "status")
+                    await put(event("row", row=row, output=output, status=status))
+                    is_done = True
+        if not is_done:
+            raise ResponseError("the stream ended before its report", status=200)
+
+    async def write_or_fail(row: int, request: ReportRequest) -> None:
+        try:
+            with naming_row(row):
+                await write(row, request)
+        except MedImageError as failure:
+            raise RowFailed(row, failure) from failure
 
     async def write_all() -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 for row, request in enumerate(requests):
-                    group.create_task(write(row, request))
+                    group.create_task(write_or_fail(row, request))
         finally:
             events.put_nowait(None)
 
@@ -70,8 +88,6 @@ async def report_events(reporter: Reporter, requests: Sequence[ReportRequest]) -
             room.release()
             yield written
         await first_failure(writing)
-        if n_done < len(requests):
-            raise ResponseError("the stream ended before its report", status=200)
         yield event("end")
     finally:
         writing.cancel()

@@ -15,18 +15,19 @@ from medimage_server.endpoint import metrics
 from medimage_server.endpoint.access_log import Entry
 from medimage_server.endpoint.admission import Gate, Memory
 from medimage_server.endpoint.authorization import authorize
-from medimage_server.endpoint.body import Body
+from medimage_server.endpoint.body import Body, time_limit_s
 from medimage_server.endpoint.json_response import JSONResponse
 from medimage_server.endpoint.keys import Keyring
 from medimage_server.endpoint.metrics import Stages
 from medimage_server.endpoint.observed import entry_of
-from medimage_server.endpoint.refusal import ENDING, RUN_FAILED, ClientGone, Refusal, refusal_of
-from medimage_server.endpoint.report_events import MEDIA_TYPE, event
+from medimage_server.endpoint.refusal import RUN_FAILED, ClientGone, Refusal, ending, refusal_of
+from medimage_server.endpoint.report_events import MEDIA_TYPE, RowFailed, event
 from medimage_server.endpoint.scoring import Question, Scorer, read_question
-from medimage_server.endpoint.settings import MODELS, EndpointSettings
+from medimage_server.endpoint.settings import MODELS, REPORTS, EndpointSettings
 
 T = TypeVar("T")
 
+PART_BYTES = 2**16  # of an answer, sent when the caller has read the one before
 LARGE_BODY_BYTES = 2**20  # whose JSON takes milliseconds, and a hostile one of 64 MB a second
 UNKNOWN = "unknown"  # the deployment of a request that is refused before it is known, in log and numbers
 DEPLOYMENT_HEADER = "azureml-model-deployment"
@@ -55,13 +56,13 @@ class ScoreRoute:
                 await self._answer(scope, receive, send, headers, entry, stages, body)
             except MedImageError as error:
                 raise refusal_of(error) from error
-            except ClientGone:
-                entry.reason = "the client has gone"
+            except ClientGone as gone:
+                entry.reason = str(gone) or "the client has gone"
                 if not entry.status:  # else there is a part of an answer, and no other can be given
                     raise
             except asyncio.CancelledError:  # of uvicorn: this request has outlasted the drain limit
                 if not entry.status:  # else `_stream` has told it
-                    raise ENDING from None
+                    raise ending() from None
             except Refusal:
                 if headers.get("expect", "").lower() != "100-continue":  # who waits to be asked for it sends none
                     await body.discard()
@@ -89,8 +90,8 @@ class ScoreRoute:
             limit_s = self._settings.time_limit_s(question.deployment)
             work = (
                 self._stream(send, question, stages, limit_s, entry.request_id)
-                if question.deployment == "cxrreportgen" and MEDIA_TYPE in headers.get("accept", "")
-                else self._reply(send, question, layout, stages, limit_s)
+                if question.deployment == REPORTS and MEDIA_TYPE in headers.get("accept", "")
+                else self._reply(send, question, layout, stages, limit_s, body)
             )
             await unless_gone(receive, work)
 
@@ -101,6 +102,7 @@ class ScoreRoute:
         layout: Layout,
         stages: Stages,
         limit_s: float,
+        body: Body,
     ) -> None:
         with stages.timed("model"):
             try:
@@ -111,10 +113,10 @@ class ScoreRoute:
         with stages.timed("send"):
             ran = {"x-ms-run-fn-exec-ms": f"{stages.seconds['model'] * 1000:.3f}", RUN_FAILED: "False"}
             response = JSONResponse(answer, headers={DEPLOYMENT_HEADER: question.deployment} | ran)
+            del answer  # as numbers of Python, several times the size
+            body.hold(len(response.body))
             await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
-            await send({"type": "http.response.body", "body": response.body, "more_body": True})
-            # uvicorn takes this end when the caller has read what goes before: until then the request holds its place
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await send_parts(send, bytes(response.body))
 
     async def _stream(self, send: Send, question: Question, stages: Stages, limit_s: float, request_id: str) -> None:
         """Send events. What fails before the first is told by a status, what fails later by an event."""
@@ -127,17 +129,21 @@ class ScoreRoute:
                             has_begun = True
                             await send(stream_start(question.deployment))
                         await send({"type": "http.response.body", "body": part, "more_body": True})
-            except (TimeoutError, MedImageError, asyncio.CancelledError) as error:
+            except (TimeoutError, RowFailed, MedImageError, asyncio.CancelledError) as error:
+                of_row = {}
                 match error:
+                    case RowFailed():
+                        refusal, of_row = refusal_of(error.failure), {"row": error.row}
                     case MedImageError():
                         refusal = refusal_of(error)
                     case TimeoutError():
                         refusal = Refusal(HTTPStatus.GATEWAY_TIMEOUT, f"no end within {limit_s:g} s")
                     case _:  # the caller has gone, and reads nothing of this, or the worker ends
-                        refusal = ENDING
+                        refusal = ending()
                 if not has_begun:
                     raise refusal from None
-                part = event("error", message=refusal.message, status=refusal.status, request_id=request_id)
+                told = {"message": refusal.message, "status": refusal.status, "request_id": request_id}
+                part = event("error", **of_row, **told)
                 await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -178,6 +184,25 @@ async def read(content: bytes, deployment: str | None, deployments: Sequence[str
     if len(content) < LARGE_BODY_BYTES:
         return read_question(content, deployment, deployments)
     return await asyncio.to_thread(read_question, content, deployment, deployments)
+
+
+async def send_parts(send: Send, content: bytes) -> None:
+    """Send the body of an answer, which the caller must read as fast as a body has to come.
+
+    Raises:
+        ClientGone: it reads too slowly; the connection is closed.
+    """
+    clock = asyncio.get_running_loop().time
+    started = clock()
+    try:
+        async with asyncio.timeout(time_limit_s(0)) as limit:
+            for n_sent in range(0, len(content), PART_BYTES):
+                limit.reschedule(started + time_limit_s(n_sent))
+                await send({"type": "http.response.body", "body": content[n_sent:][:PART_BYTES], "more_body": True})
+            # uvicorn takes this end when the caller has read what goes before: until then the request holds its place
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+    except TimeoutError:
+        raise ClientGone("the client reads the answer too slowly") from None
 
 
 def stream_start(deployment: str) -> Message:

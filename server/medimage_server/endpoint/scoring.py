@@ -15,7 +15,7 @@ from medimage_client.report_request import IMAGE_INPUTS, ReportRequest
 from medimage_client.reporter import Reporter
 from medimage_server.endpoint.balancing import BalancedTransport
 from medimage_server.endpoint.report_events import report_events, with_comments
-from medimage_server.endpoint.settings import MAX_ROWS
+from medimage_server.endpoint.settings import EMBEDDINGS, MAX_ROWS, REPORTS
 
 # Calls to Triton at once for one request: enough to fill a batch, and no more, so that a request of a thousand rows
 # leaves the others their turn.
@@ -49,7 +49,7 @@ def read_question(body: bytes, deployment: str | None, deployments: Sequence[str
         deployment = deployments[0] if len(deployments) == 1 else by_columns(content)
     question = (
         Question(deployment, without_dicom(read_report_requests(content)))
-        if deployment == "cxrreportgen"
+        if deployment == REPORTS
         else Question(deployment, read_request(content))
     )
     limit = MAX_ROWS[deployment]
@@ -69,7 +69,7 @@ def without_dicom(requests: list[ReportRequest]) -> list[ReportRequest]:
 
 
 def by_columns(content: Any) -> str:
-    return "cxrreportgen" if is_report_request(content) else "medimageinsight"
+    return REPORTS if is_report_request(content) else EMBEDDINGS
 
 
 class Scorer:
@@ -98,7 +98,7 @@ class Scorer:
     def events(self, question: Question, timeout: float) -> AsyncGenerator[bytes, None]:
         """The server-sent events of a question for reports."""
         assert not isinstance(question.request, EmbeddingRequest)
-        return with_comments(report_events(self._reporter(timeout), question.request))
+        return with_comments(report_events(self._reporter(timeout), question.request, concurrency=CALLS_PER_REQUEST))
 
     def _reporter(self, timeout: float) -> Reporter:
         return Reporter(Connection(self._url, api_key=None, shared_memory=False, **self._options(timeout)))

@@ -10,11 +10,13 @@ from medimage_client.embedder import IMAGES, TEXTS
 from medimage_client.reporter import STREAM_MODEL, WHOLE_MODEL
 from medimage_server.launcher import LaunchError
 
-# The deployments by name, and the models of Triton that each of them asks.
-MODELS = {"medimageinsight": (IMAGES.model, TEXTS.model), "cxrreportgen": (WHOLE_MODEL, STREAM_MODEL)}
+MB = 2**20
+
+EMBEDDINGS, REPORTS = "medimageinsight", "cxrreportgen"  # the deployments
+MODELS = {EMBEDDINGS: (IMAGES.model, TEXTS.model), REPORTS: (WHOLE_MODEL, STREAM_MODEL)}  # of Triton, that each asks
 
 # Rows of one request: what the documentation of Azure's endpoints allows, "0-1024" and "0-10".
-MAX_ROWS = {"medimageinsight": 1024, "cxrreportgen": 10}
+MAX_ROWS = {EMBEDDINGS: 1024, REPORTS: 10}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,13 +24,13 @@ class EndpointSettings:
     tritons: tuple[str, ...]  # grpc:// or http:// URLs
     deployments: tuple[str, ...] = ()  # of MODELS
     layout: Layout = "rows"  # of answers that no header asks for
-    max_requests: int  # that are at work or wait, of each deployment, in one worker
-    max_body_bytes: int
-    max_in_flight_bytes: int  # of bodies, in one worker
-    timeout_s: float  # of a request from its last byte to its answer
-    report_timeout_s: float
-    drain_delay_s: float  # from the request to end until connections are refused; not ready meanwhile
-    drain_limit_s: float  # for requests under way after that
+    max_requests: int = 64  # that are at work or wait, of each deployment, in one worker
+    max_body_bytes: int = 64 * MB
+    max_in_flight_bytes: int = 256 * MB  # of bodies, in one worker
+    timeout_s: float = 120.0  # of a request from its last byte to its answer
+    report_timeout_s: float = 600.0
+    drain_delay_s: float = 0.0  # from the request to end until connections are refused; not ready meanwhile
+    drain_limit_s: float = 30.0  # for requests under way after that
     key_digests: tuple[str, ...] = ()  # SHA-256, in hexadecimal
     keys_file: str | None = None
     tls_certificate: str | None = None
@@ -37,7 +39,7 @@ class EndpointSettings:
     triton_metrics: str | None = None  # URL of the page that is appended to ours
 
     def time_limit_s(self, deployment: str) -> float:
-        return self.report_timeout_s if deployment == "cxrreportgen" else self.timeout_s
+        return self.report_timeout_s if deployment == REPORTS else self.timeout_s
 
     def serving(self, models: Collection[str]) -> Self:
         """The same for the deployments whose models Triton serves.

@@ -6,6 +6,7 @@ the worker, so that nothing is left behind when the parent is killed.
 
 import asyncio
 import logging
+import math
 import os
 import socket
 import sys
@@ -44,7 +45,9 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.started:
-            self._drain()  # asked again it goes on: a parent who cannot wait kills
+            # The signal may have interrupted the loop as it orders its timers, and one more would break them. Asked
+            # again it goes on: a parent who cannot wait kills.
+            self._loop.call_soon_threadsafe(self._drain)
         else:
             self.should_exit = True
 
@@ -81,7 +84,7 @@ def main() -> None:
             backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-            timeout_graceful_shutdown=int(settings.drain_limit_s),
+            timeout_graceful_shutdown=math.ceil(settings.drain_limit_s),  # uvicorn wants whole seconds
             ssl_certfile=settings.tls_certificate,
             ssl_keyfile=settings.tls_key,
         )
@@ -91,3 +94,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # Python's own end would wait for the log's thread, and that for a disk that has stopped

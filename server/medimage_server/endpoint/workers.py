@@ -40,14 +40,14 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
     Raises:
         LaunchError: the port is taken or not ours to open, or the host is no address of this machine.
     """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise LaunchError(f"cannot open score port {host}:{port}: {error.strerror}") from error
-    with closing(listener):
+    with ExitStack() as held:
+        try:
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            listener = held.enter_context(closing(socket.socket(family, socket.SOCK_STREAM)))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError as error:
+            raise LaunchError(f"cannot open score port {host}:{port}: {error.strerror}") from error
         yield listener
 
 

@@ -1,11 +1,13 @@
 """The access log: what a line says, and that no disk holds up a request."""
 
+import fcntl
 import json
 import os
 import threading
-from contextlib import suppress
-from dataclasses import asdict
+from contextlib import closing, suppress
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from http.client import HTTPConnection
 from time import perf_counter
 
 import pytest
@@ -13,6 +15,8 @@ import pytest
 from medimage_server.endpoint import access_log as module
 from medimage_server.endpoint import metrics
 from medimage_server.endpoint.access_log import Entry, access_log
+from medimage_server.endpoint.workers import bound, metrics_folder, run_worker
+from tests.server.endpoint.asgi import SETTINGS
 from tests.waiting import wait_until
 
 ENTRY = {"request_id": "r1", "method": "POST", "route": "/score", "status": 200}
@@ -166,4 +170,23 @@ def test_end_does_not_wait_for_a_disk_that_has_stopped_with_all_its_lines(tmp_pa
         return received.count(b"\n") + lost() == 3000
 
     wait_until(all_is_read)
+    os.close(reader)
+
+
+def test_worker_ends_by_itself_while_the_disk_has_stopped(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
+    settings = replace(SETTINGS, tritons=("grpc://127.0.0.1:1",), access_log=str(pipe))
+    with bound("127.0.0.1", 0) as listener, metrics_folder() as folder:
+        with run_worker(settings, listener, folder) as worker:
+            with closing(HTTPConnection(*listener.getsockname(), timeout=10)) as connection:
+                for _ in range(100):  # lines of 200 bytes
+                    connection.request("GET", "/live")
+                    assert connection.getresponse().read() == b"Alive"
+            start = perf_counter()
+        assert perf_counter() - start < module.LAST_LINES_S + 2.0
+    assert worker.process.returncode == 0  # and was not killed
+    assert 0 < os.read(reader, 10_000).count(b"\n") < 100
     os.close(reader)

@@ -36,6 +36,8 @@ class Triton:
         self.ready = ready  # deployments; an exception; None is silence
         self.responses = responses
         self.breaks = breaks  # raised after the first response of a stream
+        self.version = "2.51.0"  # an exception is raised
+        self.version_asked = 0
         self.answers = asyncio.Event()
         self.answers.set()
         self.calls = 0
@@ -79,7 +81,10 @@ class Triton:
             raise
 
     async def server_version(self):
-        return "2.51.0"
+        self.version_asked += 1
+        if isinstance(self.version, Exception):
+            raise self.version
+        return self.version
 
     async def is_ready(self, models):
         await asyncio.sleep(0)
@@ -193,15 +198,100 @@ async def test_other_failures_are_the_answer(balance, failure):
     assert await ask(transport) == "a"
 
 
-async def test_failure_of_the_last_is_told_after_each_was_tried_once(balance):
-    tritons = [Triton(name, TransportError(name), Unavailable("again")) for name in "abc"]
+@pytest.mark.parametrize("failure", [Unavailable, NotReady, NotFound])
+async def test_failure_of_the_last_is_told_after_each_was_tried_once(balance, failure):
+    tritons = [Triton(name, failure(name)) for name in "abc"]
     transport = await balance(*tritons)
-    with pytest.raises(TransportError, match="c"):
+    with pytest.raises(failure, match="c"):
         await ask(transport)
     assert [triton.calls for triton in tritons] == [1, 1, 1]
-    with pytest.raises(NotReady, match="no Triton is ready"):
-        await ask(transport)
-    assert [triton.calls for triton in tritons] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "failure, told",
+    [(TransportError("reset"), TransportError), (ServerError("Stub process 'x' is not healthy"), NotReady)],
+)
+@pytest.mark.parametrize("asked", [ask, read])
+async def test_call_that_ends_a_triton_ends_no_more_than_two(balance, failure, told, asked):
+    full, *others = tritons = [Triton("full", Unavailable("full")), *(Triton(name, failure) for name in "abc")]
+    transport = await balance(*tritons)
+    with pytest.raises(told):
+        await asked(transport)
+    assert [triton.calls for triton in tritons] == [1, 1, 1, 0]
+    full.ready = ()
+    await transport.check()
+    others[2].failures.clear()
+    for triton in others[:2]:
+        transport.backends[tritons.index(triton)].mark("medimageinsight", ready=False)
+        transport.backends[tritons.index(triton)].mark("cxrreportgen", ready=False)
+    assert set(await asked(transport)) == {"c"}  # the others go on
+
+
+async def test_call_that_comes_to_a_triton_just_given_up_is_given_up_too(balance):
+    a, b = Triton("a", Unavailable("full")), Triton("b")
+    transport = await balance(a, b)
+    a.answers.clear()
+    b.answers.clear()
+
+    async def held(call, *, timeout):  # until b is silent
+        await a.answers.wait()
+        raise Unavailable("full")
+
+    a.infer = held
+    asked = asyncio.create_task(ask(transport))
+    await soon()
+    b.ready = None
+    for _ in range(SILENT_CHECKS):
+        await transport.check()
+    a.answers.set()
+    await soon()
+    assert (b.in_flight, asked.done()) == (1, False)
+    for _ in range(2):
+        await transport.check()
+    with pytest.raises(TransportError, match="does not answer any more"):
+        await asyncio.wait_for(asked, 1.0)
+
+
+async def test_call_that_is_slow_to_end_when_it_is_given_up_does_not_disturb_the_checks(balance):
+    a, may_end = Triton("a"), asyncio.Event()
+    transport = await balance(a)
+
+    async def slow(call, *, timeout):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await may_end.wait()
+
+    a.infer = slow
+    asked = asyncio.create_task(ask(transport))
+    await soon()
+    a.ready = None
+    for _ in range(SILENT_CHECKS + 2):
+        await transport.check()
+    may_end.set()
+    with pytest.raises(TransportError, match="does not answer any more"):
+        await asked
+
+
+async def test_version_is_asked_for_when_a_triton_gets_ready_and_it_serves_also_without(balance, caplog):
+    a = Triton("a")
+    a.version = ServerError("restricted")
+    with caplog.at_level(logging.INFO):
+        transport = await balance(a, deployments=("medimageinsight",))
+        for _ in range(3):
+            await transport.check()
+            assert await ask(transport) == "a"
+    assert caplog.messages == ["grpc://a:1: medimageinsight is ready"]
+    (backend,) = transport.backends
+    assert (backend.version, a.version_asked) == ("", 1)
+    for version in ("2.51.0", "2.60.0"):
+        a.ready = TransportError("refused")
+        await transport.check()
+        a.ready, a.version = BOTH, version
+        await transport.check()
+        await transport.check()
+        assert backend.version == version
+    assert a.version_asked == 3
 
 
 async def test_full_queues_everywhere_stay_unavailable(balance):
@@ -297,6 +387,27 @@ async def test_cancelled_call_is_left_alone_for_a_while_then_ended_and_keeps_its
     a.answers.set()
     assert await asyncio.wait_for(following, 1.0) == "a"
     assert transport.backends[0].in_flight == 0
+
+
+@pytest.mark.parametrize("call", [TEXTS, STREAM])
+async def test_cancelled_callers_who_wait_for_a_slot_are_gone_at_once_and_never_asked_for(balance, monkeypatch, call):
+    monkeypatch.setattr(balancing, "LEFT_ALONE_S", 0.05)
+    a = Triton("a")
+    transport = await balance(a, slots=2)
+    a.answers.clear()
+    at_rest = len(asyncio.all_tasks())
+    asked = [asyncio.create_task(ask(transport) if call is TEXTS else read(transport)) for _ in range(100)]
+    await soon()
+    for task in asked:
+        task.cancel()
+    await asyncio.wait(asked)
+    assert len(asyncio.all_tasks()) - at_rest == (2 if call is TEXTS else 0)  # those that Triton works on
+    await asyncio.sleep(0.1)
+    assert a.calls == 2
+    assert len(asyncio.all_tasks()) == at_rest
+    a.answers.set()
+    asked = [asyncio.wait_for(ask(transport, TEXTS), 1.0) for _ in range(2)]
+    assert await asyncio.gather(*asked) == ["a"] * 2  # both slots are free
 
 
 async def test_cancelled_call_that_fails_or_ends_by_itself_disturbs_nobody(balance):

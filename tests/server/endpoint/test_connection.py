@@ -14,20 +14,23 @@ from medimage_server.endpoint import connection
 CHECK_EVERY_S = 0.1
 KEEP_ALIVE_S = 0.4  # uvicorn's, for idle connections
 WAIT_S = 10.0
+PART_BYTES = 2**16  # of an answer
+MAX_CONNECTIONS = 5
 HEAD = b"POST / HTTP/1.1\r\nhost: x\r\n"
 
 
 class Application:
-    """Answers the length of the body, or `answer`, after `seconds`."""
+    """Answers the length of the body, or `answer`, after `seconds`; `reads` the body before that, or not at all."""
 
     def __init__(self):
+        self.reads = True
         self.answer = None
         self.seconds = 0.0
         self.n_requests = 0
 
     async def __call__(self, scope, receive, send):
         self.n_requests += 1
-        n_bytes, more = 0, True
+        n_bytes, more = 0, self.reads
         while more:
             message = await receive()
             n_bytes += len(message.get("body", b""))
@@ -35,7 +38,9 @@ class Application:
         await asyncio.sleep(self.seconds)
         body = str(n_bytes).encode() if self.answer is None else self.answer
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
-        await send({"type": "http.response.body", "body": body})
+        for n in range(0, len(body), PART_BYTES):
+            await send({"type": "http.response.body", "body": body[n:][:PART_BYTES], "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
 
 @pytest.fixture
@@ -61,6 +66,7 @@ async def serving(application):
         log_config=None,
         access_log=False,
         timeout_keep_alive=KEEP_ALIVE_S,
+        limit_concurrency=MAX_CONNECTIONS,
     )
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -191,6 +197,58 @@ async def test_body_that_does_not_come_is_left_to_the_application(connect, appli
     await asyncio.sleep(6 * CHECK_EVERY_S)
     writer.write(b"bc")
     assert (await rest(reader))[0].endswith(b"\r\n\r\n3")
+
+
+@pytest.mark.parametrize(
+    "head, parts",
+    [
+        (b"content-length: 9\r\n\r\n", [b"x"]),
+        (b"content-length: 2\r\n\r\n", [b"x", b"x"]),  # after which it says nothing more
+        (b"content-length: 999\r\n\r\n", [b"x"] * 500),
+        (b"transfer-encoding: chunked\r\n\r\n", [b"1", b"\r\nx\r\n"] * 250),
+    ],
+)
+async def test_body_that_still_comes_after_its_answer_holds_no_connection(connect, application, head, parts):
+    application.reads = False
+    reader, writer = await connect()
+    writer.write(HEAD + head)
+    await reader.readuntil(b"\r\n\r\n0")
+
+    async def drip():
+        for part in parts:
+            writer.write(part)
+            await asyncio.sleep(CHECK_EVERY_S)
+
+    dripping = asyncio.create_task(drip())
+    _, seconds = await rest(reader)
+    dripping.cancel()
+    assert seconds < 20 * CHECK_EVERY_S
+    assert application.n_requests == 1
+
+
+async def test_body_that_ends_after_its_answer_leaves_the_connection_for_the_next_request(connect, application):
+    application.reads = False
+    reader, writer = await connect()
+    writer.write(HEAD + b"content-length: 2\r\n\r\n")
+    await reader.readuntil(b"\r\n\r\n0")
+    writer.write(b"xx" + HEAD + b"connection: close\r\n\r\n")
+    assert (await rest(reader))[0].endswith(b"\r\n\r\n0")
+    assert application.n_requests == 2
+
+
+async def test_connection_beyond_the_limit_is_told_in_json_when_to_come_again(connect, application):
+    held = [await connect() for _ in range(MAX_CONNECTIONS - 1)]
+    reader, writer = await connect()
+    writer.write(HEAD + b"x-request-id: r1\r\n\r\n")
+    head, _, body = (await rest(reader))[0].partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    headers = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
+    assert (headers[b"content-type"], headers[b"retry-after"]) == (b"application/json", b"1")
+    told = json.loads(body)
+    assert (told["status"], told["request_id"].encode()) == (503, headers[b"x-request-id"])
+    assert application.n_requests == 0
+    held[0][1].write(HEAD + b"connection: close\r\n\r\n")  # those before are served
+    assert (await rest(held[0][0]))[0].endswith(b"\r\n\r\n0")
 
 
 async def test_caller_that_goes_leaves_no_check_behind(connect):

@@ -2,6 +2,7 @@
 
 import hmac
 import os
+import re
 from hashlib import sha256
 
 import pytest
@@ -144,6 +145,32 @@ def test_file_that_is_broken_later_leaves_the_keys_and_is_looked_at_again(file, 
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # even where the clock has not moved
     assert keyring.accepts(NEW)
     assert not keyring.accepts(OLD)
+
+
+@pytest.mark.parametrize(
+    "break_it, reason",
+    [
+        (lambda file: file.write_text(""), "keys holds no key; expected one a line"),
+        (lambda file: file.write_text(f"{NEW}\nshort"), "key 2 of .*keys: expected 16 to 512 "),
+        (lambda file: file.unlink(), "cannot read .*keys: No such file or directory"),
+    ],
+    ids=["emptied", "broken", "gone"],
+)
+def test_file_that_is_broken_later_is_told_once_for_each_change(file, clock, caplog, break_it, reason):
+    keyring = Keyring((), file)
+    for n in range(1, 3):
+        break_it(file)
+        for _ in range(5):
+            clock.now += 2.0
+            keyring.accepts(OLD)
+        (*_, told) = caplog.messages
+        assert len(caplog.messages) == n
+        assert re.search(reason, told)
+        assert told.endswith("; the keys that it held before stay valid")
+        assert not any(text in told for text in (OLD, NEW, OTHER, "short"))
+        write(file, f"{OTHER}\n", clock)
+        assert keyring.accepts(OTHER)
+    assert len(caplog.messages) == 2
 
 
 def test_half_written_file_is_read_again_when_it_is_whole(file, clock):

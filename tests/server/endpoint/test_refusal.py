@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from medimage_client import errors
-from medimage_server.endpoint.refusal import Refusal, not_ready, refusal_of, too_many
+from medimage_server.endpoint.refusal import Refusal, ending, not_ready, refusal_of, too_many
 
 CONTENT = "grpc://triton-7.ward:8001 patient's words"  # nothing of this sort goes to the caller
 
@@ -83,3 +83,14 @@ def test_refusal_is_its_status_and_one_line():
         assert (refusal.status, str(refusal)) == (status, refusal.message)
     assert too_many("full", seconds=7).headers == {"retry-after": "7"}
     assert Refusal(418, "tea").headers == {}
+
+
+def test_each_request_that_the_end_refuses_has_an_exception_of_its_own():
+    """One for all would keep every request's frames, and images, in its traceback."""
+    refusals = []
+    for _ in range(3):
+        with pytest.raises(Refusal) as raised:
+            raise ending()
+        refusals.append(raised.value)
+    assert [(refusal.status, refusal.headers) for refusal in refusals] == [(503, {"retry-after": "5"})] * 3
+    assert all(refusal.__traceback__.tb_next is None for refusal in refusals)

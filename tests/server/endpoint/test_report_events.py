@@ -9,13 +9,15 @@ from dataclasses import replace
 import pytest
 
 from medimage_client.connection import Connection
-from medimage_client.errors import InvalidInput, MedImageError, ResponseError, ServerError
+from medimage_client.errors import InvalidInput, ResponseError, ServerError
 from medimage_client.report_request import ReportRequest
 from medimage_client.reporter import Reporter
 from medimage_server.endpoint import report_events as module
-from medimage_server.endpoint.report_events import event, report_events, with_comments
+from medimage_server.endpoint.report_events import RowFailed, event, report_events, with_comments
 from tests.client.fake_reports import OUTPUT, PIECES, TEXT, FakeReports, sent
 from tests.client.fake_triton import grey
+
+CONCURRENCY = 4
 
 
 def study(indication="cough"):
@@ -42,17 +44,18 @@ def parsed(events):
 
 def events_of(reports, *requests):
     options = {"timeout": 20.0, "retries": 0, "concurrency": 4, "api_key": None, "shared_memory": False}
-    return report_events(Reporter(Connection("grpc://unused", transport=reports, **options)), requests)
+    reporter = Reporter(Connection("grpc://unused", transport=reports, **options))
+    return report_events(reporter, requests, concurrency=CONCURRENCY)
 
 
 async def collected(events):
-    """What came, and the error it ended with."""
+    """What came, and the failure of a row that it ended with."""
     parts = []
     try:
         async for part in events:
             parts.append(part)
-    except MedImageError as error:
-        return [*parsed(parts)] if parts else [], error
+    except RowFailed as failed:
+        return [*parsed(parts)] if parts else [], failed
     return [*parsed(parts)], None
 
 
@@ -117,6 +120,25 @@ async def test_rows_are_written_at_once_each_in_its_own_order():
     assert [name for name, _ in told].count("end") == 1
 
 
+async def test_so_many_rows_are_written_at_once_and_no_more():
+    at_once = most = 0
+
+    class Counting(Slow):
+        async def stream(self, call, *, timeout):
+            nonlocal at_once, most
+            at_once += 1
+            most = max(most, at_once)
+            async with aclosing(super().stream(call, timeout=timeout)) as responses:
+                async for outputs in responses:
+                    yield outputs
+            at_once -= 1
+
+    told, error = await collected(events_of(Counting(), *[study()] * 10))
+    assert error is None
+    assert [name for name, _ in told].count("row") == 10
+    assert most == CONCURRENCY
+
+
 async def test_failure_of_a_row_ends_the_others():
     begun = []
 
@@ -127,7 +149,7 @@ async def test_failure_of_a_row_ends_the_others():
 
     reports = FakeReports(hang=True, refuse=refuse)
     told, error = await collected(events_of(reports, study(), study("bad"), study()))
-    assert isinstance(error, ServerError)
+    assert (error.row, type(error.failure)) == (1, ServerError)
     assert not {"row", "end"} & {name for name, _ in told}
     assert reports.closed_early == len(begun) - 1
 
@@ -135,7 +157,7 @@ async def test_failure_of_a_row_ends_the_others():
 async def test_failure_after_the_first_pieces_comes_after_them():
     told, error = await collected(events_of(FakeReports(broken=ServerError("stopped")), study()))
     assert [data["text"] for _, data in told] == [*PIECES[:-1]]
-    assert str(error) == "stopped"
+    assert str(error.failure) == "stopped"
 
 
 async def test_wrong_input_is_named_by_row_and_column():
@@ -145,14 +167,14 @@ async def test_wrong_input_is_named_by_row_and_column():
 
     bad = replace(study(), lateral_image=grey(8))
     _, error = await collected(events_of(FakeReports(refuse=refuse), study(), bad))
-    assert isinstance(error, InvalidInput)
-    assert str(error) == "row 1, column 'lateral_image': is no image"
+    assert (error.row, type(error.failure)) == (1, InvalidInput)
+    assert str(error.failure) == "row 1, column 'lateral_image': is no image"
 
 
 async def test_stream_that_ends_without_its_report_is_a_failure():
     told, error = await collected(events_of(FakeReports(status=None), study()))
-    assert isinstance(error, ResponseError)
-    assert str(error) == "the stream ended before its report"
+    assert (error.row, type(error.failure)) == (0, ResponseError)
+    assert str(error.failure) == "the stream ended before its report"
     assert "end" not in [name for name, _ in told]
 
 
@@ -232,4 +254,4 @@ async def test_closing_a_quiet_stream_ends_what_is_being_written(monkeypatch):
 async def test_error_comes_through_the_comments(monkeypatch):
     monkeypatch.setattr(module, "WAIT_S", 0.01)
     _, error = await collected(with_comments(events_of(FakeReports(broken=ServerError("stopped")), study())))
-    assert isinstance(error, ServerError)
+    assert isinstance(error.failure, ServerError)

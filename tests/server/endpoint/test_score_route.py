@@ -12,7 +12,8 @@ from PIL import Image
 
 from medimage_client import AsyncCXRReportGen, AsyncMedImageInsight
 from medimage_client.errors import InvalidInput, ServerError, TransportError, Unavailable
-from medimage_server.endpoint import balancing, metrics
+from medimage_server.endpoint import app as app_module
+from medimage_server.endpoint import balancing, metrics, score_route
 from medimage_server.endpoint import body as body_module
 from medimage_server.endpoint.keys import digest
 from medimage_server.endpoint.scoring import CALLS_PER_REQUEST
@@ -230,6 +231,20 @@ async def test_key_is_asked_for(monkeypatch, authorization, status):
         assert not any(KEY in entry.line() for entry in caller.log.entries)
 
 
+@pytest.mark.parametrize("path", ["/score", "/medimageinsight/score", "/", "/status", "/openapi.json", "/docs"])
+async def test_pages_of_other_origins_are_given_nothing(caller, path):
+    """A browser that is told nothing of other origins keeps answers from their pages, and sends no JSON for them."""
+    headers = {"origin": "https://elsewhere.example"}
+    asked_first = {"access-control-request-method": "POST", "access-control-request-headers": "content-type"}
+    answers = [
+        await caller.ask("OPTIONS", path, headers=headers | asked_first),
+        await caller.ask("GET", path, headers=headers),
+        await caller.ask(path=path, body=TEXTS, headers=JSON | headers),
+    ]
+    assert answers[0].status == 405
+    assert not any(name.startswith("access-control-") for answer in answers for name in answer.headers)
+
+
 # ---- what is wrong with it
 
 
@@ -380,6 +395,96 @@ async def test_caller_who_hangs_up_ends_the_work(monkeypatch, caplog):
         assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
+async def ask_and_hang_up(caller, in_flight, **request):
+    hang_up = asyncio.Event()
+    asking = asyncio.create_task(caller.ask(**request, hang_up=hang_up))
+    await until(in_flight)
+    hang_up.set()
+    await asking
+
+
+async def test_no_call_to_triton_is_left_held_however_a_request_ends(monkeypatch):
+    monkeypatch.setattr(app_module, "CALLS", 1)
+    monkeypatch.setattr(balancing, "LEFT_ALONE_S", 0.02)
+    tritons = Tritons(FakeTriton(), FakeReports())
+    async with running(monkeypatch, tritons, timeout_s=0.2, report_timeout_s=0.2) as caller:
+
+        async def serves():
+            for request in ({"body": TEXTS}, {"body": STUDY}, {"body": STUDY, "headers": SSE}):
+                answer = await caller.ask(**request)
+                assert (answer.status, b"event: error" in answer.body) == (200, False)
+
+        for failure, status in ((ServerError("x"), 424), (Unavailable("x"), 429), (InvalidInput("x"), 400)):
+            for triton, request in (
+                (tritons.embeddings, {"body": TEXTS}),
+                (tritons.reports, {"body": STUDY}),
+                (tritons.reports, {"body": STUDY, "headers": SSE}),
+            ):
+                triton.failures = [failure]
+                assert (await caller.ask(**request)).status == status
+        await serves()
+        tritons.embeddings.wait_for_in_flight = 2  # which never comes
+        assert (await caller.ask(body=TEXTS)).status == 504
+        await ask_and_hang_up(caller, lambda: tritons.embeddings.in_flight, body=TEXTS)
+        await until(lambda: not tritons.embeddings.in_flight)
+        tritons.embeddings.wait_for_in_flight = 1
+        await serves()
+        tritons.reports.hang = True
+        assert events_of(await caller.ask(body=STUDY, headers=SSE))[-1][1]["status"] == 504
+        n_calls = len(tritons.reports.calls)
+        await ask_and_hang_up(caller, lambda: len(tritons.reports.calls) > n_calls, body=STUDY, headers=SSE)
+        tritons.reports.hang = False
+        tritons.reports.broken = ServerError("x")
+        await caller.ask(body=STUDY, headers=SSE)
+        tritons.reports.broken = None
+        await serves()
+
+
+# ---- answers that are sent
+
+
+async def test_answer_holds_its_memory_until_it_is_read(monkeypatch):
+    held, may_read = [], asyncio.Event()
+
+    async def on_part(part):
+        held.append(metrics.value("medimage_endpoint_in_flight_bytes"))
+        await may_read.wait()
+
+    async with running(monkeypatch, max_in_flight_bytes=100_000) as caller:
+        slow = asyncio.create_task(caller.ask(body=table(["text"], *[["x"]] * 100), on_part=on_part))
+        await until(lambda: held)
+        refused = await caller.ask(body=TEXTS)
+        assert (refused.status, refused.headers["retry-after"]) == (429, "1")
+        may_read.set()
+        answer = await slow
+        assert held[0] > len(answer.body) > 100_000  # the answer, and the request's body
+        assert len(held) == -(-len(answer.body) // score_route.PART_BYTES)
+        assert int(answer.headers["content-length"]) == len(answer.body)
+        assert answer.json == [answer.json[0]] * 100
+        assert (await caller.ask(body=TEXTS)).status == 200
+    assert at_rest()
+
+
+async def test_answer_that_is_read_too_slowly_is_given_up(monkeypatch):
+    monkeypatch.setattr(body_module, "GRACE_S", 0.05)
+    monkeypatch.setattr(body_module, "MIN_BYTES_S", 2**20)  # a part in 1/16 s
+    seconds = 0.02
+
+    async def on_part(part):
+        await asyncio.sleep(seconds)
+
+    async with running(monkeypatch) as caller:
+        body = table(["text"], *[["x"]] * 200)
+        answer = await caller.ask(body=body, on_part=on_part)
+        assert len(answer.json) == 200
+        assert len(answer.body) > 4 * score_route.PART_BYTES
+        seconds = 0.2
+        given_up = await caller.ask(body=body, on_part=on_part)
+        assert 0 < len(given_up.body) < len(answer.body)
+        assert caller.log.entries[-1].reason == "the client reads the answer too slowly"
+        assert at_rest()
+
+
 async def test_error_of_ours_is_a_500_without_its_text(caller, tritons, caplog):
     def refuse(call):
         raise ZeroDivisionError(repr(call.inputs["text"].tolist()))
@@ -427,7 +532,7 @@ async def test_failure_after_the_first_event_is_an_event(caller, tritons):
     assert answer.status == 200
     *texts, (name, data) = events_of(answer)
     assert [name for name, _ in texts] == ["text"] * 3
-    assert (name, data["status"], data["request_id"]) == ("error", 424, "r1")
+    assert (name, data["row"], data["status"], data["request_id"]) == ("error", 0, 424, "r1")
     assert "patient" not in data["message"]
     assert at_rest()
 
@@ -437,7 +542,8 @@ async def test_stream_that_takes_too_long_ends_with_an_error(monkeypatch):
     async with running(monkeypatch, Tritons(reports=reports), report_timeout_s=0.1) as caller:
         answer = await caller.ask(body=STUDY, headers=SSE)
         assert answer.status == 200
-        assert (events_of(answer)[-1][0], events_of(answer)[-1][1]["status"]) == ("error", 504)
+        name, data = events_of(answer)[-1]
+        assert (name, data["status"], "row" in data) == ("error", 504, False)  # it is of no row
         assert reports.closed_early == 1
         assert at_rest()
 

@@ -1,11 +1,20 @@
 """What a worker is told travels as JSON."""
 
+import asyncio
 import json
+import signal
+from contextlib import closing
 from dataclasses import replace
+from http.client import HTTPConnection
+from time import sleep
+from types import SimpleNamespace
 
 import pytest
+import uvicorn
 
 from medimage_server.endpoint.settings import MAX_ROWS, MODELS, EndpointSettings
+from medimage_server.endpoint.worker import Server
+from medimage_server.endpoint.workers import bound, metrics_folder, run_worker
 from medimage_server.launcher import LaunchError
 from tests.server.endpoint.asgi import SETTINGS
 
@@ -55,3 +64,39 @@ def test_rows_and_models_are_those_of_azures_documentation_and_the_repository():
         "medimageinsight": ("medimageinsight_image", "medimageinsight_text"),
         "cxrreportgen": ("cxrreportgen", "cxrreportgen_stream"),
     }
+
+
+def test_half_a_second_is_a_limit_too():
+    """A worker that is told to end waits for it: the rest of this body comes 0.2 s later."""
+    settings = replace(SETTINGS, tritons=("grpc://127.0.0.1:1",), drain_limit_s=0.5)
+    with (
+        bound("127.0.0.1", 0) as listener,
+        metrics_folder() as folder,
+        run_worker(settings, listener, folder) as worker,
+        closing(HTTPConnection(*listener.getsockname(), timeout=10)) as connection,
+    ):
+        connection.putrequest("POST", "/score")
+        headers = {"content-type": "application/json", "content-length": "2", "expect": "100-continue"}
+        for name, value in headers.items():
+            connection.putheader(name, value)
+        connection.endheaders(b"{")
+        assert connection.sock.recv(100).startswith(b"HTTP/1.1 100 ")  # it is at work
+        worker.process.terminate()
+        sleep(0.2)
+        connection.send(b"}")
+        assert connection.getresponse().status == 400
+
+
+async def test_signal_leaves_the_loop_that_it_interrupts_alone():
+    """Else the request whose timer is being set is lost."""
+    loop, operation = asyncio.get_running_loop(), SimpleNamespace(is_draining=False)
+    server = Server(uvicorn.Config(app=None), operation, drain_delay_s=0.0, ready_fd=-1)
+    server.started, server._loop = True, loop
+    timers = list(loop._scheduled)
+    server.handle_exit(signal.SIGTERM, None)
+    assert loop._scheduled == timers
+    assert not server.should_exit
+    async with asyncio.timeout(5.0):
+        while not server.should_exit:
+            await asyncio.sleep(0.001)
+    assert operation.is_draining

@@ -11,8 +11,6 @@ from medimage_server.endpoint.settings import MODELS, EndpointSettings
 from medimage_server.endpoint.workers import bound, metrics_folder, run_worker
 from tests.triton.endpoint.raw_http import KEY
 
-MB = 2**20
-
 
 @contextmanager
 def standard_error_to(path):
@@ -35,12 +33,8 @@ def endpoint(triton, tmp_path_factory):
     settings = EndpointSettings(
         tritons=(f"grpc://{triton.server.host}:{triton.server.grpc_port}",),
         deployments=tuple(MODELS),
-        max_requests=64,
-        max_body_bytes=64 * MB,
-        max_in_flight_bytes=256 * MB,
         timeout_s=60.0,
         report_timeout_s=60.0,
-        drain_delay_s=0.0,
         drain_limit_s=5.0,
         key_digests=(digest(KEY),),
         access_log=str(log),
