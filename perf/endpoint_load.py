@@ -158,7 +158,7 @@ def saturated(servers: Servers, rows: Path, scratch: Path, seconds: int) -> dict
     after = servers.metrics()
     at_end = {name: sum(value for (other, _), value in after.items() if other == name) for name in AT_REST}
     memory_mb = {
-        process: {"start": values[0], "peak": max(values), "end": values[-1]}
+        process: {"start": values[0], "peak": max(values), "end": values[-1], "each_minute": values[::60]}
         for process in ("endpoint", "triton")
         if (values := [sample[process] for sample in samples])
     }
