@@ -21,7 +21,7 @@ demo: $(VENV)/.runtime  ## the whole way on a real Triton, with the phantom chec
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.dev  ## every test; those of tests/triton start a real Triton, and so run one after the other
-	$(BIN)/python -m pytest --numprocesses 2 --ignore tests/triton
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --ignore tests/triton
 	MEDIMAGE_REQUIRE_TRITON=1 $(BIN)/python -m pytest tests/triton
 
 check: $(VENV)/.dev  ## lint, format, types; changes nothing
