@@ -44,7 +44,7 @@ secrets = st.text(max_size=8).map(lambda text: CANARY + text)
 numbers = st.one_of(
     st.integers(-3, 3),
     st.integers(-(10**40), 10**40),
-    st.floats(),
+    st.floats(allow_subnormal=False),  # which another test of this process may have had flushed to zero
     st.sampled_from([2048, 10**4000, -(10**4000), 1e308]),
 )
 scalars = st.one_of(st.none(), st.booleans(), numbers, names, secrets)
