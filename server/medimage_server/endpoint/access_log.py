@@ -32,7 +32,6 @@ class Entry:
     route: str  # as we name it; "other" for what is none of ours
     status: int
     deployment: str | None = None
-    layout: str | None = None
     rows: int | None = None
     reason: str | None = None  # of a refusal, in our words
     received_bytes: int = 0

@@ -16,7 +16,7 @@ CHECK_LIMIT_S = 2.0
 BETTER_ELSEWHERE = (TransportError, Unavailable, NotFound)  # failures that another Triton may not have
 MAX_LOST = 2  # Tritons that one call may lose: what it carries may be what ends them, and it shall not end them all
 LOST_STUB = re.compile(r"^(Failed to process the request.*)?Stub process '[^']*' is not healthy")  # Triton 2.51
-# Triton before 25.04 crashes where a call is cancelled just as it ends (triton-inference-server/server, issue 8034).
+# Triton 2.51 crashes where a call is cancelled just as it ends (triton-inference-server/server, issue 8034).
 # The first bad row of a request cancels the others, many of which end at that very moment; one in thousands crashed it.
 LEFT_ALONE_S = 3.0
 SILENT_CHECKS = 3  # in a row: eight to nine seconds, for a busy Triton may answer one late

@@ -38,7 +38,7 @@ IN_FLIGHT = Gauge(
     "medimage_endpoint_in_flight", "Scoring requests under way.", multiprocess_mode="livesum", registry=OWN
 )
 IN_FLIGHT_BYTES = Gauge(
-    "medimage_endpoint_in_flight_bytes", "Bodies in memory.", multiprocess_mode="livesum", registry=OWN
+    "medimage_endpoint_in_flight_bytes", "Bodies and answers in memory.", multiprocess_mode="livesum", registry=OWN
 )
 RECEIVED_BYTES = Counter("medimage_endpoint_received_bytes", "Bodies received.", registry=OWN)
 SENT_BYTES = Counter("medimage_endpoint_sent_bytes", "Bodies sent.", registry=OWN)

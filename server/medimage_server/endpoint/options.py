@@ -135,7 +135,7 @@ OPTIONS = (
         "--max-in-flight-mb",
         type=click.IntRange(min=1),
         default=DEFAULTS.max_in_flight_bytes // MB,
-        help="All bodies together; then 429.",
+        help="All bodies and answers together; then 429.",
     ),
     option(
         "--timeout",

@@ -26,7 +26,7 @@ class EndpointSettings:
     layout: Layout = "rows"  # of answers that no header asks for
     max_requests: int = 64  # that are at work or wait, of each deployment, in one worker
     max_body_bytes: int = 64 * MB
-    max_in_flight_bytes: int = 256 * MB  # of bodies, in one worker
+    max_in_flight_bytes: int = 256 * MB  # of bodies and answers, in one worker
     timeout_s: float = 120.0  # of a request from its last byte to its answer
     report_timeout_s: float = 600.0
     drain_delay_s: float = 0.0  # from the request to end until connections are refused; not ready meanwhile
