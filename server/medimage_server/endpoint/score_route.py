@@ -1,10 +1,10 @@
 """`POST /score`: the way of a request, from its head to its answer."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, aclosing
 from http import HTTPStatus
-from typing import Any, TypeVar, get_args
+from typing import get_args
 
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
@@ -15,7 +15,7 @@ from medimage_server.endpoint import metrics
 from medimage_server.endpoint.access_log import Entry
 from medimage_server.endpoint.admission import Gate, Memory
 from medimage_server.endpoint.authorization import authorize
-from medimage_server.endpoint.body import Body, time_limit_s
+from medimage_server.endpoint.body import Body
 from medimage_server.endpoint.json_response import JSONResponse
 from medimage_server.endpoint.keys import Keyring
 from medimage_server.endpoint.metrics import Stages
@@ -23,11 +23,9 @@ from medimage_server.endpoint.observed import entry_of
 from medimage_server.endpoint.refusal import RUN_FAILED, ClientGone, Refusal, ending, refusal_of
 from medimage_server.endpoint.report_events import MEDIA_TYPE, RowFailed, event
 from medimage_server.endpoint.scoring import Question, Scorer, read_question
+from medimage_server.endpoint.sending import send_parts, unless_gone
 from medimage_server.endpoint.settings import MODELS, REPORTS, EndpointSettings
 
-T = TypeVar("T")
-
-PART_BYTES = 2**16  # of an answer, sent when the caller has read the one before
 LARGE_BODY_BYTES = 2**20  # whose JSON takes milliseconds, and a hostile one of 64 MB a second
 UNKNOWN = "unknown"  # the deployment of a request that is refused before it is known, in log and numbers
 DEPLOYMENT_HEADER = "azureml-model-deployment"
@@ -186,25 +184,6 @@ async def read(content: bytes, deployment: str | None, deployments: Sequence[str
     return await asyncio.to_thread(read_question, content, deployment, deployments)
 
 
-async def send_parts(send: Send, content: bytes) -> None:
-    """Send the body of an answer, which the caller must read as fast as a body has to come.
-
-    Raises:
-        ClientGone: it reads too slowly; the connection is closed.
-    """
-    clock = asyncio.get_running_loop().time
-    started = clock()
-    try:
-        async with asyncio.timeout(time_limit_s(0)) as limit:
-            for n_sent in range(0, len(content), PART_BYTES):
-                limit.reschedule(started + time_limit_s(n_sent))
-                await send({"type": "http.response.body", "body": content[n_sent:][:PART_BYTES], "more_body": True})
-            # uvicorn takes this end when the caller has read what goes before: until then the request holds its place
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-    except TimeoutError:
-        raise ClientGone("the client reads the answer too slowly") from None
-
-
 def stream_start(deployment: str) -> Message:
     headers = {
         "content-type": f"{MEDIA_TYPE}; charset=utf-8",
@@ -212,25 +191,3 @@ def stream_start(deployment: str) -> Message:
         DEPLOYMENT_HEADER: deployment,
     }
     return {"type": "http.response.start", "status": HTTPStatus.OK, "headers": Headers(headers).raw}
-
-
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of the work, which is cancelled when the caller hangs up.
-
-    Args:
-        receive: of a request whose body has been read: it has nothing more to tell but the end of the connection.
-
-    Raises:
-        ClientGone: it has ended.
-    """
-    working = asyncio.ensure_future(work)
-    hanging_up = asyncio.ensure_future(receive())
-    try:
-        await asyncio.wait([working, hanging_up], return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientGone
-        return working.result()
-    finally:
-        for future in (working, hanging_up):
-            future.cancel()
-        await asyncio.wait([working, hanging_up])

@@ -13,7 +13,7 @@ from PIL import Image
 from medimage_client import AsyncCXRReportGen, AsyncMedImageInsight
 from medimage_client.errors import InvalidInput, ServerError, TransportError, Unavailable
 from medimage_server.endpoint import app as app_module
-from medimage_server.endpoint import balancing, metrics, score_route
+from medimage_server.endpoint import balancing, metrics, sending
 from medimage_server.endpoint import body as body_module
 from medimage_server.endpoint.keys import digest
 from medimage_server.endpoint.scoring import CALLS_PER_REQUEST
@@ -458,7 +458,7 @@ async def test_answer_holds_its_memory_until_it_is_read(monkeypatch):
         may_read.set()
         answer = await slow
         assert held[0] > len(answer.body) > 100_000  # the answer, and the request's body
-        assert len(held) == -(-len(answer.body) // score_route.PART_BYTES)
+        assert len(held) == -(-len(answer.body) // sending.PART_BYTES)
         assert int(answer.headers["content-length"]) == len(answer.body)
         assert answer.json == [answer.json[0]] * 100
         assert (await caller.ask(body=TEXTS)).status == 200
@@ -477,7 +477,7 @@ async def test_answer_that_is_read_too_slowly_is_given_up(monkeypatch):
         body = table(["text"], *[["x"]] * 200)
         answer = await caller.ask(body=body, on_part=on_part)
         assert len(answer.json) == 200
-        assert len(answer.body) > 4 * score_route.PART_BYTES
+        assert len(answer.body) > 4 * sending.PART_BYTES
         seconds = 0.2
         given_up = await caller.ask(body=body, on_part=on_part)
         assert 0 < len(given_up.body) < len(answer.body)
