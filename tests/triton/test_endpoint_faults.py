@@ -319,7 +319,12 @@ def test_silent_triton_is_told_and_served_again_when_it_speaks(served, image, ti
             longest_s = max(end - max(start, since) for _, start, end, _ in load.failures(since))
             status, headers, body = ask(served.score_port, images(image))
             assert (status, "retry-after" in headers) == (503, True), body
-            assert status_of(served.score_port, path="/") == 503
+            # each worker learns it by itself, and any of them may be the one that is asked
+            wait_until(
+                lambda: {status_of(served.score_port, path="/") for _ in range(8)} == {503},
+                within=SILENCE_S,
+                what="that all workers are not ready",
+            )
             assert status_of(served.score_port, path="/live") == 200
         awake = monotonic()
         wait_until(lambda: load.is_calm(awake), within=CLEAR_S)
