@@ -1,10 +1,11 @@
 """Requests to a Triton server over gRPC or HTTP, with one set of errors."""
 
+import asyncio
 import base64
 import json
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Protocol, Self
@@ -17,11 +18,11 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from medimage_client.constants import DEFAULT_PORTS, MIN_SHARED_MEMORY_BYTES
 from medimage_client.errors import InvalidInput, MedImageError, ResponseError
 from medimage_client.shared_memory import SharedMemory, tensor_size
-from medimage_client.wire_errors import not_triton, response_error, shared_memory_error, status_of, unified_error
+from medimage_client.wire_errors import not_triton, response_error, shared_memory_error, stream_error, unified_error
 
 SCHEMES = ", ".join(f"{scheme}://" for scheme in DEFAULT_PORTS)
 
-STREAM_HEADERS = {"triton_grpc_error": "true"}  # Triton: end a stream that fails with a gRPC code, not a text alone
+STREAM_END_S = 1.0  # after its error, which Triton follows with the end at once
 EVENT = b"data:"  # server-sent events
 MAX_RECONNECT_S = 2.0  # between gRPC's attempts; its own 2 minutes are longer than our retries and than a restart
 
@@ -172,11 +173,16 @@ class GrpcTransport(TritonTransport):
         self._rpc_error = AioRpcError
 
     async def stream(self, call: Call, *, timeout: float) -> AsyncGenerator[Outputs, None]:
-        responses = self._client.stream_infer(self._requests(call, timeout), headers=STREAM_HEADERS)
+        # An error is a response without a code. With codes, by the header triton_grpc_error, Triton 2.51 takes the end
+        # of every stream that fails for a cancellation, and once in thousands crashes.
+        responses = self._client.stream_infer(self._requests(call, timeout))
+        has_begun = False
         try:
             async for result, error in responses:
                 if error is not None:
-                    raise unified_error(error)
+                    await end_of(responses)
+                    raise stream_error(error.message(), has_begun=has_begun)
+                has_begun = True
                 arrays = {name: result.as_numpy(name) for name in call.output_names}
                 yield {name: array for name, array in arrays.items() if array is not None}
         except self._rpc_error as error:  # which tritonclient lets through here
@@ -275,6 +281,14 @@ class Endpoint:
         return transport(self.address, secure=secure, shared_memory=shared_memory)
 
 
+async def end_of(responses: AsyncIterator[object]) -> None:
+    """Read on to the end, for Triton 2.51 may crash where a stream is cancelled just as it ends."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(STREAM_END_S):
+            async for _ in responses:
+                pass
+
+
 def microseconds(timeout: float) -> int:
     return int(timeout * 1e6)
 
@@ -297,8 +311,7 @@ def read_event(data: bytes, output_names: Sequence[str]) -> Outputs:
     if event is None:
         raise ResponseError(not_triton(200), status=200)
     if "error" in event:
-        message = str(event["error"])
-        raise response_error(status_of(message, default=500), message)
+        raise stream_error(str(event["error"]), has_begun=True)
     return {name: np.array([str(event[name]).encode()], dtype=np.object_) for name in output_names if name in event}
 
 
@@ -308,8 +321,7 @@ def refusal(status: int, body: bytes) -> MedImageError:
     if event is None or "error" not in event:
         return response_error(status, not_triton(status))
     message = str(event["error"])
-    # an error of the model, which comes as an event, has status 400 whatever its code
-    return response_error(status_of(message, default=status) if body.startswith(EVENT) else status, message)
+    return stream_error(message, has_begun=False) if body.startswith(EVENT) else response_error(status, message)
 
 
 def read_object(text: bytes) -> dict[str, Any] | None:

@@ -49,7 +49,7 @@ NO_CONNECTION = re.compile(  # gRPC, whose code is UNAVAILABLE like that of a se
     re.IGNORECASE,
 )
 UNREADABLE_BODY = "an exception occurred in the client while decoding"  # tritonclient, over HTTP
-STATUS_MARKS = {  # Triton 2.51 and our models; for streams, which lose the status over HTTP and sometimes over gRPC
+STATUS_MARKS = {  # Triton 2.51 and our models; for streams, whose errors have no status
     # first, for these may go on with any words: of our models, and of Triton's Python backend
     re.compile(r"^(internal error|Failed to process the request|Stub process '[^']*' is not healthy)"): 500,
     re.compile(r"maximum queue size|waiting already|busy; try again|shutting down"): 503,
@@ -104,6 +104,11 @@ def response_error(status: int, message: str) -> MedImageError:
         return RequestTimeout(message)
     error_type = STATUS_ERRORS.get(status, ServerError if status >= 500 else ResponseError)
     return error_type(message, status=status)
+
+
+def stream_error(message: str, *, has_begun: bool) -> MedImageError:
+    """A failure that a response of a stream tells, which has no status: before the first, it is the request's fault."""
+    return response_error(status_of(message, default=500 if has_begun else 400), message)
 
 
 def status_of(message: str, *, default: int) -> int:

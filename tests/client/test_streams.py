@@ -10,6 +10,7 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
+from time import sleep
 
 import grpc
 import numpy as np
@@ -25,6 +26,7 @@ from tests.client.http_server import serving
 FULL_QUEUE = "64 reports are waiting already; try again later"
 LAST = {"text_output": PIECES[-1], "output": OUTPUT, "status": "complete"}
 WAIT_S = 10  # for what is bound to come
+LATER_S = 0.05  # the end of a stream over gRPC, after its error
 
 
 class Script:
@@ -38,6 +40,7 @@ class Script:
         self.go_on.set()
         self.endless = False
         self.left = threading.Event()  # by the client, before the end
+        self.ended_by_itself = None  # the latest stream that failed over gRPC, not cut by the client
 
     def responses(self):
         yield {"text_output": PIECES[0]}
@@ -54,7 +57,7 @@ class GrpcStub(service_pb2_grpc.GRPCInferenceServiceServicer):
     def __init__(self, script):
         self.script = script
 
-    def read(self, request, context):
+    def read(self, request):
         inputs = {}
         for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True):
             assert list(tensor.shape) == [1]
@@ -64,9 +67,6 @@ class GrpcStub(service_pb2_grpc.GRPCInferenceServiceServicer):
             name: getattr(value, value.WhichOneof("parameter_choice")) for name, value in request.parameters.items()
         }
         self.script.requests.append((request.model_name, inputs, parameters))
-        if self.script.refusals:
-            code, message = self.script.refusals.pop(0)
-            context.abort(grpc.StatusCode[code], message)
 
     def response(self, values):
         response = service_pb2.ModelInferResponse()
@@ -76,23 +76,32 @@ class GrpcStub(service_pb2_grpc.GRPCInferenceServiceServicer):
         return response
 
     def ModelInfer(self, request, context):
-        self.read(request, context)
+        self.read(request)
+        if self.script.refusals:
+            code, message = self.script.refusals.pop(0)
+            context.abort(grpc.StatusCode[code], message)
         return self.response({"output": OUTPUT, "status": "complete"})
 
     def ModelStreamInfer(self, requests, context):
-        assert dict(context.invocation_metadata())["triton_grpc_error"] == "true"
         context.add_callback(self.script.left.set)
         for request in requests:
-            if request.model_name.endswith("unknown"):  # Triton gives this error no code
-                message = f"Request for unknown model: '{request.model_name}' is not found"
-                yield service_pb2.ModelStreamInferResponse(error_message=message)
+            if request.model_name.endswith("unknown"):
+                yield from self.failure(f"Request for unknown model: '{request.model_name}' is not found", context)
                 continue
-            self.read(request, context)
+            self.read(request)
+            if self.script.refusals:
+                yield from self.failure(self.script.refusals.pop(0)[1], context)
+                continue
             for values in self.script.responses():
                 yield service_pb2.ModelStreamInferResponse(infer_response=self.response(values))
             if self.script.broken is not None:
-                code, message = self.script.broken
-                context.abort(grpc.StatusCode[code], message)
+                yield from self.failure(self.script.broken[1], context)
+
+    def failure(self, message, context):
+        """A response without a code; Triton ends the stream after it, some time later."""
+        yield service_pb2.ModelStreamInferResponse(error_message=message)
+        sleep(LATER_S)
+        self.script.ended_by_itself = context.is_active()
 
 
 class HttpStub(BaseHTTPRequestHandler):
@@ -256,6 +265,28 @@ def test_refusal_is_the_same_error_over_both_wires(url, script, film, code, mess
         list(client.stream(film))
     assert (type(refused.value), str(refused.value)) == (error_type, message)
     assert refused.value.status == status
+
+
+def test_stream_that_fails_over_grpc_is_left_to_end_by_itself(grpc_url, script, film):
+    """Triton 2.51 may crash where one is cancelled just as it ends."""
+    script.refusals = [("INVALID_ARGUMENT", "lateral_image: not an image")]
+    with CXRReportGen(grpc_url) as client:
+        with pytest.raises(errors.InvalidInput):
+            list(client.stream(film))
+        assert script.ended_by_itself
+        script.broken = "INTERNAL", "internal error"
+        with pytest.raises(errors.ServerError):
+            list(client.stream(film))
+        assert script.ended_by_itself
+
+
+def test_stream_that_does_not_end_after_its_error_is_cut(grpc_url, script, film, monkeypatch):
+    """As where a process of the model has gone."""
+    monkeypatch.setattr("medimage_client.transport.STREAM_END_S", 0.01)
+    script.refusals = [("INTERNAL", "internal error")]
+    with CXRReportGen(grpc_url) as client, pytest.raises(errors.ServerError, match="internal error"):
+        list(client.stream(film))
+    assert script.left.wait(WAIT_S)
 
 
 def test_unknown_model_over_grpc_is_not_found_without_a_code(grpc_url, film, monkeypatch):
