@@ -5,13 +5,14 @@ import errno
 import mmap
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 
 from medimage_client import errors, shared_memory
-from medimage_client.shared_memory import FOLDER, SharedMemory
+from medimage_client.shared_memory import SharedMemory
 from medimage_client.wire_errors import shared_memory_error, unified_error
 
 MIB = 2**20
@@ -32,7 +33,7 @@ class Server:
         await asyncio.sleep(0)
         if self.failure is not None:
             raise self.failure
-        with (FOLDER / name).open("r+b") as file:
+        with (shared_memory.FOLDER / name).open("r+b") as file:
             self.mapped[name] = mmap.mmap(file.fileno(), size)
 
     async def unregister(self, name):
@@ -58,9 +59,13 @@ def memory(server):
 
 
 @pytest.fixture(autouse=True)
-def _no_file_is_left():
-    yield
-    assert not list(FOLDER.glob("medimage-client-*"))
+def folder(monkeypatch):
+    """Of this test alone, for others run at the same time."""
+    with TemporaryDirectory(dir=shared_memory.FOLDER) as name:
+        folder = Path(name)
+        monkeypatch.setattr(shared_memory, "FOLDER", folder)
+        yield folder
+        assert not list(folder.iterdir())
 
 
 async def hold(memory, size):
@@ -78,14 +83,14 @@ async def test_server_reads_the_tensor_as_tritonclient_writes_it(memory, server)
 
 async def test_region_has_no_name_any_more_when_it_is_used(memory, server):
     async with memory.holding(VALUES):
-        assert not list(FOLDER.glob("medimage-client-*"))
+        assert not list(shared_memory.FOLDER.iterdir())
 
 
 async def test_only_this_user_may_open_a_region(memory, server, monkeypatch):
     modes = []
 
     async def register(name, size):
-        modes.append((FOLDER / name).stat().st_mode & 0o777)
+        modes.append((shared_memory.FOLDER / name).stat().st_mode & 0o777)
 
     monkeypatch.setattr(memory, "_register", register)
     await hold(memory, 100)
@@ -173,12 +178,12 @@ async def test_registration_cut_short_leaves_no_file_and_is_taken_back(memory, s
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
             await hold(memory, 100)
-    assert not list(FOLDER.glob("medimage-client-*"))
+    assert not list(shared_memory.FOLDER.iterdir())
     await memory.close()
     assert server.mapped == {}
 
 
-async def test_full_memory_is_one_clear_error(memory, monkeypatch):
+async def test_full_memory_is_one_clear_error(memory, folder, monkeypatch):
     def full(descriptor, offset, length):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -186,7 +191,7 @@ async def test_full_memory_is_one_clear_error(memory, monkeypatch):
     with pytest.raises(errors.SharedMemoryError) as refused:
         await hold(memory, 100)
     assert str(refused.value) == (
-        "cannot reserve 1048576 bytes in /dev/shm (No space left on device); leave shared_memory out"
+        f"cannot reserve 1048576 bytes in {folder} (No space left on device); leave shared_memory out"
     )
 
 

@@ -132,7 +132,7 @@ def test_disk_that_has_stopped_never_holds_up_a_writer(tmp_path, monkeypatch, lo
             start = perf_counter()
             log.write(Entry(**ENTRY | {"request_id": str(n)}))
             longest_s = max(longest_s, perf_counter() - start)
-        assert longest_s < 0.5
+        assert longest_s < 5.0  # one that waits for the disk would wait for ever
         assert lost() >= n_lines - 50 - 2 * 65536 // 100
         os.set_blocking(reader, True)  # the disk goes on
         received = bytearray()

@@ -122,12 +122,16 @@ async def test_rows_are_written_at_once_each_in_its_own_order():
 
 async def test_so_many_rows_are_written_at_once_and_no_more():
     at_once = most = 0
+    full = asyncio.Event()
 
     class Counting(Slow):
         async def stream(self, call, *, timeout):
             nonlocal at_once, most
             at_once += 1
             most = max(most, at_once)
+            if at_once == CONCURRENCY:
+                full.set()
+            await full.wait()
             async with aclosing(super().stream(call, timeout=timeout)) as responses:
                 async for outputs in responses:
                     yield outputs
