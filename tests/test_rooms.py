@@ -17,7 +17,7 @@ ALLOWED = {
 }
 CLIENT = ROOT / "client" / "medimage_client"
 # grpc and aiohttp come with tritonclient[grpc,http]
-CLIENT_BASE = {"medimage_client", "numpy", "PIL", "pybase64", "tritonclient", "grpc", "aiohttp"}
+CLIENT_BASE = {"medimage_client", "jiter", "numpy", "PIL", "pybase64", "tritonclient", "grpc", "aiohttp"}
 CLIENT_EXTRAS = {  # package -> where it may stand
     "click": "cli/",
     "pydicom": "dicom.py",

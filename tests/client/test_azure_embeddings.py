@@ -132,8 +132,8 @@ def test_bad_row_is_refused_by_row_and_column(data, message):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("{", "the request is not valid JSON"),
-        ("[" * 100_000, "the request is not valid JSON"),
+        ("{", "the request is not valid JSON: EOF while parsing an object at line 1 column 1"),
+        ("[" * 100_000, "the request is not valid JSON: recursion limit exceeded at line 1 column 202"),
         ("[]", "the request is an empty list; expected an object with 'input_data'"),
         ({}, "'input_data' is missing or null; expected an object with 'columns' and 'data'"),
         (
@@ -184,38 +184,43 @@ def test_bad_request_is_refused_in_one_line(body, message):
 
 
 TEXT_BODY = '{"input_data": {"columns": ["text"], "data": [["Jane"]]}}'
-TWICE = "a key is twice in one object of the request, {}; expected each once"
-NO_NUMBER = "the request has NaN or Infinity, which JSON has not; expected null for an absent cell"
+TWICE = "a key is twice in one object of the request{} at line 1 column {}; expected each once"
+NO_NUMBER = "the request has NaN or Infinity at line 1 column {}, which JSON has not; expected null for an absent cell"
+INVALID = "the request is not valid JSON: {}"
 TOO_MANY = f"the request has more than {MAX_DELIMITERS} commas and brackets; send its rows in parts"
 
 
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"", "the request is not valid JSON"),
+        (b"", INVALID.format("EOF while parsing a value at line 1 column 0")),
         (b"\xff", "the request is not valid UTF-8"),
         (TEXT_BODY.replace("Jane", "Jos\u00e9").encode("latin-1"), "the request is not valid UTF-8"),
         (TEXT_BODY.encode().replace(b"Jane", b"\xed\xa0\x80"), "the request is not valid UTF-8"),
-        (TEXT_BODY.encode("utf-16-le"), "the request is not valid JSON"),
+        (TEXT_BODY.encode("utf-16-le"), INVALID.format("key must be a string at line 1 column 2")),
         (TEXT_BODY.encode("utf-16"), "the request is not valid UTF-8"),
-        (TEXT_BODY.encode("utf-32-be"), "the request is not valid JSON"),
+        (TEXT_BODY.encode("utf-32-be"), INVALID.format("expected value at line 1 column 1")),
         (TEXT_BODY.encode("utf-8-sig"), "the request begins with a byte order mark; expected UTF-8 without one"),
         ("\ufeff" + TEXT_BODY, "the request begins with a byte order mark; expected UTF-8 without one"),
-        (TEXT_BODY.replace('"Jane"', "NaN"), NO_NUMBER),
-        (TEXT_BODY.replace('"Jane"', "-Infinity"), NO_NUMBER),
-        (TEXT_BODY.replace("Jane", "Jane\n"), "the request is not valid JSON"),
-        (TEXT_BODY + "{}", "the request is not valid JSON"),
-        ('{"params": {}, "params": {"get_scaling_factor": false}}', TWICE.format("'params'")),
-        ('{"params": {"get_scaling_factor": 1, "get_scaling_factor": 1}}', TWICE.format("'get_scaling_factor'")),
-        ('{"a": [{"text": "Jane", "image": "", "text": "Jane"}]}', TWICE.format("'text'")),
-        ('{"Jane": 1, "Jane": 1}', TWICE.format("a string of 4 characters")),
-        ('{"\\ud800": 1, "\\ud800": 1}', TWICE.format("a string of 1 characters")),
-        ('{"text": 1, "te\\u0078t": 1}', TWICE.format("'text'")),
+        (TEXT_BODY.replace('"Jane"', "NaN"), NO_NUMBER.format(48)),
+        (TEXT_BODY.replace('"Jane"', "-Infinity"), NO_NUMBER.format(49)),
+        (
+            TEXT_BODY.replace("Jane", "Jane\n"),
+            INVALID.format(r"control character (\u0000-\u001F) found while parsing a string at line 2 column 0"),
+        ),
+        (TEXT_BODY + "{}", INVALID.format("trailing characters at line 1 column 58")),
+        ('{"params": {}, "params": {"get_scaling_factor": false}}', TWICE.format(", 'params',", 25)),
+        ('{"params": {"get_scaling_factor": 1, "get_scaling_factor": 1}}', TWICE.format(", 'get_scaling_factor',", 59)),
+        ('{"a": [{"text": "Jane", "image": "", "text": "Jane"}]}', TWICE.format(", 'text',", 45)),
+        ('{"Jane": 1, "Jane": 1}', TWICE.format("", 20)),
+        (r'{"a\"b\n": 1, "a\"b\n": 1}', TWICE.format("", 24)),
+        ('["\\ud800"]', INVALID.format("unexpected end of hex escape at line 1 column 9")),
+        ('{"text": 1, "te\\u0078t": 1}', TWICE.format(", 'text',", 25)),
         ("[" + "[]," * 10**6 + "0]", TOO_MANY),
         ("[" + '{"":0},' * 10**6 + "0]", TOO_MANY),
         ("[" + "1," * 10**6 + "0]", TOO_MANY),
-        ('{"a":' * 100_000, "the request is not valid JSON"),
-        ("1" * 10**7, "the request is a number; expected an object with 'input_data'"),
+        ('{"a":' * 100_000, INVALID.format("recursion limit exceeded at line 1 column 1006")),
+        ("1" * 10**7, INVALID.format("number out of range at line 1 column 4302")),
         ("-1e" + "9" * 10**6, "the request is a number; expected an object with 'input_data'"),
     ],
 )  # fmt: skip
@@ -242,12 +247,11 @@ def test_text_is_read_from_utf_8_bytes_and_from_escapes():
         ("1e999", "inf"),
         ("-1e-999", "-0.0"),
         (str(2**64), str(2**64)),
-        ("9" * 30, "1e+30"),
-        ("9" * 10_000, "inf"),
+        ("9" * 30, "a whole number of more than 20 digits"),
         (10**30, "a whole number of more than 20 digits"),
         (-(10**5000), "a whole number of more than 20 digits"),
     ],
-    ids=["1e999", "-1e-999", "64-bits", "30-digits", "10000-digits", "python-int", "huge-python-int"],
+    ids=["1e999", "-1e-999", "64-bits", "30-digits", "python-int", "huge-python-int"],
 )
 def test_number_out_of_any_range_is_shown_short(number, shown):
     body = request([], params={"image_standardization_image_size": number})

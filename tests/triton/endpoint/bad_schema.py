@@ -65,7 +65,7 @@ TABLES = {
     "column-null": (embeddings([[""]], [None]), "entry 0 of 'columns' is missing or null"),
     "column-list": (embeddings([[""]], [["text"]]), "entry 0 of 'columns' is a list"),
     "column-empty": (embeddings([[""]], [""]), "entry 0 of 'columns' is a string of 0 characters"),
-    "column-of-5000-digits": (b'{"input_data":{"columns":[%b],"data":[]}}' % (b"9" * 5000), "entry 0 of 'columns'"),
+    "column-of-4000-digits": (b'{"input_data":{"columns":[%b],"data":[]}}' % (b"9" * 4000), "entry 0 of 'columns'"),
     "column-twice": (embeddings([["", ""]], ["text", "text"]), "'columns' holds a name twice"),
     "100000-columns": (embeddings([[]], ["text"] * 100_000), "'columns' holds a name twice"),
     "100000-unknown-columns": (embeddings([[]], [CANARY] * 100_000), f"entry 0 of 'columns' is {HIDDEN}"),
