@@ -79,17 +79,38 @@ class Memory:
         self.held_bytes = 0
         self._limit_bytes = limit_bytes
 
-    def take(self, n_bytes: int, *, held: int) -> None:
-        """Count bytes before they are read or sent, of a request that holds some; the caller gives them back.
+    @contextmanager
+    def share(self) -> Iterator["Share"]:
+        """What one request holds, until the end of the block."""
+        share = Share(self)
+        try:
+            yield share
+        finally:
+            self.count(-share.held_bytes)
+
+    def count(self, n_bytes: int) -> None:
+        self.held_bytes += n_bytes
+        IN_FLIGHT_BYTES.inc(n_bytes)
+
+    def has_room(self, n_bytes: int, *, own_bytes: int) -> bool:
+        """Whether a request that holds `own_bytes` of them gets so many more."""
+        return self.held_bytes <= own_bytes or self.held_bytes + n_bytes <= self._limit_bytes
+
+
+class Share:
+    """Of one request; made by `Memory.share`."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.held_bytes = 0
+        self._memory = memory
+
+    def take(self, n_bytes: int) -> None:
+        """Count bytes more, before they are read or sent.
 
         Raises:
             Refusal: 429, others hold too many.
         """
-        if self.held_bytes > held and self.held_bytes + n_bytes > self._limit_bytes:
+        if not self._memory.has_room(n_bytes, own_bytes=self.held_bytes):
             raise too_many("the requests at work hold all memory for bodies and answers; try again", seconds=1)
         self.held_bytes += n_bytes
-        IN_FLIGHT_BYTES.inc(n_bytes)
-
-    def give_back(self, n_bytes: int) -> None:
-        self.held_bytes -= n_bytes
-        IN_FLIGHT_BYTES.dec(n_bytes)
+        self._memory.count(n_bytes)

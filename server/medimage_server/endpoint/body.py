@@ -2,14 +2,13 @@
 
 import asyncio
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
-from medimage_server.endpoint.admission import Memory
+from medimage_server.endpoint.admission import Share
 from medimage_server.endpoint.refusal import ClientGone, Refusal
 
 STALL_LIMIT_S = 5.0  # without a byte: who sends half a body is told so
@@ -22,24 +21,19 @@ CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\"';\s]*)")
 
 
 class Body:
-    """The body of one request; what it holds of the memory is counted to the end of `counted`."""
+    """The body of one request.
 
-    def __init__(self, headers: Headers, receive: Receive, *, max_bytes: int, memory: Memory) -> None:
+    Args:
+        share: of the memory, where its bytes are counted.
+    """
+
+    def __init__(self, headers: Headers, receive: Receive, *, max_bytes: int, share: Share) -> None:
         self._headers = headers
         self._receive = receive
         self._max_bytes = max_bytes
-        self._memory = memory
-        self._counted_bytes = 0
+        self._share = share
         self._is_complete = False
         self.n_bytes = 0  # that have arrived
-
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            self._memory.give_back(self._counted_bytes)
-            self._counted_bytes = 0
 
     async def read(self) -> bytes:
         """All of it.
@@ -51,7 +45,7 @@ class Body:
         """
         check_framing(self._headers)
         check_content_type(self._headers)
-        self.hold(self._stated_bytes())
+        self._share.take(self._stated_bytes())
         parts: list[bytes] = []
         try:
             async with asyncio.timeout(GRACE_S) as limit:
@@ -67,15 +61,6 @@ class Body:
                 {"connection": "close"},  # what may still come of it would be read as the next request
             ) from None
         return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def hold(self, n_bytes: int) -> None:
-        """Count bytes more, of the body or of its answer.
-
-        Raises:
-            Refusal: 429 others hold all memory.
-        """
-        self._memory.take(n_bytes, held=self._counted_bytes)
-        self._counted_bytes += n_bytes
 
     async def discard(self) -> None:
         """Read on without keeping anything, for a short time, if the client still sends."""
@@ -97,8 +82,8 @@ class Body:
         self.n_bytes += len(part)
         if self.n_bytes > self._max_bytes:
             raise self._too_large()
-        if self.n_bytes > self._counted_bytes:
-            self.hold(self.n_bytes - self._counted_bytes)
+        if self.n_bytes > self._share.held_bytes:
+            self._share.take(self.n_bytes - self._share.held_bytes)
         return part
 
     async def _next_message(self) -> bytes:

@@ -13,7 +13,7 @@ from medimage_client.azure_embeddings import Layout
 from medimage_client.errors import MedImageError
 from medimage_server.endpoint import metrics
 from medimage_server.endpoint.access_log import Entry
-from medimage_server.endpoint.admission import Gate, Memory
+from medimage_server.endpoint.admission import Gate, Memory, Share
 from medimage_server.endpoint.authorization import authorize
 from medimage_server.endpoint.body import Body
 from medimage_server.endpoint.json_response import JSONResponse
@@ -48,10 +48,10 @@ class ScoreRoute:
         entry = entry_of(scope)
         entry.deployment = UNKNOWN
         stages = Stages()
-        body = Body(headers, receive, max_bytes=self._settings.max_body_bytes, memory=self._memory)
-        with metrics.IN_FLIGHT.track_inprogress(), body.counted():
+        with metrics.IN_FLIGHT.track_inprogress(), self._memory.share() as share:
+            body = Body(headers, receive, max_bytes=self._settings.max_body_bytes, share=share)
             try:
-                await self._answer(scope, receive, send, headers, entry, stages, body)
+                await self._answer(scope, receive, send, headers, entry, stages, body, share)
             except MedImageError as error:
                 raise refusal_of(error) from error
             except ClientGone as gone:
@@ -70,7 +70,15 @@ class ScoreRoute:
                 entry.stages_ms = {stage: round(seconds * 1000, 2) for stage, seconds in stages.seconds.items()}
 
     async def _answer(
-        self, scope: Scope, receive: Receive, send: Send, headers: Headers, entry: Entry, stages: Stages, body: Body
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        headers: Headers,
+        entry: Entry,
+        stages: Stages,
+        body: Body,
+        share: Share,
     ) -> None:
         authorize(headers, self._keys)
         deployment = self._named_deployment(scope, headers)
@@ -89,7 +97,7 @@ class ScoreRoute:
             work = (
                 self._stream(send, question, stages, limit_s, entry.request_id)
                 if question.deployment == REPORTS and MEDIA_TYPE in headers.get("accept", "")
-                else self._reply(send, question, layout, stages, limit_s, body)
+                else self._reply(send, question, layout, stages, limit_s, share)
             )
             await unless_gone(receive, work)
 
@@ -100,7 +108,7 @@ class ScoreRoute:
         layout: Layout,
         stages: Stages,
         limit_s: float,
-        body: Body,
+        share: Share,
     ) -> None:
         with stages.timed("model"):
             try:
@@ -112,7 +120,7 @@ class ScoreRoute:
             ran = {"x-ms-run-fn-exec-ms": f"{stages.seconds['model'] * 1000:.3f}", RUN_FAILED: "False"}
             response = JSONResponse(answer, headers={DEPLOYMENT_HEADER: question.deployment} | ran)
             del answer  # as numbers of Python, several times the size
-            body.hold(len(response.body))
+            share.take(len(response.body))
             await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
             await send_parts(send, bytes(response.body))
 

@@ -93,23 +93,34 @@ def test_time_without_work_does_not_count(clock):
 
 def test_memory_counts_what_is_held_and_refuses_more():
     memory = Memory(100)
-    memory.take(60, held=0)
-    memory.take(40, held=0)
-    with pytest.raises(Refusal) as error:
-        memory.take(1, held=0)
-    assert (error.value.status, error.value.headers) == (429, {"retry-after": "1"})
-    assert memory.held_bytes == 100  # what is refused is not counted
-    memory.give_back(40)
-    memory.take(1, held=60)
-    assert memory.held_bytes == 61
+    with memory.share() as one:
+        one.take(60)
+        with memory.share() as other:
+            other.take(40)
+            with pytest.raises(Refusal) as error:
+                other.take(1)
+            assert (error.value.status, error.value.headers) == (429, {"retry-after": "1"})
+            assert (memory.held_bytes, other.held_bytes) == (100, 40)  # what is refused is not counted
+        one.take(1)
+        assert memory.held_bytes == 61
+    assert memory.held_bytes == 0
 
 
 def test_one_body_alone_is_let_in_whether_its_size_is_stated_or_not():
     memory = Memory(100)
-    memory.take(150, held=0)
-    memory.give_back(150)
-    memory.take(80, held=0)
-    memory.take(70, held=80)
-    with pytest.raises(Refusal):
-        memory.take(1, held=0)  # another
-    assert memory.held_bytes == 150
+    with memory.share() as one:
+        one.take(150)
+    with memory.share() as one, memory.share() as other:
+        one.take(80)
+        one.take(70)
+        with pytest.raises(Refusal):
+            other.take(1)
+        assert memory.held_bytes == 150
+
+
+def test_share_is_given_back_when_its_request_fails():
+    memory = Memory(100)
+    with pytest.raises(ZeroDivisionError), memory.share() as one:
+        one.take(60)
+        raise ZeroDivisionError
+    assert memory.held_bytes == 0

@@ -1,6 +1,7 @@
 """A request's body: within its size, in time, and none of its memory forgotten."""
 
 import asyncio
+from contextlib import contextmanager
 from time import perf_counter
 
 import pytest
@@ -41,8 +42,10 @@ def memory():
 
 @pytest.fixture
 def body(memory):
+    @contextmanager
     def body(sender, max_bytes=100, **headers):
-        return Body(Headers(JSON | headers), sender, max_bytes=max_bytes, memory=memory)
+        with memory.share() as share:
+            yield Body(Headers(JSON | headers), sender, max_bytes=max_bytes, share=share)
 
     return body
 
@@ -52,8 +55,8 @@ def stating(n_bytes):
 
 
 async def refusal(body):
-    with body.counted(), pytest.raises(Refusal) as error:
-        await body.read()
+    with body as one, pytest.raises(Refusal) as error:
+        await one.read()
     return error.value
 
 
@@ -61,16 +64,14 @@ async def refusal(body):
 @pytest.mark.parametrize("states_its_size", [True, False])
 async def test_parts_become_the_body(body, memory, parts, states_its_size):
     whole = b"".join(parts)
-    one = body(Sender(*parts), **stating(len(whole)) if states_its_size else {})
-    with one.counted():
+    with body(Sender(*parts), **stating(len(whole)) if states_its_size else {}) as one:
         assert await one.read() == whole
         assert one.n_bytes == memory.held_bytes == len(whole)
     assert memory.held_bytes == 0
 
 
 async def test_stated_size_is_counted_before_the_body_comes(body, memory):
-    one = body(Sender(b"x" * 10, then="stall"), **stating(90))
-    with one.counted():
+    with body(Sender(b"x" * 10, then="stall"), **stating(90)) as one:
         reading = asyncio.create_task(one.read())
         await asyncio.sleep(0.01)
         assert memory.held_bytes == 90
@@ -90,11 +91,10 @@ async def test_stated_size_that_is_too_large_or_no_number_is_refused_before_a_by
 
 async def test_body_without_a_size_is_refused_as_soon_as_it_is_too_large(body, memory):
     sender = Sender(*[b"x" * 60] * 50)
-    one = body(sender)
     held = []
-    take = memory.take
-    memory.take = lambda n_bytes, **others: (take(n_bytes, **others), held.append(memory.held_bytes))
-    assert (await refusal(one)).status == 413
+    count = memory.count
+    memory.count = lambda n_bytes: (count(n_bytes), held.append(memory.held_bytes))
+    assert (await refusal(body(sender))).status == 413
     assert sender.n_taken == 2
     assert max(held) == 60
     assert memory.held_bytes == 0
@@ -102,8 +102,7 @@ async def test_body_without_a_size_is_refused_as_soon_as_it_is_too_large(body, m
 
 async def test_what_is_not_wanted_is_read_without_being_counted(body, memory):
     sender = Sender(*[b"x" * 60] * 50)
-    one = body(sender)
-    with one.counted():
+    with body(sender) as one:
         with pytest.raises(Refusal):
             await one.read()
         counted = memory.held_bytes
@@ -113,8 +112,7 @@ async def test_what_is_not_wanted_is_read_without_being_counted(body, memory):
 
 
 async def test_more_than_was_stated_is_counted_too(body, memory):
-    one = body(Sender(b"x" * 40, b"x" * 40), **stating(50))
-    with one.counted():
+    with body(Sender(b"x" * 40, b"x" * 40), **stating(50)) as one:
         assert len(await one.read()) == 80
         assert memory.held_bytes == 80
     assert memory.held_bytes == 0
@@ -149,15 +147,13 @@ async def test_trickle_is_a_408(body, memory, monkeypatch, limit, rate):
 
 
 async def test_slow_body_that_never_stalls_is_taken(body, monkeypatch):
-    monkeypatch.setattr(body_module, "STALL_LIMIT_S", 0.2)
-    one = body(Sender(*[b"x"] * 10, delay_s=0.04))
-    with one.counted():
-        assert await one.read() == b"x" * 10
+    monkeypatch.setattr(body_module, "STALL_LIMIT_S", 0.5)
+    with body(Sender(*[b"x"] * 12, delay_s=0.05)) as one:  # longer than that, all in all
+        assert await one.read() == b"x" * 12
 
 
 async def test_caller_that_goes_is_noticed_and_its_memory_given_back(body, memory):
-    one = body(Sender(b"x" * 30, then="gone"), **stating(90))
-    with one.counted(), pytest.raises(ClientGone):
+    with body(Sender(b"x" * 30, then="gone"), **stating(90)) as one, pytest.raises(ClientGone):
         await one.read()
     assert memory.held_bytes == 0
     assert one.n_bytes == 30
@@ -167,24 +163,24 @@ async def test_discarding_ends_with_the_body_the_caller_or_its_time(body, monkey
     monkeypatch.setattr(body_module, "DISCARD_LIMIT_S", 0.05)
     for then in ("end", "gone", "stall"):
         sender = Sender(b"x" * 200, b"x" * 200, then=then)
-        one = body(sender, **stating(400))
-        assert (await refusal(one)).status == 413
-        start = perf_counter()
-        await one.discard()
-        assert perf_counter() - start < 1.0
+        with body(sender, **stating(400)) as one:
+            with pytest.raises(Refusal, match="the limit"):
+                await one.read()
+            start = perf_counter()
+            await one.discard()
+            assert perf_counter() - start < 1.0
         assert sender.n_taken == 2
 
 
 async def test_discarding_a_body_that_was_read_waits_for_nothing(body):
-    one = body(Sender(b"{}", then="end"))
-    with one.counted():
+    with body(Sender(b"{}", then="end")) as one:
         await one.read()
         async with asyncio.timeout(0.05):
             await one.discard()
 
 
 async def test_memory_that_others_hold_refuses_a_stated_size_at_once_and_parts_when_they_come(body, memory):
-    memory.take(950, held=0)
+    memory.count(950)
     stated, parts = Sender(b"x" * 60), Sender(*[b"x" * 30] * 3)
     error = await refusal(body(stated, **stating(60)))
     assert (error.status, error.headers["retry-after"], stated.n_taken) == (429, "1", 0)
@@ -195,8 +191,7 @@ async def test_memory_that_others_hold_refuses_a_stated_size_at_once_and_parts_w
 
 async def test_body_alone_may_be_larger_than_the_memory_for_all(body, memory):
     for headers in ({}, stating(1200)):
-        one = body(Sender(*[b"x" * 300] * 4), max_bytes=1500, **headers)
-        with one.counted():
+        with body(Sender(*[b"x" * 300] * 4), max_bytes=1500, **headers) as one:
             assert len(await one.read()) == 1200
         assert memory.held_bytes == 0
 
@@ -228,6 +223,5 @@ async def test_what_is_not_plain_json_is_a_415_before_a_byte_is_read(body, heade
     ],
 )
 async def test_json_by_its_other_names_is_taken(body, headers):
-    one = body(Sender(b"{}"), **headers)
-    with one.counted():
+    with body(Sender(b"{}"), **headers) as one:
         assert await one.read() == b"{}"
