@@ -75,6 +75,7 @@ def main() -> None:
             app,
             http=Connection,
             ws="none",
+            loop="uvloop",
             lifespan="on",
             log_config=None,
             access_log=False,

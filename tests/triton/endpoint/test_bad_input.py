@@ -175,16 +175,22 @@ def test_request_that_does_not_end_is_refused_in_time(slow_answers, still_serves
     check_refusal(answer, case)
 
 
+def line_of(log, request_id):
+    """The line of a request; None while it is not there."""
+    return next((line for line in log.read_text().splitlines(keepends=True) if request_id in line), None)
+
+
 def test_neither_log_holds_anything_of_the_requests(endpoint):
     """Those of the tests before, and of two more."""
-    last = request(
-        body=embeddings([[None, [CANARY]]]), path=f"/medimageinsight/score?{CANARY}", x_request_id="the-last-of-all"
+    good = request(body=embeddings([[None, CANARY]]), x_request_id="a-good-one")
+    bad = request(
+        body=embeddings([[None, [CANARY]]]), path=f"/medimageinsight/score?{CANARY}", x_request_id="a-bad-one"
     )
-    ask(endpoint.address, request(body=embeddings([[None, CANARY]])))
-    ask(endpoint.address, last)
-    wait_until(lambda: "the-last-of-all" in endpoint.access_log.read_text(), what="the line of the last request")
-    *_, line = endpoint.access_log.read_text().splitlines()
-    entry = json.loads(line)
+    ask(endpoint.address, good)
+    ask(endpoint.address, bad)
+    # a line is written after its answer, so that the two may stand in either order
+    wait_until(lambda: all(line_of(endpoint.access_log, id_) for id_ in ("a-good-one", "a-bad-one")))
+    entry = json.loads(line_of(endpoint.access_log, "a-bad-one"))
     assert (entry["route"], entry["status"], entry["deployment"]) == ("/medimageinsight/score", 400, "medimageinsight")
     for log in (endpoint.access_log.read_text(), endpoint.errors.read_text()):
         assert CANARY.lower() not in log.lower()
