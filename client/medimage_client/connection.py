@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 from medimage_client.errors import InvalidInput, RequestTimeout, TransportError, Unavailable
+from medimage_client.patience import PatientTransport
 from medimage_client.retries import with_retries
 from medimage_client.scoring_transport import ScoringEndpoint, is_scoring_uri
 from medimage_client.transport import Call, Endpoint, Outputs, Transport
@@ -114,7 +114,8 @@ def connector(url: str, *, api_key: str | None, shared_memory: bool) -> Callable
         return ScoringEndpoint.parse(url, api_key).connect
     if api_key is not None:
         raise InvalidInput("api_key is for a scoring URI, https://host/score; a Triton server has no keys")
-    return partial(Endpoint.parse(url).connect, shared_memory=shared_memory)
+    endpoint = Endpoint.parse(url)
+    return lambda: PatientTransport(endpoint.connect(shared_memory=shared_memory))
 
 
 async def gather(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

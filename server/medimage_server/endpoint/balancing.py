@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 
 from medimage_client.errors import MedImageError, NotFound, NotReady, ServerError, TransportError, Unavailable
+from medimage_client.patience import patiently
 from medimage_client.transport import Call, Endpoint, GrpcTransport, HttpTransport, Outputs
 from medimage_server.endpoint.metrics import TRITON_READY
 from medimage_server.endpoint.settings import MODELS
@@ -16,9 +17,6 @@ CHECK_LIMIT_S = 2.0
 BETTER_ELSEWHERE = (TransportError, Unavailable, NotFound)  # failures that another Triton may not have
 MAX_LOST = 2  # Tritons that one call may lose: what it carries may be what ends them, and it shall not end them all
 LOST_STUB = re.compile(r"^(Failed to process the request.*)?Stub process '[^']*' is not healthy")  # Triton 2.51
-# Triton 2.51 crashes where a call is cancelled just as it ends (triton-inference-server/server, issue 8034).
-# The first bad row of a request cancels the others, many of which end at that very moment; one in thousands crashed it.
-LEFT_ALONE_S = 3.0
 SILENT_CHECKS = 3  # in a row: eight to nine seconds, for a busy Triton may answer one late
 
 logger = logging.getLogger(__name__)
@@ -159,7 +157,7 @@ class BalancedTransport:
         await asyncio.gather(*(backend.check() for backend in self.backends))
 
     async def infer(self, call: Call, *, timeout: float) -> Outputs:
-        """As of any transport; a call that is cancelled goes on for LEFT_ALONE_S and keeps its slot.
+        """As of any transport; a call that is cancelled goes on for a while and keeps its slot.
 
         One that still waits for its slot is gone at once.
         """
@@ -167,12 +165,7 @@ class BalancedTransport:
         await slots.acquire()
         asking = asyncio.ensure_future(self._infer(call, timeout))
         asking.add_done_callback(lambda ended: slots.release())
-        try:
-            return await asyncio.shield(asking)
-        except asyncio.CancelledError:
-            asyncio.get_running_loop().call_later(LEFT_ALONE_S, asking.cancel)  # which also keeps the task alive
-            asking.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else looks at it
-            raise
+        return await patiently(asking)
 
     async def _infer(self, call: Call, timeout: float) -> Outputs:
         deployment = self._deployment[call.model]
