@@ -49,7 +49,11 @@ NAMES = (
 MAX_DELIMITERS = 250_000
 MAX_UNCOUNTED_BYTES = 2**20
 MAX_DIGITS = 20  # of an integer that is shown: those of 64 bits
-DUPLICATE_KEY = re.compile(r'Detected duplicate key "(.*)" at line \d+ column \d+$', re.DOTALL)  # the words of jiter
+
+# The words of jiter. What it quotes of a text, keys as of 0.19, stands between quotes, and is not passed on.
+DUPLICATE_KEY = re.compile(r'Detected duplicate key "(.*)"', re.DOTALL)
+PLACE = re.compile(r" at line \d+ column \d+$")
+QUOTE = '"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,8 @@ def parse_json(text: str | bytes) -> Any:
     """Strict JSON, decoded.
 
     Raises:
-        InvalidInput: not UTF-8, not JSON as RFC 8259 has it, a key twice in one object, or too many values.
+        InvalidInput: not UTF-8, not JSON as RFC 8259 has it, a key twice in one object, half a surrogate pair, an
+            integer of more than 4300 digits, or too many values.
     """
     content = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
     check_delimiters(content)
@@ -114,11 +119,12 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def json_fault(content: bytes, told: str) -> str:
-    """What is wrong with a JSON text, by what the parser has told, which quotes nothing but a key that is twice."""
-    place = told[told.rfind(" at line ") :]
+    """What is wrong with a JSON text that the parser has refused with these words."""
+    place = PLACE.search(told)
+    where = place[0] if place else ""
     if twice := DUPLICATE_KEY.match(told):
         key = f", {twice[1]!r}," if twice[1] in NAMES else ""
-        return f"a key is twice in one object of the request{key}{place}; expected each once"
+        return f"a key is twice in one object of the request{key}{where}; expected each once"
     try:
         content.decode()
     except UnicodeDecodeError:
@@ -126,10 +132,10 @@ def json_fault(content: bytes, told: str) -> str:
     if content.startswith(BOM_UTF8):
         return "the request begins with a byte order mark; expected UTF-8 without one"
     try:
-        from_json(content, cache_mode="none")
+        from_json(content, catch_duplicate_keys=True, cache_mode="none")
     except ValueError:
-        return f"the request is not valid JSON: {told}"
-    return f"the request has NaN or Infinity{place}, which JSON has not; expected null for an absent cell"
+        return f"the request is not valid JSON: {told if QUOTE not in told else 'refused' + where}"
+    return f"the request has NaN or Infinity{where}, which JSON has not; expected null for an absent cell"
 
 
 def check_delimiters(text: bytes) -> None:
@@ -194,7 +200,7 @@ def read_text(n: int, row: Mapping[str, object], column: str) -> str | None:
         return None
     try:
         cell.encode()
-    except UnicodeEncodeError:  # JSON can write half of a surrogate pair
+    except UnicodeEncodeError:  # a decoded object can hold half of a surrogate pair
         raise InvalidInput(f"row {n}, column {column!r}: is not valid Unicode") from None
     return cell
 

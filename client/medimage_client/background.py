@@ -12,11 +12,13 @@ from concurrent.futures import Future
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
+from medimage_client.patience import LEFT_ALONE_S
+
 T = TypeVar("T")
 
 
 STARTING = threading.RLock()  # reentrant: the garbage collector may close a client in the middle
-CLOSING_TIME_S = 1.0  # for open connections to close at the end; what takes longer is cancelled
+CLOSING_TIME_S = LEFT_ALONE_S + 1.0  # for open connections to close at the end; what takes longer is cancelled
 
 
 def event_loop() -> asyncio.AbstractEventLoop:

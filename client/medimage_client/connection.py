@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from medimage_client.errors import InvalidInput, RequestTimeout, TransportError, Unavailable
@@ -115,7 +116,8 @@ def connector(url: str, *, api_key: str | None, shared_memory: bool) -> Callable
     if api_key is not None:
         raise InvalidInput("api_key is for a scoring URI, https://host/score; a Triton server has no keys")
     endpoint = Endpoint.parse(url)
-    return lambda: PatientTransport(endpoint.connect(shared_memory=shared_memory))
+    connect = partial(endpoint.connect, shared_memory=shared_memory)
+    return (lambda: PatientTransport(connect())) if endpoint.scheme.startswith("grpc") else connect
 
 
 async def gather(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

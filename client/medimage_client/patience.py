@@ -6,8 +6,8 @@ after such failures crashed it within a minute.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from typing import TypeVar
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from medimage_client.transport import Call, Outputs, Transport
 
@@ -17,17 +17,17 @@ LEFT_ALONE_S = 3.0
 
 
 class PatientTransport:
-    """Another transport, whose calls are not cancelled with their callers. A stream is, for it holds a place."""
+    """A transport over gRPC, whose calls are not cancelled with their callers; a stream is, for it holds a place.
+
+    What is left alone does not count among the client's requests in flight any more.
+    """
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._calls: set[asyncio.Future[Outputs]] = set()
+        self._left_alone: set[asyncio.Future[Outputs]] = set()
 
     async def infer(self, call: Call, *, timeout: float) -> Outputs:
-        asking = asyncio.ensure_future(self._transport.infer(call, timeout=timeout))
-        self._calls.add(asking)
-        asking.add_done_callback(self._calls.discard)
-        return await patiently(asking)
+        return await patiently(self._transport.infer(call, timeout=timeout), self._left_alone)
 
     def stream(self, call: Call, *, timeout: float) -> AsyncGenerator[Outputs, None]:
         return self._transport.stream(call, timeout=timeout)
@@ -36,18 +36,35 @@ class PatientTransport:
         return await self._transport.is_ready(models)
 
     async def close(self) -> None:
-        """Closing cancels what is under way; it waits for those that end within LEFT_ALONE_S."""
-        if self._calls:
-            await asyncio.wait(self._calls, timeout=LEFT_ALONE_S)
-        await self._transport.close()
+        """Closing cancels what is under way, so those calls that are left alone have their time first."""
+        try:
+            if self._left_alone:
+                await asyncio.wait(self._left_alone)
+        finally:
+            await self._transport.close()
 
 
-async def patiently(asking: asyncio.Future[T]) -> T:
-    """The result. A caller who is cancelled goes at once; what was asked is cancelled LEFT_ALONE_S later."""
+async def patiently(work: Coroutine[Any, Any, T], left_alone: set[asyncio.Future[T]]) -> T:
+    """The result. A caller who is cancelled goes at once; the work is cancelled LEFT_ALONE_S later.
+
+    Args:
+        left_alone: holds the work from then to its end.
+    """
+    working = asyncio.ensure_future(work)
     try:
-        await asyncio.wait([asking])
+        await asyncio.wait([working])
+        return working.result()
     except asyncio.CancelledError:
-        asyncio.get_running_loop().call_later(LEFT_ALONE_S, asking.cancel)  # which also keeps a task alive
-        asking.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else looks at it
+        cancelling = asyncio.get_running_loop().call_later(LEFT_ALONE_S, working.cancel)
+
+        def end(ended: asyncio.Future[T]) -> None:
+            cancelling.cancel()
+            left_alone.discard(ended)
+            if not ended.cancelled():
+                ended.exception()  # nobody else looks at it, which asyncio would tell
+
+        left_alone.add(working)
+        working.add_done_callback(end)
         raise
-    return asking.result()
+    finally:
+        del working  # its error holds this frame, and so the images of the call until garbage is collected

@@ -22,7 +22,7 @@ from medimage_client.wire_errors import not_triton, response_error, shared_memor
 
 SCHEMES = ", ".join(f"{scheme}://" for scheme in DEFAULT_PORTS)
 
-STREAM_END_S = 1.0  # after its error, which Triton follows with the end at once
+STREAM_END_S = 1.0  # after its error; Triton ends it at once, but for a lost process of the model perhaps never
 EVENT = b"data:"  # server-sent events
 MAX_RECONNECT_S = 2.0  # between gRPC's attempts; its own 2 minutes are longer than our retries and than a restart
 
@@ -180,7 +180,7 @@ class GrpcTransport(TritonTransport):
         try:
             async for result, error in responses:
                 if error is not None:
-                    await end_of(responses)
+                    await self._end_of(responses)
                     raise stream_error(error.message(), has_begun=has_begun)
                 has_begun = True
                 arrays = {name: result.as_numpy(name) for name in call.output_names}
@@ -189,6 +189,13 @@ class GrpcTransport(TritonTransport):
             raise unified_error(InferenceServerException(error.details(), status=str(error.code()))) from None
         finally:
             responses.cancel()  # of no effect after the end
+
+    async def _end_of(self, responses: AsyncIterator[object]) -> None:
+        """Read on to the end, for Triton 2.51 may crash where a stream is cancelled just as it ends."""
+        with suppress(TimeoutError, self._rpc_error):
+            async with asyncio.timeout(STREAM_END_S):
+                async for _ in responses:
+                    pass
 
     async def _requests(self, call: Call, timeout: float) -> AsyncIterator[dict[str, Any]]:
         yield {
@@ -279,14 +286,6 @@ class Endpoint:
         secure = self.scheme.endswith("s")
         transport = GrpcTransport if self.scheme.startswith("grpc") else HttpTransport
         return transport(self.address, secure=secure, shared_memory=shared_memory)
-
-
-async def end_of(responses: AsyncIterator[object]) -> None:
-    """Read on to the end, for Triton 2.51 may crash where a stream is cancelled just as it ends."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(STREAM_END_S):
-            async for _ in responses:
-                pass
 
 
 def microseconds(timeout: float) -> int:

@@ -51,8 +51,11 @@ NO_CONNECTION = re.compile(  # gRPC, whose code is UNAVAILABLE like that of a se
 UNREADABLE_BODY = "an exception occurred in the client while decoding"  # tritonclient, over HTTP
 STATUS_MARKS = {  # Triton 2.51 and our models; for streams, whose errors have no status
     # first, for these may go on with any words: of our models, and of Triton's Python backend
-    re.compile(r"^(internal error|Failed to process the request|Stub process '[^']*' is not healthy)"): 500,
-    re.compile(r"maximum queue size|waiting already|busy; try again|shutting down"): 503,
+    re.compile(
+        r"^(internal error|Failed to process the request|Failed to increase the shared memory|"
+        r"Stub process '[^']*' is not healthy)"
+    ): 500,
+    re.compile(r"maximum queue size|waiting already|busy; try again|shutting down|Server is stopping"): 503,
     re.compile(r"unknown model"): 404,
 }
 TOO_LONG = re.compile(r"took longer than the limit")  # our models, UNAVAILABLE as Triton has no code for it

@@ -102,5 +102,5 @@ def serve(
                 services += workers
             click.echo("\n".join(banner))
             watch(services, restart=restart, tell=lambda line: click.echo(line, err=True))
-    except (LaunchError, OSError) as error:  # the latter of a full disk, or of too many processes
+    except LaunchError as error:
         raise click.ClickException(str(error)) from error

@@ -40,7 +40,10 @@ class Service:
 
     def start(self) -> Running:
         """Raises LaunchError if it cannot be started."""
-        self._started = self._context.enter_context(self._run())
+        try:
+            self._started = self._context.enter_context(self._run())
+        except OSError as error:  # of a full disk, or of too many processes
+            raise LaunchError(str(error)) from error
         self._started_at = monotonic()
         return self._started
 
@@ -118,7 +121,7 @@ def start_again(service: Service, failure: str, tell: Callable[[str], object]) -
     sleep(delay_s)
     try:
         service.start()
-    except (LaunchError, OSError) as error:  # the latter of a full disk, or of too many processes
+    except LaunchError as error:
         tell(f"{service.name}: {error}")  # the next round tries again
     else:
         tell(f"{service.name} is ready again")

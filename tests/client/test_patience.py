@@ -3,7 +3,10 @@
 import asyncio
 import base64
 import gc
+import weakref
+from contextlib import suppress
 
+import numpy as np
 import pytest
 
 from medimage_client import AsyncMedImageInsight, patience
@@ -78,22 +81,59 @@ async def test_call_that_does_not_end_is_cancelled_after_a_while(calls, monkeypa
     assert calls.ended == ["cancelled"]
 
 
-async def test_closing_does_not_wait_for_ever(calls, monkeypatch):
-    monkeypatch.setattr(patience, "LEFT_ALONE_S", 0.02)
+async def test_closing_waits_for_no_call_that_somebody_waits_for(calls):
     transport = PatientTransport(calls)
-    await cancelled_call(transport, calls)
-    async with asyncio.timeout(10):
+    asked = asyncio.create_task(transport.infer(CALL, timeout=10.0))
+    await calls.begun.get()
+    async with asyncio.timeout(patience.LEFT_ALONE_S / 2):
         await transport.close()
     assert calls.is_closed
+    calls.go_on.set()
+    await asked
 
 
-def test_failure_that_nobody_waits_for_is_not_told_at_the_end_of_the_program(caplog):
+async def test_closing_that_is_cut_short_closes_all_the_same(calls):
+    transport = PatientTransport(calls)
+    await cancelled_call(transport, calls)
+    closing = asyncio.create_task(transport.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    assert (calls.is_closed, calls.ended) == (True, [])
+
+
+async def test_failed_call_holds_its_images_no_longer_than_its_error(calls):
+    images = np.array([b"an image"], dtype=np.object_)
+    calls.failure = InvalidInput("not an image")
+    calls.second.set()
+    gc.disable()
+    try:
+        with suppress(InvalidInput):
+            await PatientTransport(calls).infer(Call("medimageinsight_image", {"image": images}, (), {}), timeout=10.0)
+        calls.begun = calls.failure = None
+        held = weakref.ref(images)
+        del images
+        assert held() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("n_steps", range(8))
+def test_failure_that_nobody_waits_for_is_not_told_at_the_end_of_the_program(caplog, n_steps):
+    """Whether the caller goes before it, with it, or after it."""
+
     async def program():
         calls = Calls()
         transport = PatientTransport(calls)
-        await cancelled_call(transport, calls)
+        asked = asyncio.create_task(transport.infer(CALL, timeout=10.0))
+        await calls.begun.get()
         calls.failure = InvalidInput("not an image")
         calls.go_on.set()
+        for _ in range(n_steps):
+            await asyncio.sleep(0)
+        asked.cancel()
+        with suppress(asyncio.CancelledError, InvalidInput):
+            await asked
         await transport.close()
         return calls.ended
 

@@ -22,6 +22,7 @@ from medimage_client import CXRReportGen, errors
 from medimage_client.images import encode_image
 from tests.client.fake_reports import OUTPUT, PIECES
 from tests.client.http_server import serving
+from tests.waiting import wait_until
 
 FULL_QUEUE = "64 reports are waiting already; try again later"
 LAST = {"text_output": PIECES[-1], "output": OUTPUT, "status": "complete"}
@@ -40,6 +41,7 @@ class Script:
         self.go_on.set()
         self.endless = False
         self.left = threading.Event()  # by the client, before the end
+        self.end_after_error = lambda context: sleep(LATER_S)  # over gRPC
         self.ended_by_itself = None  # the latest stream that failed over gRPC, not cut by the client
 
     def responses(self):
@@ -100,7 +102,7 @@ class GrpcStub(service_pb2_grpc.GRPCInferenceServiceServicer):
     def failure(self, message, context):
         """A response without a code; Triton ends the stream after it, some time later."""
         yield service_pb2.ModelStreamInferResponse(error_message=message)
-        sleep(LATER_S)
+        self.script.end_after_error(context)
         self.script.ended_by_itself = context.is_active()
 
 
@@ -248,6 +250,8 @@ FAILURES = [  # gRPC code, message, type and status of the error
     ("INTERNAL", "internal error: a step is shutting down", errors.ServerError, 500),
     ("INTERNAL", "Stub process 'cxrreportgen_stream_0_0' is not healthy.", errors.ServerError, 500),
     ("INTERNAL", "Failed to process the request(s) for model 'm', message: MemoryError", errors.ServerError, 500),
+    ("INTERNAL", "Failed to increase the shared memory pool size for key 'k'", errors.ServerError, 500),
+    ("UNAVAILABLE", "Server is stopping, scheduler for model has stopped accepting", errors.Unavailable, 503),
     ("NOT_FOUND", "Request for unknown model: 'cxrreportgen_stream' is not found", errors.NotFound, 404),
     (
         "UNAVAILABLE",
@@ -274,6 +278,7 @@ def test_stream_that_fails_over_grpc_is_left_to_end_by_itself(grpc_url, script, 
         with pytest.raises(errors.InvalidInput):
             list(client.stream(film))
         assert script.ended_by_itself
+        script.ended_by_itself = None
         script.broken = "INTERNAL", "internal error"
         with pytest.raises(errors.ServerError):
             list(client.stream(film))
@@ -283,10 +288,19 @@ def test_stream_that_fails_over_grpc_is_left_to_end_by_itself(grpc_url, script, 
 def test_stream_that_does_not_end_after_its_error_is_cut(grpc_url, script, film, monkeypatch):
     """As where a process of the model has gone."""
     monkeypatch.setattr("medimage_client.transport.STREAM_END_S", 0.01)
+    script.end_after_error = lambda context: script.left.wait(WAIT_S)
     script.refusals = [("INTERNAL", "internal error")]
     with CXRReportGen(grpc_url) as client, pytest.raises(errors.ServerError, match="internal error"):
         list(client.stream(film))
-    assert script.left.wait(WAIT_S)
+    wait_until(lambda: script.ended_by_itself is False)
+
+
+def test_connection_that_is_lost_after_the_error_does_not_hide_it(grpc_url, script, film):
+    script.end_after_error = lambda context: context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+    script.refusals = [("INVALID_ARGUMENT", "lateral_image: not an image")]
+    with CXRReportGen(grpc_url) as client, pytest.raises(errors.InvalidInput, match="not an image"):
+        list(client.stream(film))
+    assert len(script.requests) == 1
 
 
 def test_unknown_model_over_grpc_is_not_found_without_a_code(grpc_url, film, monkeypatch):

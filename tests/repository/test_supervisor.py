@@ -176,6 +176,16 @@ def test_start_that_the_system_refuses_is_tried_again(sleeps, tmp_path):
     ]
 
 
+def test_first_start_that_the_system_refuses_is_a_launch_error():
+    @contextmanager
+    def fail():
+        raise OSError(28, "No space left on device", "/tmp/x")
+        yield
+
+    with pytest.raises(LaunchError, match=r"No space left on device: '/tmp/x'"), running([Service("a server", fail)]):
+        pass
+
+
 def test_without_restart_one_end_is_the_end_of_all():
     ends, goes_on = Children("raise SystemExit(3)"), Children()
     services = [Service("first", ends.run), Service("second", goes_on.run)]

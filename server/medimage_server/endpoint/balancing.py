@@ -130,6 +130,7 @@ class BalancedTransport:
         self._endpoints = {url: Endpoint.parse(url) for url in urls}
         self._deployment = {model: name for name in deployments for model in MODELS[name]}
         self._slots = {name: asyncio.Semaphore(slots) for name in deployments}
+        self._left_alone: set[asyncio.Future[Outputs]] = set()
 
     async def open(self) -> None:
         """Connect to every Triton, and ask each for its health."""
@@ -163,9 +164,14 @@ class BalancedTransport:
         """
         slots = self._slots[self._deployment[call.model]]
         await slots.acquire()
-        asking = asyncio.ensure_future(self._infer(call, timeout))
-        asking.add_done_callback(lambda ended: slots.release())
-        return await patiently(asking)
+
+        async def with_slot() -> Outputs:
+            try:
+                return await self._infer(call, timeout)
+            finally:
+                slots.release()
+
+        return await patiently(with_slot(), self._left_alone)
 
     async def _infer(self, call: Call, timeout: float) -> Outputs:
         deployment = self._deployment[call.model]

@@ -69,7 +69,7 @@ def endpoint(
             for line in endpoint_banner(settings, listener, endpoint.workers):
                 click.echo(line)
             watch(workers, restart=True, tell=lambda line: click.echo(line, err=True))
-    except (LaunchError, MedImageError, OSError) as error:  # the last of a full disk, or of too many processes
+    except (LaunchError, MedImageError) as error:
         raise click.ClickException(str(error)) from error
 
 

@@ -53,9 +53,17 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
 
 @contextmanager
 def metrics_folder() -> Iterator[Path]:
-    """Where workers share their numbers, see `metrics.py`."""
-    with tempfile.TemporaryDirectory(prefix="medimage-endpoint-") as folder:
-        yield Path(folder)
+    """Where workers share their numbers, see `metrics.py`.
+
+    Raises:
+        LaunchError: the disk is full.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="medimage-endpoint-")
+    except OSError as error:
+        raise LaunchError(str(error)) from error
+    with folder as name:
+        yield Path(name)
 
 
 @contextmanager

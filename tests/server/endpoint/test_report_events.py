@@ -131,7 +131,8 @@ async def test_so_many_rows_are_written_at_once_and_no_more():
             most = max(most, at_once)
             if at_once == CONCURRENCY:
                 full.set()
-            await full.wait()
+            async with asyncio.timeout(10):
+                await full.wait()
             async with aclosing(super().stream(call, timeout=timeout)) as responses:
                 async for outputs in responses:
                     yield outputs

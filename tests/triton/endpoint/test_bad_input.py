@@ -177,7 +177,7 @@ def test_request_that_does_not_end_is_refused_in_time(slow_answers, still_serves
 
 def line_of(log, request_id):
     """The line of a request; None while it is not there."""
-    return next((line for line in log.read_text().splitlines(keepends=True) if request_id in line), None)
+    return next((line for line in log.read_text().splitlines() if request_id in line), None)
 
 
 def test_neither_log_holds_anything_of_the_requests(endpoint):
