@@ -16,6 +16,39 @@ T = TypeVar("T")
 LEFT_ALONE_S = 3.0
 
 
+class Patience:
+    """Keeps what has been left alone until it ends."""
+
+    def __init__(self) -> None:
+        self._left_alone: set[asyncio.Future[Any]] = set()
+
+    async def result_of(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result. A caller who is cancelled goes at once; the work is cancelled LEFT_ALONE_S later."""
+        working = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait([working])
+            return working.result()
+        except asyncio.CancelledError:
+            cancelling = asyncio.get_running_loop().call_later(LEFT_ALONE_S, working.cancel)
+
+            def end(ended: asyncio.Future[T]) -> None:
+                cancelling.cancel()
+                self._left_alone.discard(ended)
+                if not ended.cancelled():
+                    ended.exception()  # nobody else looks at it, which asyncio would tell
+
+            self._left_alone.add(working)
+            working.add_done_callback(end)
+            raise
+        finally:
+            del working  # its error holds this frame, and so the images of the call until garbage is collected
+
+    async def end(self) -> None:
+        """Wait for what is left alone, LEFT_ALONE_S at the longest: to close its connection would cancel it."""
+        if self._left_alone:
+            await asyncio.wait(self._left_alone)
+
+
 class PatientTransport:
     """A transport over gRPC, whose calls are not cancelled with their callers; a stream is, for it holds a place.
 
@@ -24,10 +57,10 @@ class PatientTransport:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._left_alone: set[asyncio.Future[Outputs]] = set()
+        self._patience = Patience()
 
     async def infer(self, call: Call, *, timeout: float) -> Outputs:
-        return await patiently(self._transport.infer(call, timeout=timeout), self._left_alone)
+        return await self._patience.result_of(self._transport.infer(call, timeout=timeout))
 
     def stream(self, call: Call, *, timeout: float) -> AsyncGenerator[Outputs, None]:
         return self._transport.stream(call, timeout=timeout)
@@ -36,35 +69,7 @@ class PatientTransport:
         return await self._transport.is_ready(models)
 
     async def close(self) -> None:
-        """Closing cancels what is under way, so those calls that are left alone have their time first."""
         try:
-            if self._left_alone:
-                await asyncio.wait(self._left_alone)
+            await self._patience.end()
         finally:
             await self._transport.close()
-
-
-async def patiently(work: Coroutine[Any, Any, T], left_alone: set[asyncio.Future[T]]) -> T:
-    """The result. A caller who is cancelled goes at once; the work is cancelled LEFT_ALONE_S later.
-
-    Args:
-        left_alone: holds the work from then to its end.
-    """
-    working = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait([working])
-        return working.result()
-    except asyncio.CancelledError:
-        cancelling = asyncio.get_running_loop().call_later(LEFT_ALONE_S, working.cancel)
-
-        def end(ended: asyncio.Future[T]) -> None:
-            cancelling.cancel()
-            left_alone.discard(ended)
-            if not ended.cancelled():
-                ended.exception()  # nobody else looks at it, which asyncio would tell
-
-        left_alone.add(working)
-        working.add_done_callback(end)
-        raise
-    finally:
-        del working  # its error holds this frame, and so the images of the call until garbage is collected

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 
 from medimage_client.errors import MedImageError, NotFound, NotReady, ServerError, TransportError, Unavailable
-from medimage_client.patience import patiently
+from medimage_client.patience import Patience
 from medimage_client.transport import Call, Endpoint, GrpcTransport, HttpTransport, Outputs
 from medimage_server.endpoint.metrics import TRITON_READY
 from medimage_server.endpoint.settings import MODELS
@@ -130,7 +130,7 @@ class BalancedTransport:
         self._endpoints = {url: Endpoint.parse(url) for url in urls}
         self._deployment = {model: name for name in deployments for model in MODELS[name]}
         self._slots = {name: asyncio.Semaphore(slots) for name in deployments}
-        self._left_alone: set[asyncio.Future[Outputs]] = set()
+        self._patience = Patience()
 
     async def open(self) -> None:
         """Connect to every Triton, and ask each for its health."""
@@ -171,7 +171,7 @@ class BalancedTransport:
             finally:
                 slots.release()
 
-        return await patiently(with_slot(), self._left_alone)
+        return await self._patience.result_of(with_slot())
 
     async def _infer(self, call: Call, timeout: float) -> Outputs:
         deployment = self._deployment[call.model]
@@ -210,7 +210,10 @@ class BalancedTransport:
         return all(self.is_serving(deployment) for deployment in {self._deployment[model] for model in models})
 
     async def close(self) -> None:
-        await asyncio.gather(*(backend.transport.close() for backend in self.backends))
+        try:
+            await self._patience.end()
+        finally:
+            await asyncio.gather(*(backend.transport.close() for backend in self.backends))
 
     def _by_load(self, deployment: str) -> list[Backend]:
         ready = [backend for backend in self.backends if backend.ready[deployment]]

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import ExitStack, aclosing
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import get_args
 
@@ -26,10 +27,24 @@ from medimage_server.endpoint.scoring import Question, Scorer, read_question
 from medimage_server.endpoint.sending import send_parts, unless_gone
 from medimage_server.endpoint.settings import MODELS, REPORTS, EndpointSettings
 
-LARGE_BODY_BYTES = 2**20  # whose JSON takes milliseconds, and a hostile one of 64 MB a second
+LARGE_BODY_BYTES = 2**20  # whose images take milliseconds; 64 MB of hostile JSON hold the GIL for a second even so
 UNKNOWN = "unknown"  # the deployment of a request that is refused before it is known, in log and numbers
 DEPLOYMENT_HEADER = "azureml-model-deployment"
 LAYOUT_HEADER = "medimage-layout"
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request and its answer."""
+
+    scope: Scope
+    receive: Receive
+    send: Send
+    headers: Headers
+    entry: Entry  # of the log
+    stages: Stages
+    body: Body
+    share: Share  # of the memory, for body and answer
 
 
 class ScoreRoute:
@@ -51,7 +66,7 @@ class ScoreRoute:
         with metrics.IN_FLIGHT.track_inprogress(), self._memory.share() as share:
             body = Body(headers, receive, max_bytes=self._settings.max_body_bytes, share=share)
             try:
-                await self._answer(scope, receive, send, headers, entry, stages, body, share)
+                await self._answer(Exchange(scope, receive, send, headers, entry, stages, body, share))
             except MedImageError as error:
                 raise refusal_of(error) from error
             except ClientGone as gone:
@@ -69,47 +84,31 @@ class ScoreRoute:
                 entry.received_bytes = body.n_bytes
                 entry.stages_ms = {stage: round(seconds * 1000, 2) for stage, seconds in stages.seconds.items()}
 
-    async def _answer(
-        self,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        headers: Headers,
-        entry: Entry,
-        stages: Stages,
-        body: Body,
-        share: Share,
-    ) -> None:
+    async def _answer(self, exchange: Exchange) -> None:
+        headers, entry, stages = exchange.headers, exchange.entry, exchange.stages
         authorize(headers, self._keys)
-        deployment = self._named_deployment(scope, headers)
+        deployment = self._named_deployment(exchange.scope, headers)
         entry.deployment = deployment or UNKNOWN
         layout = self._layout(headers)
         with ExitStack() as held:
             with self._arriving.entered():
                 with stages.timed("receive"):
-                    content = await body.read()
+                    content = await exchange.body.read()
                 with stages.timed("parse"):
                     question = await read(content, deployment, self._settings.deployments)
                 del content  # as JSON; the images in the question are what is needed
                 entry.deployment, entry.rows = question.deployment, question.n_rows
                 held.enter_context(self._at_work[question.deployment].entered())
-            limit_s = self._settings.time_limit_s(question.deployment)
             work = (
-                self._stream(send, question, stages, limit_s, entry.request_id)
+                self._stream(exchange, question)
                 if question.deployment == REPORTS and MEDIA_TYPE in headers.get("accept", "")
-                else self._reply(send, question, layout, stages, limit_s, share)
+                else self._reply(exchange, question, layout)
             )
-            await unless_gone(receive, work)
+            await unless_gone(exchange.receive, work)
 
-    async def _reply(
-        self,
-        send: Send,
-        question: Question,
-        layout: Layout,
-        stages: Stages,
-        limit_s: float,
-        share: Share,
-    ) -> None:
+    async def _reply(self, exchange: Exchange, question: Question, layout: Layout) -> None:
+        send, stages = exchange.send, exchange.stages
+        limit_s = self._settings.time_limit_s(question.deployment)
         with stages.timed("model"):
             try:
                 async with asyncio.timeout(limit_s):
@@ -120,14 +119,16 @@ class ScoreRoute:
             ran = {"x-ms-run-fn-exec-ms": f"{stages.seconds['model'] * 1000:.3f}", RUN_FAILED: "False"}
             response = JSONResponse(answer, headers={DEPLOYMENT_HEADER: question.deployment} | ran)
             del answer  # as numbers of Python, several times the size
-            share.take(len(response.body))
+            exchange.share.take(len(response.body))
             await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
             await send_parts(send, bytes(response.body))
 
-    async def _stream(self, send: Send, question: Question, stages: Stages, limit_s: float, request_id: str) -> None:
+    async def _stream(self, exchange: Exchange, question: Question) -> None:
         """Send events. What fails before the first is told by a status, what fails later by an event."""
+        send = exchange.send
+        limit_s = self._settings.time_limit_s(question.deployment)
         has_begun = False
-        with stages.timed("model"):
+        with exchange.stages.timed("model"):
             try:
                 async with asyncio.timeout(limit_s), aclosing(self._scorer.events(question, limit_s)) as events:
                     async for part in events:
@@ -148,7 +149,7 @@ class ScoreRoute:
                         refusal = ending()
                 if not has_begun:
                     raise refusal from None
-                told = {"message": refusal.message, "status": refusal.status, "request_id": request_id}
+                told = {"message": refusal.message, "status": refusal.status, "request_id": exchange.entry.request_id}
                 part = event("error", **of_row, **told)
                 await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -392,6 +392,22 @@ async def test_cancelled_call_is_left_alone_for_a_while_then_ended_and_keeps_its
     assert transport.backends[0].in_flight == 0
 
 
+async def test_closing_waits_for_a_call_that_is_left_alone(balance):
+    a = Triton("a")
+    transport = await balance(a)
+    a.answers.clear()
+    asked = asyncio.create_task(ask(transport))
+    await soon()
+    asked.cancel()
+    await asyncio.wait([asked])
+    closing = asyncio.create_task(transport.close())
+    await soon()
+    assert not closing.done()
+    a.answers.set()
+    await asyncio.wait_for(closing, 1.0)
+    assert (a.in_flight, a.ended_early) == (0, 0)
+
+
 @pytest.mark.parametrize("call", [TEXTS, STREAM])
 async def test_cancelled_callers_who_wait_for_a_slot_are_gone_at_once_and_never_asked_for(balance, monkeypatch, call):
     monkeypatch.setattr(patience, "LEFT_ALONE_S", 0.5)
