@@ -8,8 +8,8 @@ export ORT_DISABLE_TELEMETRY := 1
 
 # Triton's python backend needs libpython, which Debian has in a package of its own: unpacked into .venv/lib, which takes
 # no root. If that cannot be done, the second FIND_TRITON says what to install.
-FIND_TRITON := $(BIN)/python -c 'import sys; from medimage_server import launcher; \
-	sys.excepthook = lambda kind, error, trace: print(f"Error: {error}", file=sys.stderr); launcher.find_triton()'
+FIND_TRITON := $(BIN)/python -c 'import sys; from medimage_server import installation; \
+	sys.excepthook = lambda kind, error, trace: print(f"Error: {error}", file=sys.stderr); installation.find_triton()'
 LIBPYTHON = libpython$(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 GET_LIBPYTHON = { cd $(VENV) && apt-get download --quiet $(LIBPYTHON) && dpkg --extract $(LIBPYTHON)_*.deb deb \
 	&& cp --no-dereference deb/usr/lib/*/$(LIBPYTHON).so.1.0 lib/ && rm -r deb $(LIBPYTHON)_*.deb; } || true

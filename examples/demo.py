@@ -21,7 +21,8 @@ from medimage_export.medimageinsight.export import export_medimageinsight
 from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_export.phantoms.chest_study import chest_study
 from medimage_export.repository import copy_unexported
-from medimage_server.launcher import LaunchError, run_triton
+from medimage_server.errors import LaunchError
+from medimage_server.launcher import run_triton
 
 ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / "build" / "demo"

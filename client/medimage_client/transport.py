@@ -21,6 +21,7 @@ from medimage_client.shared_memory import SharedMemory, tensor_size
 from medimage_client.wire_errors import not_triton, response_error, shared_memory_error, stream_error, unified_error
 
 SCHEMES = ", ".join(f"{scheme}://" for scheme in DEFAULT_PORTS)
+SOCKET = "unix:"
 
 STREAM_END_S = 1.0  # after its error; Triton ends it at once, but for a lost process of the model perhaps never
 EVENT = b"data:"  # server-sent events
@@ -254,21 +255,29 @@ class Endpoint:
     """Where a Triton server listens."""
 
     scheme: str
-    address: str  # host:port, and over HTTP perhaps a path
+    address: str  # host:port, over HTTP perhaps with a path; or unix:/path of a socket
 
     @classmethod
     def parse(cls, url: str) -> Self:
         """`grpc://host:port`, `grpcs://…`, `http://…` or `https://…`; without a port, Triton's default (https: 443).
 
+        Or `unix:/path`, a socket of this machine over which gRPC is spoken.
+
         Raises:
             InvalidInput: anything else.
         """
+        if url.startswith(SOCKET):
+            if not url.startswith(f"{SOCKET}/"):
+                raise InvalidInput("url is not unix:/path; the path of a socket begins with /")
+            return cls("grpc", url)
         try:
             parts = urlsplit(url)
             default = DEFAULT_PORTS[parts.scheme]
             port = parts.port or default
         except (KeyError, ValueError):
-            raise InvalidInput(f"url has no valid scheme and port; expected one of {SCHEMES} and host:port") from None
+            raise InvalidInput(
+                f"url has no valid scheme and port; expected one of {SCHEMES} and host:port, or unix:/path"
+            ) from None
         if not parts.hostname or parts.username or parts.query or parts.fragment:
             raise InvalidInput(f"url is not {parts.scheme}://host:port; credentials and queries have no place in it")
         path = parts.path.rstrip("/")

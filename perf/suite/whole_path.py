@@ -10,8 +10,10 @@ from PIL import Image
 
 from medimage_client import MedImageInsight
 from medimage_export.phantoms import TEST_SEEDS
+from medimage_server.errors import LaunchError
 from medimage_server.image_preprocessing import ImagePreprocessor, Settings
-from medimage_server.launcher import LaunchError, find_triton, run_triton
+from medimage_server.installation import find_triton
+from medimage_server.launcher import run_triton
 from medimage_server.model_repository import read_configs
 from perf.pictures import film, png
 from perf.suite.baselines import Encode

@@ -1,29 +1,31 @@
 """What is printed when the servers are ready."""
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
 from socket import socket
 
 from medimage_server.endpoint.settings import MAX_ROWS, MB, EndpointSettings
 from medimage_server.launcher import TritonServer
+from medimage_server.listening import Ports, Sockets
+from medimage_server.model_repository import ServedModels
 
 
-def triton_banner(server: TritonServer, repository: Path) -> list[str]:
-    """Where Triton listens, and what it serves, with the precision that the export has noted."""
-    host = server.host
+def triton_banner(server: TritonServer, served: ServedModels) -> list[str]:
+    """Where Triton listens, what it serves, with what its export has noted, and what it leaves out."""
     return [
-        f"ready: grpc://{host}:{server.grpc_port}  http://{host}:{server.http_port}  "
-        f"metrics http://{host}:{server.metrics_port}/metrics  (Ctrl-C ends it)",
+        f"ready: {where(server.listening)}  (Ctrl-C ends it)",
+        *(f"not served: {line}" for line in server.left_out),
         f"models: {', '.join(server.models)}",
-        *precisions(server.models, repository),
+        *(f"{model}: {export.precision}" for model, export in served.exports().items() if model in server.models),
     ]
 
 
-def precisions(models: Sequence[str], repository: Path) -> list[str]:
-    """One line for each model whose export has left a manifest."""
-    manifests = [(model, path) for model in models for path in (repository / model).glob("*/manifest.json")]
-    return [f"{model}: {json.loads(path.read_text(encoding='utf-8'))['precision']}" for model, path in manifests]
+def where(listening: Ports | Sockets) -> str:
+    if isinstance(listening, Sockets):
+        return f"Triton, for this user alone, at {listening.url}"
+    over_http = "" if listening.http is None else f"  http://{listening.host}:{listening.http}"
+    return (
+        f"grpc://{listening.host}:{listening.grpc}{over_http}  "
+        f"metrics http://{listening.host}:{listening.metrics}/metrics"
+    )
 
 
 def endpoint_banner(settings: EndpointSettings, listener: socket, workers: int) -> list[str]:

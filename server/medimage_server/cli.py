@@ -4,11 +4,17 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from medimage_server.banner import endpoint_banner, triton_banner
+from medimage_server.clean import clean_run
+from medimage_server.endpoint.front import endpoint_front
 from medimage_server.endpoint.options import EndpointOptions, endpoint_options
-from medimage_server.endpoint.workers import bound, endpoint_services, metrics_folder
-from medimage_server.launcher import LaunchError, TritonServer, choose_ports, loopback, run_triton
+from medimage_server.endpoint.workers import bound
+from medimage_server.errors import LaunchError
+from medimage_server.launcher import spawn_triton
+from medimage_server.listening import Ports, Sockets, choose_ports
+from medimage_server.model_repository import RepositoryError, ServedModels
 from medimage_server.options import PORT, option
 from medimage_server.signals import end_on_signals
 from medimage_server.supervisor import Service, running, watch
@@ -16,6 +22,7 @@ from medimage_server.supervisor import Service, running, watch
 # APIs of Triton that nobody needs who asks its models, and those that only a caller on Triton's own ports needs.
 OPERATORS_APIS = ("model-repository", "trace", "logging")
 CALLERS_APIS = ("model-config", "shared-memory")
+PORT_OPTIONS = ("host", "http_port", "grpc_port", "metrics_port", "http")
 
 
 @click.command()
@@ -35,26 +42,34 @@ CALLERS_APIS = ("model-config", "shared-memory")
 @option("--http-port", type=PORT, default=8000, help="0 picks a free port.")
 @option("--grpc-port", type=PORT, default=8001, help="0 picks a free port.")
 @option("--metrics-port", type=PORT, default=8002, help="0 picks a free port.")
+@option("--http/--no-http", default=True, help="Whether Triton's HTTP port is opened.")
 @option(
     "--text-cache-mb",
     type=click.IntRange(0, 2**20),
     default=64,
     help="Memory for the vectors of texts asked before; 0 computes them anew each time.",
 )
-@option("--score-port", type=PORT, help="Port of the endpoint for clients of Azure's; without it there is none.")
+@option(
+    "--score-port",
+    type=PORT,
+    help="Port of the endpoint for clients of Azure's; without it there is none. With it, Triton opens no port at all.",
+)
 @option(
     "--restart/--no-restart",
     default=True,
     help="Start what ends by itself again, with growing delays; else everything ends, with exit code 1.",
 )
 @endpoint_options
+@click.pass_context
 def serve(
+    ctx: click.Context,
     repository: Path,
     models: tuple[str, ...],
     host: str,
     http_port: int,
     grpc_port: int,
     metrics_port: int,
+    http: bool,
     text_cache_mb: int,
     score_port: int | None,
     restart: bool,
@@ -63,44 +78,44 @@ def serve(
     """Start Triton Inference Server and serve the exported models until Ctrl-C or SIGTERM.
 
     With --score-port, also start the endpoint that answers clients of Azure's unchanged; the options after it in this
-    list are the endpoint's. Triton's own log goes to stderr. Exit code 1 if something cannot start, or ends by itself
-    with --no-restart.
+    list are the endpoint's. Triton then listens on a socket that only this user reaches. Triton's own log goes to
+    stderr. Exit code 1 if something cannot start, or ends by itself with --no-restart.
     """
+    given = [name for name in PORT_OPTIONS if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    if score_port is not None and given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise click.UsageError(f"with --score-port Triton opens no port; leave out {names}")
     end_on_signals()
     try:
+        served = ServedModels(repository, models)
         with ExitStack() as held:
-            # chosen once, so that a Triton that is started again is found where it was
-            ports = choose_ports(host, {"http": http_port, "grpc": grpc_port, "metrics": metrics_port})
+            run = held.enter_context(clean_run())
+            if score_port is None:
+                wanted = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
+                # chosen once, so that a Triton that is started again is found where it was
+                ports = choose_ports(host, {name: port for name, port in wanted.items() if http or name != "http"})
+                listening: Ports | Sockets = Ports(host, ports["grpc"], ports["metrics"], ports.get("http"))
+            else:  # before Triton, which takes long and would inherit the keys
+                listening = Sockets(run.path)
+                settings = endpoint.settings(tritons=(listening.url,), triton_metrics=listening.metrics_url)
+                listener = held.enter_context(bound(endpoint.score_host, score_port))
+            locked_apis = OPERATORS_APIS if score_port is None else OPERATORS_APIS + CALLERS_APIS
             triton = Service(
                 "Triton",
-                lambda: run_triton(
-                    repository,
-                    models=models,
-                    host=host,
-                    http_port=ports["http"],
-                    grpc_port=ports["grpc"],
-                    metrics_port=ports["metrics"],
-                    text_cache_mb=text_cache_mb,
-                    locked_apis=OPERATORS_APIS if score_port is None else OPERATORS_APIS + CALLERS_APIS,
-                ),
+                lambda: spawn_triton(served, listening, run, text_cache_mb=text_cache_mb, locked_apis=locked_apis),
             )
-            if score_port is not None:  # before Triton, which takes long and would inherit the keys
-                address = loopback(host)
-                settings = endpoint.settings(
-                    tritons=(f"grpc://{address}:{ports['grpc']}",),
-                    triton_metrics=f"http://{address}:{ports['metrics']}/metrics",
-                )
-                listener = held.enter_context(bound(endpoint.score_host, score_port))
-            server = held.enter_context(running([triton]))[0]
-            assert isinstance(server, TritonServer)
-            banner, services = triton_banner(server, repository), [triton]
+            (server,) = held.enter_context(running([triton]))
+            banner, front = triton_banner(server, served), None
             if score_port is not None:
-                settings = settings.serving(server.models)
-                workers = endpoint_services(settings, endpoint.workers, listener, held.enter_context(metrics_folder()))
-                held.enter_context(running(workers, before_end=listener.close))
+                settings = settings.serving(server.models, served.exports())
+                front = held.enter_context(endpoint_front(settings, endpoint.workers, listener, run))
                 banner += endpoint_banner(settings, listener, endpoint.workers)
-                services += workers
             click.echo("\n".join(banner))
-            watch(services, restart=restart, tell=lambda line: click.echo(line, err=True))
-    except LaunchError as error:
+            watch(
+                [triton, *(front.workers if front else [])],
+                restart=restart,
+                tell=lambda line: click.echo(line, err=True),
+                meanwhile=front.look if front else lambda: None,
+            )
+    except (LaunchError, RepositoryError) as error:
         raise click.ClickException(str(error)) from error

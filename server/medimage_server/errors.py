@@ -1,4 +1,7 @@
-"""Errors that a caller of the server may see; str() of each is one public line, without content of the request."""
+"""Errors that a caller of the server may see, and one for its operator.
+
+str() of each is one line, without content of a request.
+"""
 
 
 class InvalidInput(Exception):
@@ -15,3 +18,7 @@ class Unavailable(Exception):
 
 class Cancelled(Exception):
     """The caller gave the request up."""
+
+
+class LaunchError(Exception):
+    """A server cannot be started, or goes on no more; says what is wrong and what to do."""

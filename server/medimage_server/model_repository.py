@@ -1,12 +1,16 @@
 """Read a Triton model repository before Triton does, so that its mistakes get one clear line each."""
 
+import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from google.protobuf import text_format  # type: ignore[import-untyped]  # protobuf carries no types
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 # What Triton opens in a version folder where the config names nothing else, by the config's backend or platform.
+LARGE_FILE_BYTES = 2**20
 DEFAULT_FILES = {"python": "model.py", "onnxruntime": "model.onnx", "tensorrt_plan": "model.plan"}
 
 
@@ -14,23 +18,108 @@ class RepositoryError(Exception):
     """The model repository cannot be served; str() says in one line what is wrong and what to do."""
 
 
-def read_configs(repository: Path) -> dict[str, ModelConfig]:
-    """The config of every model folder, by folder name.
+class ServedModels:
+    """What is served of a repository, as it is now: what changes in it later is not taken up in silence.
+
+    Args:
+        models: these and the models they are made of; empty means all that were exported.
 
     Raises:
-        RepositoryError: there is no such folder, it holds no model, or a config does not parse.
+        RepositoryError: there is nothing to serve, or one of `models` is not complete.
+    """
+
+    def __init__(self, repository: Path, models: Sequence[str] = ()) -> None:
+        self.repository = repository.absolute()
+        self.configs, self.faults = read_configs(self.repository)  # the latter a line for each that is left out
+        for name in _without_file(self.repository, self.configs, self.configs, "python"):
+            self.faults[name] = f"{name}: no model.py; restore it from the project's model_repository"
+        self.names = with_parts(models, self.configs) if models else exported_models(self.repository, self.configs)
+        check_complete(self.repository, self.names, self.configs)
+        self._states = {name: self._state(name) for name in self.names}
+
+    def unchanged(self) -> list[str]:
+        """The models all of whose files, and those of their parts, are what they were.
+
+        Raises:
+            RepositoryError: there is none.
+        """
+        changed = self.changed()
+        names = [name for name in self.names if not changed & set(with_parts([name], self.configs))]
+        if not names:
+            raise RepositoryError(f"{changed_line(changed)}; there is nothing else to serve")
+        return names
+
+    def changed(self) -> set[str]:
+        return {name for name, state in self._states.items() if self._state(name) != state}
+
+    def exports(self) -> dict[str, "Export"]:
+        """What the manifests say, by the model in whose folder `medimage export` leaves one."""
+        found = {name: Export.read(path) for name in self.names for path in self._files(name, "manifest.json")}
+        return {name: export for name, export in found.items() if export is not None}
+
+    def _state(self, name: str) -> str:
+        """A hash of what is small, and of size and time of what is large: weights are many gigabytes."""
+        state = sha256()
+        for path in sorted([self.repository / name / "config.pbtxt", *self._files(name, "*")]):
+            try:
+                status = path.stat()
+                state.update(f"{path.name} {status.st_size} ".encode())
+                is_small = status.st_size < LARGE_FILE_BYTES
+                state.update(path.read_bytes() if is_small else str(status.st_mtime_ns).encode())
+            except OSError as error:
+                state.update(f"{path.name} {error.strerror}".encode())
+        return state.hexdigest()
+
+    def _files(self, name: str, pattern: str) -> list[Path]:
+        return [path for path in (self.repository / name).glob(f"[0-9]*/{pattern}") if path.is_file()]
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What was exported."""
+
+    precision: str
+    format: str
+    checkpoint: str  # the name of its file or folder
+    checkpoint_sha256: str | None  # None of random weights
+
+    @classmethod
+    def read(cls, manifest: Path) -> "Export | None":
+        """None of a manifest that is not one of ours."""
+        try:
+            values = json.loads(manifest.read_text(encoding="utf-8"))
+            source = values["checkpoint"]
+            return cls(values["precision"], values["format"], source["weights"], source.get("sha256"))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def to_json(self) -> dict[str, str | None]:
+        return asdict(self)
+
+
+def changed_line(models: Iterable[str]) -> str:
+    return f"{', '.join(sorted(models))}: exported or edited since the start; restart to serve what is there now"
+
+
+def read_configs(repository: Path) -> tuple[dict[str, ModelConfig], dict[str, str]]:
+    """The config of every model folder, by folder name, and a line for each that does not parse.
+
+    Raises:
+        RepositoryError: there is no such folder, it holds no model, or none whose config parses.
     """
     if not repository.is_dir():
         raise RepositoryError(f"model repository {repository} does not exist; name one with --repository")
-    configs = {}
+    configs, faults = {}, {}
     for path in sorted(repository.glob("*/config.pbtxt")):
         try:
             configs[path.parent.name] = text_format.Parse(path.read_text(), ModelConfig())
+        except (OSError, UnicodeDecodeError) as error:
+            faults[path.parent.name] = f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not text'}"
         except text_format.ParseError as error:
-            raise RepositoryError(f"{path}: line {error}") from error
+            faults[path.parent.name] = f"{path}: line {error}"
     if not configs:
-        raise RepositoryError(f"model repository {repository} holds no */config.pbtxt")
-    return configs
+        raise RepositoryError(next(iter(faults.values()), f"model repository {repository} holds no */config.pbtxt"))
+    return configs, faults
 
 
 def with_parts(models: Iterable[str], configs: dict[str, ModelConfig]) -> list[str]:
@@ -85,15 +174,18 @@ def check_served(models: Sequence[str], configs: dict[str, ModelConfig], backend
 
 
 def exported_models(repository: Path, configs: dict[str, ModelConfig]) -> list[str]:
-    """The models that can be served because all their parts have exported weights, parts first; all if none can.
+    """The models that can be served because all their parts are there, parts first; all if none can.
 
     Raises:
-        RepositoryError: a part is not in the repository.
+        RepositoryError: none can, and a part is not in the repository.
     """
 
     def is_exported(model: str) -> bool:
-        parts = with_parts([model], configs)
-        return not any(_without_file(repository, parts, configs, kind) for kind in ("onnxruntime", "tensorrt_plan"))
+        try:
+            parts = with_parts([model], configs)
+        except RepositoryError:
+            return False
+        return not any(_without_file(repository, parts, configs, kind) for kind in DEFAULT_FILES)
 
     parts = {part for config in configs.values() for part in _parts(config)}
     whole = [model for model in configs if model not in parts and is_exported(model)]

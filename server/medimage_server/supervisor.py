@@ -1,12 +1,11 @@
-"""Keep servers running: start them in order, start again what fails, and end them in the opposite order."""
+"""Keep servers running: start them in order, watch all at once, start again what fails, and end them together."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from subprocess import Popen
 from time import monotonic, sleep
-from typing import NoReturn, Protocol
+from typing import Generic, NoReturn, Protocol, TypeVar
 
-from medimage_server.launcher import LaunchError
+from medimage_server.errors import LaunchError
 
 FIRST_DELAY_S = 0.5  # before a server is started again; doubles with each failure
 MAX_DELAY_S = 30.0
@@ -15,65 +14,109 @@ POLL_S = 0.1
 
 
 class Running(Protocol):
-    @property
-    def process(self) -> Popen[bytes]: ...
+    """A server that has been started. None of this waits for it."""
+
+    def is_ready(self) -> bool:
+        """Whether it has begun to serve.
+
+        Raises:
+            LaunchError: it never will.
+        """
 
     def failure(self) -> str | None:
         """Why it does not serve any more, None while it does."""
 
+    def ask_to_end(self) -> None: ...
 
-class Service:
+    def kill(self) -> None: ...
+
+
+R = TypeVar("R", bound=Running, covariant=True)
+
+
+class Service(Generic[R]):
     """A server, and how it is run.
 
     Args:
         name: for messages.
-        run: a context that starts it until it is ready, and ends it.
+        run: a context that starts it, and at its end waits for the server's.
     """
 
-    def __init__(self, name: str, run: Callable[[], AbstractContextManager[Running]]) -> None:
+    def __init__(self, name: str, run: Callable[[], AbstractContextManager[R]]) -> None:
         self.name = name
+        self.server: R | None = None
+        self.is_ready = False
         self._run = run
         self._context = ExitStack()
-        self._started: Running | None = None
-        self._started_at = 0.0
+        self._due = 0.0  # when to start it again
+        self._ready_since = 0.0
         self._failures = 0
 
-    def start(self) -> Running:
+    def start(self) -> None:
         """Raises LaunchError if it cannot be started."""
         try:
-            self._started = self._context.enter_context(self._run())
+            self.server = self._context.enter_context(self._run())
         except OSError as error:  # of a full disk, or of too many processes
             raise LaunchError(str(error)) from error
-        self._started_at = monotonic()
-        return self._started
+
+    def become_ready(self) -> bool:
+        """Whether it is ready now.
+
+        Raises:
+            LaunchError: it never will be.
+        """
+        if not self.is_ready and self.server is not None and self.server.is_ready():
+            self.is_ready, self._ready_since = True, monotonic()
+        return self.is_ready
 
     def ask_to_end(self) -> None:
-        if self._started:
-            self._started.process.terminate()
-
-    def kill(self) -> None:
-        if self._started:
-            self._started.process.kill()
+        if self.server is not None:
+            self.server.ask_to_end()
 
     def stop(self) -> None:
         """Wait for its end."""
-        self._started = None
+        self.server, self.is_ready = None, False
         self._context.close()
 
-    def failure(self) -> str | None:
-        """Why it does not serve, None while it does."""
-        return self._started.failure() if self._started else "could not be started"
+    def look(self, *, restart: bool, tell: Callable[[str], object]) -> None:
+        """Take note of a failure, or go a step towards the next start.
 
-    def delay_s(self) -> float:
-        """Seconds to wait before it is started again."""
-        if self._started and monotonic() - self._started_at > HEALTHY_S:
+        Raises:
+            LaunchError: it has failed, and `restart` is False.
+        """
+        if self.is_ready:
+            assert self.server is not None
+            failure = self.server.failure()
+            if failure is not None:
+                if not restart:
+                    raise LaunchError(f"{self.name} {failure}; see its log above")
+                self._give_up(f"{failure}; starting it again in", tell)
+        elif monotonic() >= self._due:
+            try:
+                if self.server is None:
+                    self.start()
+                if self.become_ready():
+                    tell(f"{self.name} is ready again")
+            except LaunchError as error:
+                self._give_up(f"did not start: {error}; next try in", tell)
+
+    def _give_up(self, what: str, tell: Callable[[str], object]) -> None:
+        delay_s = self._delay_s()
+        tell(f"{self.name} {what} {delay_s:g} s")
+        if self.server is not None:
+            self.server.kill()  # one that runs has no good end: Triton waits 30 s for what never comes
+        self.stop()
+        self._due = monotonic() + delay_s
+
+    def _delay_s(self) -> float:
+        if self.is_ready and monotonic() - self._ready_since > HEALTHY_S:
             self._failures = 0
         self._failures += 1
         return min(MAX_DELAY_S, FIRST_DELAY_S * 2.0 ** (self._failures - 1))
 
 
 @contextmanager
-def running(services: Sequence[Service], *, before_end: Callable[[], object] = lambda: None) -> Iterator[list[Running]]:
+def running(services: Sequence[Service[R]], *, before_end: Callable[[], object] = lambda: None) -> Iterator[list[R]]:
     """The services, all of them ready, for the block; after it they are ended, all at once.
 
     Args:
@@ -83,45 +126,38 @@ def running(services: Sequence[Service], *, before_end: Callable[[], object] = l
         LaunchError: one cannot be started; the others are ended.
     """
     with ExitStack() as stack:
-        for service in services:
-            stack.callback(service.stop)  # also when its start is broken off
         try:
-            yield [service.start() for service in services]
+            for service in services:
+                stack.callback(service.stop)  # also when its start is broken off
+                service.start()
+            while not all([service.become_ready() for service in services]):
+                sleep(POLL_S)
+            yield [service.server for service in services if service.server is not None]
         finally:
             before_end()
             for service in services:
                 service.ask_to_end()
 
 
-def watch(services: Sequence[Service], *, restart: bool, tell: Callable[[str], object]) -> NoReturn:
-    """Watch running services until one fails; with `restart` start it again, with growing delays.
+def watch(
+    services: Sequence[Service[Running]],
+    *,
+    restart: bool,
+    tell: Callable[[str], object],
+    meanwhile: Callable[[], object] = lambda: None,
+) -> NoReturn:
+    """Watch services, which are ready now; start again what fails, with growing delays.
 
     Args:
+        restart: if False, the first failure is the end of all.
         tell: is given a line for each failure and each start.
+        meanwhile: is called ten times a second.
 
     Raises:
         LaunchError: one has failed, and `restart` is False.
     """
     while True:
         for service in services:
-            failure = service.failure()
-            if failure is None:
-                continue
-            service.kill()  # one that has failed and still runs has no good end: Triton waits 30 s for what never comes
-            if not restart:
-                raise LaunchError(f"{service.name} {failure}; see its log above")
-            start_again(service, failure, tell)
+            service.look(restart=restart, tell=tell)
+        meanwhile()
         sleep(POLL_S)
-
-
-def start_again(service: Service, failure: str, tell: Callable[[str], object]) -> None:
-    delay_s = service.delay_s()
-    tell(f"{service.name} {failure}; starting it again in {delay_s:g} s")
-    service.stop()
-    sleep(delay_s)
-    try:
-        service.start()
-    except LaunchError as error:
-        tell(f"{service.name}: {error}")  # the next round tries again
-    else:
-        tell(f"{service.name} is ready again")

@@ -22,8 +22,8 @@ from medimage_export.medimageinsight.unicl import MedImageInsight
 from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_export.phantoms.generator import TRAIN_SEEDS, VALIDATION_SEEDS
 from medimage_export.repository import copy_unexported
+from medimage_server.errors import LaunchError
 from medimage_server.image_preprocessing import ImagePreprocessor, Settings
-from medimage_server.launcher import LaunchError
 from perf.suite import accuracy, baselines, encoders, floor, whole_path
 from perf.suite.__main__ import main
 from perf.suite.device import CPU, CUDA

@@ -13,16 +13,16 @@ import pytest
 
 from medimage_export.repository import copy_unexported
 from medimage_server.endpoint.workers import bound
-from medimage_server.launcher import (
-    LaunchError,
+from medimage_server.errors import LaunchError
+from medimage_server.installation import (
     cache_options,
-    choose_ports,
     compose_backends,
     environment,
     find_onnxruntime_backend,
     find_triton,
-    run_triton,
 )
+from medimage_server.launcher import run_triton
+from medimage_server.listening import choose_ports
 from medimage_server.model_repository import (
     RepositoryError,
     check_complete,

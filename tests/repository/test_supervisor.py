@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from medimage_server import supervisor
-from medimage_server.launcher import LaunchError, children, exit_of, parent_of
+from medimage_server.errors import LaunchError
+from medimage_server.processes import children, exit_of, parent_of
 from medimage_server.supervisor import FIRST_DELAY_S, HEALTHY_S, MAX_DELAY_S, Service, running, watch
 from tests.waiting import wait_until
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from medimage_server.endpoint.options import EndpointOptions, endpoint_options
 from medimage_server.endpoint.settings import EndpointSettings
-from medimage_server.launcher import LaunchError
+from medimage_server.errors import LaunchError
 
 KEY = "key-of-the-endpoint"
 

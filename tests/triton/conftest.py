@@ -11,7 +11,9 @@ import tritonclient.http as http
 from medimage_export.cxrreportgen.export import export_cxrreportgen
 from medimage_export.medimageinsight.export import export_medimageinsight
 from medimage_export.repository import copy_unexported
-from medimage_server.launcher import LaunchError, find_triton, run_triton
+from medimage_server.errors import LaunchError
+from medimage_server.installation import find_triton
+from medimage_server.launcher import run_triton
 from tests.paths import PHANTOM_CHECKPOINT, REPORT_CHECKPOINT, REPOSITORY
 
 

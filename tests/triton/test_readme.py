@@ -16,7 +16,7 @@ from PIL import Image
 
 from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_export.phantoms.chest_study import TEST_SEEDS, chest_study
-from medimage_server.launcher import choose_ports
+from medimage_server.listening import choose_ports
 from tests.paths import PHANTOM_CHECKPOINT, REPORT_CHECKPOINT, ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

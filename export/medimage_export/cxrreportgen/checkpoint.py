@@ -10,6 +10,7 @@ transformers 4.51 wrote them; three other namings are translated, see `rename_ke
 asked for.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ from medimage_export.cxrreportgen.image_encoder import ImageEncoder
 from medimage_export.errors import CheckpointError
 from medimage_export.state_dict import check_shapes
 
+BLOCK_BYTES = 2**20
 DECODER = "language_model."  # prefix of the decoder's tensors, before transformers' own names
 UNUSED = {"vision_tower.embeddings.mask_token"}  # published, and of use in training alone
 
@@ -249,6 +251,16 @@ def _rope_parameters(config: DecoderConfig) -> dict[str, object]:
             "original_max_position_embeddings": config.original_max_position_embeddings,
         }
     return rope
+
+
+def weights_sha256(folder: Path) -> str:
+    """Of the bytes of all weight files, one after the other in the order of their names."""
+    digest = hashlib.sha256()
+    for path in _weight_files(folder):
+        with path.open("rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _weight_files(folder: Path) -> list[Path]:

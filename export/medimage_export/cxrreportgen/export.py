@@ -22,6 +22,7 @@ from medimage_export.cxrreportgen.checkpoint import (
     load_image_encoder,
     load_reference_decoder,
     open_checkpoint,
+    weights_sha256,
 )
 from medimage_export.cxrreportgen.config import PHI3_MINI, CXRReportGenConfig
 from medimage_export.cxrreportgen.decoder_graph import Precision, QuantizedTensors, write_decoder
@@ -110,7 +111,7 @@ def export_cxrreportgen(
             {"image_size": size, "stretch": config.vision.stretch},
         )
         manifest = {
-            "checkpoint": "random weights" if checkpoint is None else checkpoint.resolve().name,
+            "checkpoint": {"weights": "random"} if checkpoint is None else _source(checkpoint),
             "format": "onnx",
             "precision": precision,
             "versions": {module.__name__: module.__version__ for module in (torch, onnx, onnxruntime, transformers)},
@@ -189,6 +190,10 @@ def _drawings(size: int) -> list[np.ndarray]:
 def _opened(folder: Path) -> tuple[CXRReportGenConfig, Tensors, Tokenizer]:
     config, tensors = open_checkpoint(folder)
     return config, tensors, read_tokenizer(folder / "tokenizer.json", config)
+
+
+def _source(checkpoint: Path) -> dict[str, str]:
+    return {"weights": checkpoint.resolve().name, "sha256": weights_sha256(find_checkpoint(checkpoint))}
 
 
 def _full_size_random() -> tuple[CXRReportGenConfig, Tensors, Tokenizer]:

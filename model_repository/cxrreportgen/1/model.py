@@ -4,12 +4,14 @@ import json
 
 import triton_python_backend_utils as pb_utils
 
+from medimage_server import heartbeat
 from medimage_server.image_requests import positive
 from medimage_server.reports.collected_answers import CollectedAnswers
 
 
 class TritonPythonModel:
     def initialize(self, args):
+        heartbeat.start()
         config = json.loads(args["model_config"])
         parameters = {name: parameter["string_value"] for name, parameter in config["parameters"].items()}
         try:

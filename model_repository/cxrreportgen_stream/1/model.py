@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from medimage_server import heartbeat
 from medimage_server.bls import infer
 from medimage_server.reports.generator import GeneratorSettings, ReportGenerator, ReportRequest
 from medimage_server.reports.metrics import ReportMetrics
@@ -14,6 +15,7 @@ from medimage_server.reports.streamed_answer import CALL_ID, CANCEL, StreamedAns
 
 class TritonPythonModel:
     def initialize(self, args):
+        heartbeat.start()
         config = json.loads(args["model_config"])
         parameters = {name: parameter["string_value"] for name, parameter in config["parameters"].items()}
         version_folder = Path(args["model_repository"]) / args["model_version"]

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
+from medimage_server import heartbeat
 from medimage_server.error_response import error_response
 from medimage_server.image_preprocessing import ImagePreprocessor, Settings
 
 
 class TritonPythonModel:
     def initialize(self, args):
+        heartbeat.start()
         config = json.loads(args["model_config"])
         parameters = {name: parameter["string_value"] for name, parameter in config["parameters"].items()}
         version_folder = Path(args["model_repository"]) / args["model_version"]

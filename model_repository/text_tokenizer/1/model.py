@@ -4,12 +4,14 @@ from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
+from medimage_server import heartbeat
 from medimage_server.error_response import error_response
 from medimage_server.text_tokenizer import TextTokenizer
 
 
 class TritonPythonModel:
     def initialize(self, args):
+        heartbeat.start()
         version_folder = Path(args["model_repository"]) / args["model_version"]
         try:
             self.tokenize = TextTokenizer.from_file(version_folder / "tokenizer.json")

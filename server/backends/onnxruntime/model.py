@@ -5,6 +5,7 @@ from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
+from medimage_server import heartbeat
 from medimage_server.error_response import error_response
 from medimage_server.onnx_backend import OnnxModel
 from medimage_server.onnx_settings import ModelLoadError
@@ -12,6 +13,7 @@ from medimage_server.onnx_settings import ModelLoadError
 
 class TritonPythonModel:
     def initialize(self, args):
+        heartbeat.start()
         try:
             self.model = OnnxModel(
                 json.loads(args["model_config"]),

@@ -5,10 +5,11 @@ import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
+from pathlib import Path
 
 from medimage_client.errors import MedImageError, NotFound, NotReady, ServerError, TransportError, Unavailable
 from medimage_client.patience import Patience
-from medimage_client.transport import Call, Endpoint, GrpcTransport, HttpTransport, Outputs
+from medimage_client.transport import SOCKET, Call, Endpoint, GrpcTransport, HttpTransport, Outputs
 from medimage_server.endpoint.metrics import TRITON_READY
 from medimage_server.endpoint.settings import MODELS
 
@@ -32,11 +33,19 @@ class Backend:
     def __init__(self, url: str, transport: GrpcTransport | HttpTransport, deployments: Sequence[str]) -> None:
         self.url = url
         self.transport = transport
-        self.ready = dict.fromkeys(deployments, False)
+        self.ready = dict.fromkeys(deployments, False)  # when last asked
         self.version = ""  # of the server, if it tells
         self.in_flight = 0
+        self._socket = Path(url.removeprefix(SOCKET)) if url.startswith(SOCKET) else None
         self._calls: set[asyncio.Timeout] = set()
         self._silent_checks = 0
+
+    def is_serving(self, deployment: str) -> bool:
+        """Whether it was ready when last asked and, if it listens on a socket, has not ended since.
+
+        The socket of one that was seen dead is removed, until its successor listens.
+        """
+        return self.ready[deployment] and (self._socket is None or self._socket.exists())
 
     async def check(self) -> None:
         """Ask it what it can serve. One that is silent for long is given up, and the calls to it."""
@@ -143,7 +152,7 @@ class BalancedTransport:
 
     def is_serving(self, deployment: str) -> bool:
         """Whether at least one Triton was ready for it when last asked."""
-        return any(backend.ready[deployment] for backend in self.backends)
+        return any(backend.is_serving(deployment) for backend in self.backends)
 
     async def watch(self) -> None:
         """Ask every Triton for its health, again and again; never returns."""
@@ -216,7 +225,7 @@ class BalancedTransport:
             await asyncio.gather(*(backend.transport.close() for backend in self.backends))
 
     def _by_load(self, deployment: str) -> list[Backend]:
-        ready = [backend for backend in self.backends if backend.ready[deployment]]
+        ready = [backend for backend in self.backends if backend.is_serving(deployment)]
         return sorted(ready, key=lambda backend: backend.in_flight)
 
 

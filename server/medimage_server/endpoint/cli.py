@@ -1,7 +1,6 @@
 """`medimage endpoint`: the endpoint by itself, in front of Tritons that run elsewhere."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from time import monotonic, sleep
 
@@ -11,13 +10,15 @@ from medimage_client.client import MedImageInsight
 from medimage_client.errors import MedImageError
 from medimage_client.report_client import CXRReportGen
 from medimage_server.banner import endpoint_banner
+from medimage_server.clean import clean_run
+from medimage_server.endpoint.front import endpoint_front
 from medimage_server.endpoint.options import EndpointOptions, endpoint_options
 from medimage_server.endpoint.settings import EMBEDDINGS, MODELS, REPORTS
-from medimage_server.endpoint.workers import bound, endpoint_services, metrics_folder
-from medimage_server.launcher import LaunchError
+from medimage_server.endpoint.workers import bound
+from medimage_server.errors import LaunchError
 from medimage_server.options import PORT, option
 from medimage_server.signals import end_on_signals
-from medimage_server.supervisor import running, watch
+from medimage_server.supervisor import watch
 
 CLIENTS: dict[str, type[MedImageInsight] | type[CXRReportGen]] = {
     EMBEDDINGS: MedImageInsight,
@@ -61,14 +62,13 @@ def endpoint(
     try:
         settings = endpoint.settings(tritons=tritons, triton_metrics=triton_metrics)
         settings = replace(settings, deployments=deployments or find_deployments(tritons))
-        with ExitStack() as held:
-            metrics = held.enter_context(metrics_folder())
-            listener = held.enter_context(bound(endpoint.score_host, score_port))
-            workers = endpoint_services(settings, endpoint.workers, listener, metrics)
-            held.enter_context(running(workers, before_end=listener.close))
-            for line in endpoint_banner(settings, listener, endpoint.workers):
-                click.echo(line)
-            watch(workers, restart=True, tell=lambda line: click.echo(line, err=True))
+        with (
+            clean_run() as run,
+            bound(endpoint.score_host, score_port) as listener,
+            endpoint_front(settings, endpoint.workers, listener, run) as front,
+        ):
+            click.echo("\n".join(endpoint_banner(settings, listener, endpoint.workers)))
+            watch(front.workers, restart=True, tell=lambda line: click.echo(line, err=True), meanwhile=front.look)
     except (LaunchError, MedImageError) as error:
         raise click.ClickException(str(error)) from error
 

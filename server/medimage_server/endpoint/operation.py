@@ -8,6 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from medimage_client.transport import SOCKET
 from medimage_server.endpoint import metrics
 from medimage_server.endpoint.authorization import authorize
 from medimage_server.endpoint.balancing import BalancedTransport
@@ -62,6 +63,7 @@ class Operation:
                     name: {"ready": transport.is_serving(name), "max_rows": MAX_ROWS[name]}
                     for name in settings.deployments
                 },
+                "exports": settings.exports,
                 "tritons": [
                     {"url": backend.url, "version": backend.version, "ready": backend.ready}
                     for backend in transport.backends
@@ -82,10 +84,13 @@ class Operation:
         url = self._settings.triton_metrics
         if url is None:
             return b""
+        connector = None
+        if url.startswith(SOCKET):
+            connector, url = aiohttp.UnixConnector(url.removeprefix(SOCKET)), "http://localhost/metrics"
         try:
             async with (
                 asyncio.timeout(TRITON_PAGE_LIMIT_S),
-                aiohttp.ClientSession() as session,
+                aiohttp.ClientSession(connector=connector) as session,
                 session.get(url) as response,
             ):
                 return await response.read() if response.status == HTTPStatus.OK else b""

@@ -13,7 +13,7 @@ from medimage_client.azure_embeddings import Layout
 from medimage_server.endpoint.keys import KEYS_VARIABLE, InvalidKey, read_keys, read_keys_file
 from medimage_server.endpoint.settings import MB, EndpointSettings
 from medimage_server.endpoint.workers import check_tls
-from medimage_server.launcher import LaunchError
+from medimage_server.errors import LaunchError
 from medimage_server.options import option
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")

@@ -1,14 +1,15 @@
 """What a worker of the endpoint is told at its start."""
 
 import json
-from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from medimage_client.azure_embeddings import Layout
 from medimage_client.embedder import IMAGES, TEXTS
 from medimage_client.reporter import STREAM_MODEL, WHOLE_MODEL
-from medimage_server.launcher import LaunchError
+from medimage_server.errors import LaunchError
+from medimage_server.model_repository import Export
 
 MB = 2**20
 
@@ -36,13 +37,14 @@ class EndpointSettings:
     tls_certificate: str | None = None
     tls_key: str | None = None
     access_log: str | None = None  # a file, or - for standard output
-    triton_metrics: str | None = None  # URL of the page that is appended to ours
+    triton_metrics: str | None = None  # URL of the page that is appended to ours; unix:/path is a socket
+    exports: dict[str, dict[str, str | None]] = field(default_factory=dict)  # fields of Export, by model, if known
 
     def time_limit_s(self, deployment: str) -> float:
         return self.report_timeout_s if deployment == REPORTS else self.timeout_s
 
-    def serving(self, models: Collection[str]) -> Self:
-        """The same for the deployments whose models Triton serves.
+    def serving(self, models: Collection[str], exports: Mapping[str, Export]) -> Self:
+        """The same for the deployments whose models Triton serves, which were exported so.
 
         Raises:
             LaunchError: there is none.
@@ -51,7 +53,9 @@ class EndpointSettings:
         if not deployments:
             needed = " or ".join(f"{name} needs {' and '.join(parts)}" for name, parts in MODELS.items())
             raise LaunchError(f"there is nothing to score: {needed}; Triton serves {', '.join(models)}")
-        return replace(self, deployments=deployments)
+        return replace(
+            self, deployments=deployments, exports={name: export.to_json() for name, export in exports.items()}
+        )
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

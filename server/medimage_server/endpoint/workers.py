@@ -5,7 +5,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -15,22 +14,40 @@ from select import select
 from prometheus_client.multiprocess import mark_process_dead
 
 from medimage_server.endpoint.settings import EndpointSettings
-from medimage_server.launcher import LaunchError, exit_of
+from medimage_server.errors import LaunchError
+from medimage_server.processes import exit_of
 from medimage_server.supervisor import Service
 
-START_TIMEOUT_S = 60.0
 END_MARGIN_S = 8.0  # beyond its drain: for calls that are left alone, and the last lines of the log
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A worker that has begun to answer."""
+    """A worker from its start."""
 
     process: subprocess.Popen[bytes]
+    ready: int  # a descriptor on which it says so
+
+    def is_ready(self) -> bool:
+        """Whether it has begun to answer.
+
+        Raises:
+            LaunchError: it has ended; its reason is on standard error.
+        """
+        has_spoken = select([self.ready], [], [], 0)[0]
+        if has_spoken and not os.read(self.ready, 1):  # nothing to read is its end
+            raise LaunchError("a worker of the endpoint did not start; see its message above")
+        return bool(has_spoken)
 
     def failure(self) -> str | None:
         """Why it does not serve any more, None while it does."""
         return exit_of(self.process)
+
+    def ask_to_end(self) -> None:
+        self.process.terminate()
+
+    def kill(self) -> None:
+        self.process.kill()
 
 
 @contextmanager
@@ -52,27 +69,16 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def metrics_folder() -> Iterator[Path]:
-    """Where workers share their numbers, see `metrics.py`.
-
-    Raises:
-        LaunchError: the disk is full.
-    """
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="medimage-endpoint-")
-    except OSError as error:
-        raise LaunchError(str(error)) from error
-    with folder as name:
-        yield Path(name)
+def metrics_folder(parent: Path, n_workers: int) -> Iterator[Path]:
+    """Where workers share their numbers, see `metrics.py`."""
+    folder = parent / "numbers"
+    folder.mkdir()
+    yield folder
 
 
 @contextmanager
 def run_worker(settings: EndpointSettings, listener: socket.socket, metrics: Path) -> Iterator[Worker]:
-    """A worker for as long as the `with` block lasts; at its end requests under way are finished, within limits.
-
-    Raises:
-        LaunchError: it did not start; its reason is on standard error.
-    """
+    """A worker for as long as the `with` block lasts; at its end requests under way are finished, within limits."""
     ready, written_by_worker = os.pipe()
     with ExitStack() as held:
         held.callback(os.close, ready)
@@ -92,15 +98,12 @@ def run_worker(settings: EndpointSettings, listener: socket.socket, metrics: Pat
         with suppress(BrokenPipeError):  # it has ended already, which is seen below
             process.stdin.write(settings.to_json().encode() + b"\n")
             process.stdin.flush()
-        has_spoken = select([ready], [], [], START_TIMEOUT_S)[0]
-        if not has_spoken or not os.read(ready, 1):  # nothing to read is its end
-            raise LaunchError("a worker of the endpoint did not start; see its message above")
-        yield Worker(process)
+        yield Worker(process, ready)
 
 
 def endpoint_services(
     settings: EndpointSettings, workers: int, listener: socket.socket, metrics: Path
-) -> list[Service]:
+) -> list[Service[Worker]]:
     """The workers, for a supervisor."""
     return [
         Service(f"worker {n} of the endpoint", lambda: run_worker(settings, listener, metrics))

@@ -15,7 +15,7 @@ import uvicorn
 from medimage_server.endpoint.settings import MAX_ROWS, MODELS, EndpointSettings
 from medimage_server.endpoint.worker import Server
 from medimage_server.endpoint.workers import bound, metrics_folder, run_worker
-from medimage_server.launcher import LaunchError
+from medimage_server.errors import LaunchError
 from tests.server.endpoint.asgi import SETTINGS
 
 FULL = replace(
