@@ -45,7 +45,7 @@ def main() -> None:
     started = time.monotonic()
     with run_triton(REPOSITORY, log=OUTPUT / "triton.log") as server:
         print(f"ready after {time.monotonic() - started:.1f} s (gRPC {server.grpc_port}, HTTP {server.http_port})")
-        url = f"grpc://{server.host}:{server.grpc_port}"
+        url = server.url
         with MedImageInsight(url) as client:
             azure_request(client, files[0])
             labels = zero_shot(client, files)

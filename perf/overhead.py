@@ -55,7 +55,7 @@ def main(repository: Path, seconds: float, rounds: int, output: Path) -> None:
         encoders = ("image_encoder", "text_encoder")
         with (
             run_triton(repository, models=encoders, log=Path(scratch) / "triton.log") as server,
-            grpc.InferenceServerClient(f"{server.host}:{server.grpc_port}") as client,
+            grpc.InferenceServerClient(server.url.removeprefix("grpc://")) as client,
         ):
             for tower, inputs in encoder_inputs(repository, max(BUSY)).items():
                 session = session_as_served(repository / f"{tower}_encoder" / "1" / "model.onnx")

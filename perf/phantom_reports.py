@@ -40,7 +40,7 @@ def main(precision: Precision) -> None:
         export_cxrreportgen(ROOT / "checkpoints" / "cxrreportgen-phantom", repository, precision=precision)
         with (
             run_triton(repository, log=Path(scratch) / "triton.log") as server,
-            CXRReportGen(f"grpc://{server.host}:{server.grpc_port}") as client,
+            CXRReportGen(server.url) as client,
         ):
             for with_lateral in (False, True):
                 started = time.perf_counter()

@@ -97,7 +97,7 @@ def batches(repository: Path, effort: Effort) -> list[dict[str, object]]:
 def encoder_inputs(repository: Path, rows: int) -> dict[str, dict[str, np.ndarray]]:
     """What the encoders take, by tower: pixels of phantoms, and their captions as token ids."""
     captions = list(islice(cycle(CAPTIONS), rows))
-    height, width, _ = read_configs(repository)["image_encoder"].input[0].dims
+    height, width, _ = read_configs(repository)[0]["image_encoder"].input[0].dims
     drawings = [Image.fromarray(phantom(caption, seed=0).image).convert("RGB") for caption in captions]
     pixels = np.stack([np.asarray(drawing.resize((width, height))) for drawing in drawings])
     tokenizer = TextTokenizer.from_file(repository / "text_tokenizer" / "1" / "tokenizer.json")

@@ -85,9 +85,7 @@ def served(
             server = stack.enter_context(
                 run_triton(repository, models=["medimageinsight_image"], log=logs / f"triton-{precision}.log")
             )
-            clients[precision] = stack.enter_context(
-                MedImageInsight(f"grpc://{server.host}:{server.grpc_port}", timeout=600)
-            )
+            clients[precision] = stack.enter_context(MedImageInsight(server.url, timeout=600))
         yield (
             "through Triton over gRPC",
             {precision: lambda file, c=client: c.embed_images([file]) for precision, client in clients.items()},

@@ -82,7 +82,8 @@ def end_children() -> None:
 def end_as(code: int) -> None:
     """End as the server has, also by a signal."""
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
+        with suppress(OSError):  # SIGKILL has no handler
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     sys.exit(code)
 

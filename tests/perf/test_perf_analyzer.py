@@ -90,7 +90,7 @@ def test_each_row_is_a_request():
 
 
 def test_inputs_are_those_of_the_configs():
-    configs = read_configs(REPOSITORY)
+    configs = read_configs(REPOSITORY)[0]
     for model, inputs in PUBLIC.items():
         assert {tensor.name for tensor in configs[model].input} == set(inputs)
     for model, (step, taken, given) in STEPS_BEFORE.items():

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from medimage_server.launcher import run_triton
 from medimage_server.listening import choose_ports
 from medimage_server.model_repository import (
     RepositoryError,
+    ServedModels,
     check_complete,
     check_served,
     exported_models,
@@ -136,12 +138,21 @@ def test_repository_without_models_is_refused(tmp_path):
 def test_repository_with_a_broken_config_names_file_and_line(unexported):
     config = unexported / "image_encoder/config.pbtxt"
     config.write_text('name: "image_encoder"\nmax_batch: 3\n')
-    with pytest.raises(RepositoryError, match=r"image_encoder/config.pbtxt: line 2:1 : .*max_batch"):
-        read_configs(unexported)
+    configs, faults = read_configs(unexported)
+    assert "image_encoder" not in configs
+    assert re.match(r".*image_encoder/config.pbtxt: line 2:1 : .*max_batch", faults["image_encoder"])
+
+
+def test_repository_with_broken_configs_alone_is_refused_with_the_first(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.pbtxt").write_text("max_batch: 3\n")
+    with pytest.raises(RepositoryError, match=r"/a/config.pbtxt: line 1:1 : "):
+        read_configs(tmp_path)
 
 
 def test_chosen_ensemble_brings_its_steps_before_itself(unexported):
-    assert with_parts(["medimageinsight_text"], read_configs(unexported)) == [
+    assert with_parts(["medimageinsight_text"], read_configs(unexported)[0]) == [
         "text_tokenizer",
         "text_encoder",
         "text_embedding",
@@ -150,7 +161,7 @@ def test_chosen_ensemble_brings_its_steps_before_itself(unexported):
 
 
 def test_chosen_model_brings_the_models_that_it_calls(unexported):
-    assert with_parts(["cxrreportgen"], read_configs(unexported)) == [
+    assert with_parts(["cxrreportgen"], read_configs(unexported)[0]) == [
         "cxr_image_preprocessing",
         "cxr_image_encoder",
         "cxrreportgen_stream",
@@ -160,7 +171,7 @@ def test_chosen_model_brings_the_models_that_it_calls(unexported):
 
 def test_what_was_not_exported_is_left_out_unless_it_is_asked_for(unexported):
     write_text_encoder(unexported / "text_encoder/1/model.onnx")
-    assert exported_models(unexported, read_configs(unexported)) == [
+    assert exported_models(unexported, read_configs(unexported)[0]) == [
         "text_tokenizer",
         "text_encoder",
         "text_embedding",
@@ -172,12 +183,12 @@ def test_chosen_model_that_is_not_there_is_refused_with_those_that_are(unexporte
     with pytest.raises(
         RepositoryError, match="no model medimageinsigt in the repository; it has cxr_image_encoder, cxr"
     ):
-        with_parts(["medimageinsigt"], read_configs(unexported))
+        with_parts(["medimageinsigt"], read_configs(unexported)[0])
 
 
 def test_weights_are_asked_for_only_of_the_models_to_be_served(unexported):
     write_text_encoder(unexported / "text_encoder/1/model.onnx")
-    configs = read_configs(unexported)
+    configs, _ = read_configs(unexported)
     check_complete(unexported, with_parts(["medimageinsight_text"], configs), configs)
     with pytest.raises(RepositoryError, match=r"^no exported weights for image_encoder: run"):
         check_complete(unexported, with_parts(["medimageinsight"], configs), configs)
@@ -193,7 +204,7 @@ def planned(unexported):
 
 
 def test_tensorrt_plan_is_asked_for_where_it_is_configured(planned):
-    configs = read_configs(planned)
+    configs = read_configs(planned)[0]
     with pytest.raises(RepositoryError, match=r"^no exported weights for text_encoder: run .* --format tensorrt`$"):
         check_complete(planned, ["text_encoder"], configs)
     (planned / "image_encoder/1/model.onnx").touch()
@@ -213,7 +224,7 @@ def test_tensorrt_plans_are_refused_by_a_triton_without_their_backend(planned, t
         "with the Triton in NVIDIA's container, or run `medimage export` with --format onnx\n"
     )
     with pytest.raises(RepositoryError, match=r"^text_encoder: TensorRT plans"):
-        check_served(["text_tokenizer", "text_encoder"], read_configs(planned), tmp_path)
+        check_served(["text_tokenizer", "text_encoder"], read_configs(planned)[0], tmp_path)
 
 
 def test_tensorrt_plans_are_served_by_a_triton_with_their_backend(planned, tmp_path, monkeypatch):
@@ -225,8 +236,13 @@ def test_tensorrt_plans_are_served_by_a_triton_with_their_backend(planned, tmp_p
 
 def test_python_model_without_its_file_is_named_and_not_waited_for(exported):
     (exported / "text_tokenizer/1/model.py").unlink()
-    with pytest.raises(LaunchError, match=r"^no model.py for text_tokenizer: restore it"), run_triton(exported):
-        pass
+    with pytest.raises(RepositoryError, match=r"^no model.py for text_tokenizer: restore it"):
+        ServedModels(exported, ["medimageinsight_text"])
+    served = ServedModels(exported)
+    assert served.names == ["image_preprocessing", "image_encoder", "medimageinsight_image"]
+    assert served.faults == {
+        "text_tokenizer": "text_tokenizer: no model.py; restore it from the project's model_repository"
+    }
 
 
 def test_one_port_for_two_services_is_refused():

@@ -4,7 +4,7 @@ from medimage_client import constants
 from medimage_server.model_repository import read_configs
 from tests.paths import REPOSITORY
 
-CONFIGS = read_configs(REPOSITORY)
+CONFIGS = read_configs(REPOSITORY)[0]
 
 
 def test_queues_wait_as_long_as_the_client_does():

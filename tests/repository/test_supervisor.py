@@ -3,17 +3,16 @@
 import os
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from medimage_server import supervisor
 from medimage_server.errors import LaunchError
 from medimage_server.processes import children, exit_of, parent_of
-from medimage_server.supervisor import FIRST_DELAY_S, HEALTHY_S, MAX_DELAY_S, Service, running, watch
-from tests.waiting import wait_until
+from medimage_server.supervisor import HEALTHY_S, MAX_DELAY_S, Service, running, watch
 
 WAITS = "import sys; sys.stdin.read()"  # until its parent has closed the pipe, or a signal
 LIMIT_S = 10.0
@@ -27,22 +26,35 @@ class Enough(Exception):
 class Child:
     process: subprocess.Popen
     is_broken: bool = False  # runs, and does not serve
+    looks: object = None  # how often it is looked at until it is ready
+
+    def is_ready(self):
+        return self.looks is None or next(self.looks, None) is None
 
     def failure(self):
         return exit_of(self.process) or ("is broken" if self.is_broken else None)
+
+    def ask_to_end(self):
+        self.process.terminate()
+
+    def kill(self):
+        self.process.kill()
 
 
 class Children:
     """Starts child processes, one after the other, and keeps what became of them."""
 
-    def __init__(self, *programs, breaks=False, ends=None):
+    def __init__(self, *programs, breaks=False, ends=None, looks=0):
         self.processes = []
+        self.started_at = []
         self._programs = programs or (WAITS,)
         self._breaks = breaks  # the first one
         self._ends = [] if ends is None else ends
+        self._looks = looks
 
     @contextmanager
     def run(self):
+        self.started_at.append(supervisor.monotonic())
         program = self._programs[min(len(self.processes), len(self._programs) - 1)]
         if program is None:
             self.processes.append(None)
@@ -50,30 +62,21 @@ class Children:
         process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
         self.processes.append(process)
         try:
-            yield Child(process, self._breaks and len(self.processes) == 1)
+            yield Child(process, self._breaks and len(self.processes) == 1, iter(range(self._looks)))
         finally:
             process.terminate()
             process.communicate(timeout=LIMIT_S)
             self._ends.append(self)
 
 
-@pytest.fixture
-def sleeps(monkeypatch):
-    """The delays before a start; the pauses between looks are real and not among them."""
-    delays, sleep = [], supervisor.sleep
-
-    def note(seconds):
-        if seconds == supervisor.POLL_S:
-            sleep(seconds / 10)
-        else:
-            delays.append(seconds)
-
-    monkeypatch.setattr(supervisor, "sleep", note)
-    return delays
-
-
-def stop():
-    raise Enough
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """The supervisor's, which goes ten times as fast."""
+    start = time.monotonic()
+    passed = [0.0]
+    monkeypatch.setattr(supervisor, "monotonic", lambda: 10 * (time.monotonic() - start) + passed[0])
+    monkeypatch.setattr(supervisor, "sleep", lambda seconds: time.sleep(seconds / 10))
+    return passed
 
 
 def tell_until(words, said):
@@ -95,68 +98,72 @@ def watched(services, words, *, restart=True):
     return said
 
 
-def test_service_that_ends_is_started_again_and_the_others_go_on(sleeps):
+def test_service_that_ends_is_started_again_and_the_others_go_on():
     ends, goes_on = Children("raise SystemExit(3)", WAITS), Children()
     said = watched([Service("first", ends.run), Service("second", goes_on.run)], "is ready again")
     assert said == ["first ended by itself with exit code 3; starting it again in 0.5 s", "first is ready again"]
-    assert sleeps == [FIRST_DELAY_S]
     assert (len(ends.processes), len(goes_on.processes)) == (2, 1)
     assert all(process.poll() is not None for process in ends.processes + goes_on.processes)
 
 
-def test_service_that_runs_and_does_not_serve_is_killed_and_started_again(sleeps):
+def test_service_that_runs_and_does_not_serve_is_killed_and_started_again():
     server = Children("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + WAITS, WAITS, breaks=True)
     said = watched([Service("a server", server.run)], "is ready again")
     assert said[0] == "a server is broken; starting it again in 0.5 s"
     assert server.processes[0].returncode == -9  # it heeds nothing else
 
 
-def test_delays_double_up_to_a_bound_while_it_ends_or_cannot_be_started(sleeps):
-    server = Children("raise SystemExit(1)", None, "raise SystemExit(1)", None, None, None, None, None, None)
-    said = watched([Service("a server", server.run)], f"again in {MAX_DELAY_S:g} s")
-    assert sleeps == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0]  # and the watch was left before the next
-    assert said[-1] == "a server could not be started; starting it again in 30 s"
-    assert said.count("a server: cannot be started") == 5
-    assert said.count("a server is ready again") == 1
+def test_delays_double_up_to_a_bound_while_it_ends_or_cannot_be_started():
+    server = Children("raise SystemExit(1)", None, "raise SystemExit(1)", *[None] * 5)
+    said = watched([Service("a server", server.run)], f"in {MAX_DELAY_S:g} s")
+    assert said == [
+        "a server ended by itself with exit code 1; starting it again in 0.5 s",
+        "a server did not start: cannot be started; next try in 1 s",
+        "a server is ready again",
+        "a server ended by itself with exit code 1; starting it again in 2 s",
+        *(f"a server did not start: cannot be started; next try in {delay} s" for delay in (4, 8, 16, 30)),
+    ]
+    waits = [later - earlier for earlier, later in zip(server.started_at, server.started_at[1:], strict=False)]
+    assert all(wait >= delay for wait, delay in zip(waits, [0.5, 1, 2, 4, 8, 16], strict=True))
 
 
-def test_failures_of_a_service_that_ran_for_long_are_forgotten(monkeypatch):
-    now = [1000.0]
-    monkeypatch.setattr(supervisor, "monotonic", lambda: now[0])
-    service = Service("a server", Children().run)
-    service.start()
-    try:
-        assert [service.delay_s() for _ in range(8)] == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
-        now[0] += HEALTHY_S + 1.0
-        assert service.delay_s() == FIRST_DELAY_S
-    finally:
-        service.stop()
-
-
-def test_delays_grow_also_after_a_long_run(monkeypatch):
-    """What cannot be started again for longer than HEALTHY_S has not run for so long."""
-    now = [1000.0]
-    monkeypatch.setattr(supervisor, "monotonic", lambda: now[0])
-    delays = []
-
-    def sleep(seconds):
-        now[0] += seconds
-        if seconds != supervisor.POLL_S:
-            delays.append(seconds)
-
-    monkeypatch.setattr(supervisor, "sleep", sleep)
-    server = Children(WAITS, *[None] * 9, breaks=True)
+def test_failures_of_a_service_that_ran_for_long_are_forgotten(clock):
+    server = Children(breaks=True)
     service = Service("a server", server.run)
+    service._failures = 6
     said = []
     with running([service]), pytest.raises(Enough):
-        now[0] += 3600.0
-        watch([service], restart=True, tell=lambda line: said.append(line) or len(delays) < 9 or stop())
-    assert delays == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
-    assert now[0] > 4600.0 + HEALTHY_S
-    assert said[-1] == "a server: cannot be started"
+        clock[0] += HEALTHY_S + 1.0
+        watch([service], restart=True, tell=tell_until("is ready again", said))
+    assert said[0] == "a server is broken; starting it again in 0.5 s"
 
 
-def test_start_that_the_system_refuses_is_tried_again(sleeps, tmp_path):
+def test_one_that_is_starting_keeps_no_other_from_being_started():
+    slow, ends = Children(WAITS, breaks=True, looks=0), Children(WAITS, WAITS, breaks=True)
+    services = [Service("slow", slow.run), Service("fast", ends.run)]
+    said = []
+    with running(services), pytest.raises(Enough):
+        slow._looks = 10**6  # from the second start on
+        watch(services, restart=True, tell=tell_until("fast is ready again", said))
+    assert len(slow.processes) == 2
+    assert not any("slow is ready" in line for line in said)
+
+
+def test_something_else_is_done_meanwhile():
+    service = Service("a server", Children().run)
+    done = []
+
+    def meanwhile():
+        done.append(service.is_ready)
+        if len(done) == 3:
+            raise Enough
+
+    with running([service]), pytest.raises(Enough):
+        watch([service], restart=True, tell=pytest.fail, meanwhile=meanwhile)
+    assert done == [True] * 3
+
+
+def test_start_that_the_system_refuses_is_tried_again():
     """As where a disk is full, or there are too many processes."""
     server = Children(WAITS, breaks=True)
     run, full = server.run, [OSError(28, "No space left on device", "/tmp/x")]
@@ -171,8 +178,7 @@ def test_start_that_the_system_refuses_is_tried_again(sleeps, tmp_path):
     said = watched([Service("a server", run_or_fail)], "is ready again")
     assert said == [
         "a server is broken; starting it again in 0.5 s",
-        "a server: [Errno 28] No space left on device: '/tmp/x'",
-        "a server could not be started; starting it again in 1 s",
+        "a server did not start: [Errno 28] No space left on device: '/tmp/x'; next try in 1 s",
         "a server is ready again",
     ]
 
@@ -234,23 +240,3 @@ def test_parent_is_known_of_a_running_child_alone():
         assert parent_of(process.pid) is None
         assert process.pid not in children(os.getpid())
     assert parent_of(process.pid) is None
-
-
-def test_command_ends_with_its_parent():
-    """The parent is killed by SIGKILL, and can do nothing about it."""
-    parent = (
-        "import os, subprocess, sys, time\n"
-        "command = [sys.executable, '-m', 'medimage_server.end_with_parent', str(os.getpid()), '/bin/sleep', '60']\n"
-        "print(subprocess.Popen(command, stdout=subprocess.DEVNULL).pid, flush=True)\n"
-        "time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
-        command = int(process.stdout.readline())
-        wait_until(lambda: Path(f"/proc/{command}/comm").read_text() == "sleep\n", within=LIMIT_S)
-        process.kill()
-    wait_until(lambda: parent_of(command) is None, within=LIMIT_S, what="its end")
-
-
-def test_command_is_not_begun_when_its_parent_has_gone_before():
-    command = [sys.executable, "-m", "medimage_server.end_with_parent", "1", "/bin/echo", "begun"]
-    assert subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S).stdout == ""

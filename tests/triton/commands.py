@@ -45,8 +45,9 @@ class Command:
         return int(re.search(r"ready: .*  http://127\.0\.0\.1:(\d+)", self.banner)[1])
 
     @property
-    def metrics_port(self):
-        return int(re.search(r"metrics http://127\.0\.0\.1:(\d+)/metrics  \(", self.banner)[1])
+    def socket(self):
+        """URL of Triton's, where it opens no port."""
+        return re.search(r"ready: .*(unix:\S+)", self.banner)[1]
 
     @property
     def triton(self):

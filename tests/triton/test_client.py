@@ -258,7 +258,7 @@ def test_restarted_server_gets_the_memory_anew(repository, tmp_path):
             for scheme in ("grpc", "http")
         ]
         expected = [client.embed_images(images) for client in clients]
-        server.process.kill()  # told to end, it would wait half a minute for the open connection over HTTP
+        server.kill()  # told to end, it would wait half a minute for the open connection over HTTP
     with serve(**ports), grpc.InferenceServerClient(f"127.0.0.1:{ports['grpc_port']}") as raw:
         for client, vectors in zip(clients, expected, strict=True):
             with client:

@@ -20,12 +20,8 @@ from time import monotonic, sleep
 
 import numpy as np
 import pytest
-import tritonclient.grpc as grpc
-import tritonclient.http as http
-from tritonclient.utils import InferenceServerException
 
 from tests.triton.commands import (
-    ANY_PORT,
     CLOSED,
     KEY,
     MEDIMAGE,
@@ -40,8 +36,7 @@ from tests.triton.commands import (
     texts,
     wait_until_idle,
 )
-from tests.triton.processes import descendants, is_running, listening_addresses, shared_memory
-from tests.triton.requests import embed_texts
+from tests.triton.processes import descendants, is_running, shared_memory
 from tests.waiting import wait_until
 
 CLEAR_S = 10.0  # a fault is told, or is over, within so long
@@ -75,7 +70,7 @@ def keys_file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def served(repository, keys_file, tmp_path_factory):
     """`medimage serve` with the whole repository; each test leaves it healthy."""
-    options = ["--repository", repository, *ANY_PORT, "--score-port=0", "--workers=2", "--keys-file", keys_file]
+    options = ["--repository", repository, "--score-port=0", "--workers=2", "--keys-file", keys_file]
     with started("serve", *options, folder=tmp_path_factory.mktemp("serve") / "tmp") as command:
         yield command
 
@@ -83,9 +78,9 @@ def served(repository, keys_file, tmp_path_factory):
 @contextmanager
 def endpoint(triton, keys_file, folder, *options, tritons=()):
     """`medimage endpoint` in front of the package's Triton, and of others."""
-    urls = [f"grpc://127.0.0.1:{port}" for port in (triton.server.grpc_port, *tritons)]
+    urls = [triton.server.url, *tritons]
     options = [*(f"--triton={url}" for url in urls), "--score-port=0", *options]
-    page = f"http://127.0.0.1:{triton.server.metrics_port}/metrics"
+    page = triton.server.listening.metrics_url
     with started("endpoint", *options, "--keys-file", keys_file, "--triton-metrics", page, folder=folder) as command:
         yield command
 
@@ -339,7 +334,7 @@ def test_silent_triton_is_told_and_served_again_when_it_speaks(served, image, ti
 def test_of_two_tritons_one_may_be_killed_and_no_caller_notices(served, triton, keys_file, image, tmp_path, times):
     """The one that is killed is `medimage serve`'s, which starts it again."""
     killed = served.triton
-    with endpoint(triton, keys_file, tmp_path, "--workers=2", tritons=[served.grpc_port]) as command:
+    with endpoint(triton, keys_file, tmp_path, "--workers=2", tritons=[served.socket]) as command:
         wait_until(lambda: metrics_page(command.score_port).count("medimage_endpoint_triton_ready{") == 4)
         with Load(command.score_port, image) as load:
             strike(
@@ -355,33 +350,6 @@ def test_of_two_tritons_one_may_be_killed_and_no_caller_notices(served, triton, 
         assert served.triton != killed
         wait_until_idle(command.score_port)
     wait_until_idle(served.score_port)
-
-
-def test_locked_apis_of_triton_are_refused_and_it_listens_on_loopback_alone(served):
-    with (
-        grpc.InferenceServerClient(f"127.0.0.1:{served.grpc_port}") as over_grpc,
-        http.InferenceServerClient(f"127.0.0.1:{served.http_port}") as over_http,
-    ):
-        for client in (over_grpc, over_http):
-            for call in (
-                client.get_model_repository_index,
-                lambda client=client: client.load_model("text_encoder"),
-                lambda client=client: client.unload_model("text_encoder"),
-                lambda client=client: client.register_system_shared_memory("region", "/region", 8),
-                client.get_system_shared_memory_status,
-                client.get_cuda_shared_memory_status,
-                lambda client=client: client.get_model_config("text_encoder"),
-                client.get_trace_settings,
-                client.get_log_settings,
-            ):
-                with pytest.raises(InferenceServerException, match="restricted"):
-                    call()
-            assert client.is_server_ready()
-            assert client.is_model_ready("text_encoder")
-        assert embed_texts(over_grpc, [b"heart"]).shape == (1, 1024)
-    opened = listening_addresses(served.triton)
-    assert {port for _, port in opened} == {served.grpc_port, served.http_port, served.metrics_port}
-    assert {address for address, _ in opened} == {"0100007F"}
 
 
 # -- the endpoint's own processes
@@ -421,7 +389,7 @@ def test_killed_worker_of_two_leaves_the_other_serving(served, image, times):
 
 def test_killed_parent_leaves_no_process_and_no_shared_memory(repository, keys_file, tmp_path, times):
     models = ["--models=cxrreportgen", "--models=cxrreportgen_stream"]
-    options = ["--repository", repository, *models, *ANY_PORT, "--score-port=0", "--keys-file", keys_file]
+    options = ["--repository", repository, *models, "--score-port=0", "--keys-file", keys_file]
     with started("serve", *options, folder=tmp_path) as command:
         processes = descendants(command.process.pid)
         regions = shared_memory(command.triton)
@@ -436,7 +404,7 @@ def test_killed_parent_leaves_no_process_and_no_shared_memory(repository, keys_f
 
 def test_without_restart_a_killed_worker_ends_everything(repository, keys_file, tmp_path, times):
     models = ["--models=cxrreportgen", "--models=cxrreportgen_stream"]
-    options = ["--repository", repository, *models, *ANY_PORT, "--score-port=0", "--keys-file", keys_file]
+    options = ["--repository", repository, *models, "--score-port=0", "--keys-file", keys_file]
     with started("serve", *options, "--no-restart", folder=tmp_path) as command:
         processes = descendants(command.process.pid)
         os.kill(command.workers[0], signal.SIGKILL)
@@ -454,7 +422,7 @@ def test_without_restart_a_killed_worker_ends_everything(repository, keys_file, 
 @pytest.mark.parametrize("kind", ["embeddings", "report"])
 def test_caller_who_hangs_up_frees_what_the_request_held(front, triton, image, times, kind):
     body = images(image, 16) if kind == "embeddings" else reports(image, 4)
-    with stopped(triton.server.process.pid):  # so that it is certainly under way
+    with stopped(triton.server.pid):  # so that it is certainly under way
         with plain(front.score_port) as sock:
             sock.sendall(head(body) + body)
             wait_until(lambda: in_flight(front) == 1)
@@ -636,7 +604,7 @@ def test_told_to_end_it_finishes_what_is_under_way_and_says_so_first(triton, key
         ThreadPoolExecutor() as pool,
     ):
         port = command.score_port
-        with stopped(triton.server.process.pid):
+        with stopped(triton.server.pid):
             asked = [pool.submit(ask, port, body) for body in (images(image, 2), texts("not asked before: draining"))]
             wait_until(lambda: in_flight(command) == 2)
             start = monotonic()
@@ -655,7 +623,7 @@ def test_requests_that_outlast_the_drain_limit_are_told(triton, keys_file, image
     with (
         endpoint(triton, keys_file, tmp_path, "--drain-limit=1") as command,
         ThreadPoolExecutor() as pool,
-        stopped(triton.server.process.pid),
+        stopped(triton.server.pid),
     ):
         asked = pool.submit(ask, command.score_port, images(image))
         wait_until(lambda: in_flight(command) == 1)
@@ -674,7 +642,7 @@ def test_second_signal_ends_at_once(triton, keys_file, image, tmp_path):
     with (
         endpoint(triton, keys_file, tmp_path) as command,
         ThreadPoolExecutor() as pool,
-        stopped(triton.server.process.pid),
+        stopped(triton.server.pid),
     ):
         asked = pool.submit(ask, command.score_port, images(image))
         wait_until(lambda: in_flight(command) == 1)

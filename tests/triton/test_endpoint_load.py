@@ -45,7 +45,7 @@ def png(seed):
 
 @pytest.fixture(scope="module")
 def command(triton, tmp_path_factory):
-    options = [f"--triton=grpc://127.0.0.1:{triton.server.grpc_port}", "--deployment=medimageinsight", "--score-port=0"]
+    options = [f"--triton={triton.server.url}", "--deployment=medimageinsight", "--score-port=0"]
     page = f"--triton-metrics=http://127.0.0.1:{triton.server.metrics_port}/metrics"
     limits = [f"--max-requests={MAX_REQUESTS}", page]
     keys = {"MEDIMAGE_KEYS": KEY}

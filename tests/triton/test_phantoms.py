@@ -22,7 +22,7 @@ def test_zero_shot_finds_the_caption_of_unseen_phantoms(triton):
     seeds = list(TEST_SEEDS)[:DRAWINGS_PER_CAPTION]
     drawings = [png(phantom(caption, seed=seed).image) for caption in CAPTIONS for seed in seeds]
     truth = np.repeat(np.arange(len(CAPTIONS)), len(seeds))
-    with MedImageInsight(f"grpc://127.0.0.1:{triton.server.grpc_port}") as client:
+    with MedImageInsight(triton.server.url) as client:
         scores = client.classify(drawings, labels=CAPTIONS)
     assert len(CAPTIONS) >= 16
     assert (scores.argmax(axis=1) == truth).mean() >= 0.90

@@ -16,7 +16,7 @@ STUDIES_AT_ONCE = 8
 @pytest.mark.parametrize("with_lateral", [False, True])
 def test_reports_say_what_was_drawn_and_where(triton, with_lateral):
     studies = [chest_study(seed) for seed in SEEDS]
-    with CXRReportGen(f"grpc://127.0.0.1:{triton.server.grpc_port}") as client:
+    with CXRReportGen(triton.server.url) as client:
 
         def ask(study):
             return client.report(

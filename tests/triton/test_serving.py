@@ -149,7 +149,7 @@ def test_token_id_outside_the_vocabulary_is_the_callers_error(triton):
 def test_raw_file_as_http_body_gives_the_images_vector(triton):
     """What `curl --data-binary @image.png` sends; the client library has no call for it."""
     image = drawn_png(3)
-    with closing(HTTPConnection(triton.server.host, triton.server.http_port, timeout=WAIT_S)) as connection:
+    with closing(HTTPConnection("127.0.0.1", triton.server.http_port, timeout=WAIT_S)) as connection:
         headers = {"Inference-Header-Content-Length": "0", "Content-Type": "application/octet-stream"}
         connection.request("POST", "/v2/models/medimageinsight_image/infer", body=image, headers=headers)
         response = connection.getresponse()

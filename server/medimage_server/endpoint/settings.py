@@ -38,7 +38,8 @@ class EndpointSettings:
     tls_key: str | None = None
     access_log: str | None = None  # a file, or - for standard output
     triton_metrics: str | None = None  # URL of the page that is appended to ours; unix:/path is a socket
-    exports: dict[str, dict[str, str | None]] = field(default_factory=dict)  # fields of Export, by model, if known
+    # fields of `Export`, by model, if they are known
+    exports: dict[str, dict[str, str | None]] = field(default_factory=dict, hash=False)
 
     def time_limit_s(self, deployment: str) -> float:
         return self.report_timeout_s if deployment == REPORTS else self.timeout_s

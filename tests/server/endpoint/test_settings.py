@@ -4,7 +4,7 @@ import asyncio
 import json
 import signal
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from http.client import HTTPConnection
 from time import sleep
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ from medimage_server.endpoint.settings import MAX_ROWS, MODELS, EndpointSettings
 from medimage_server.endpoint.worker import Server
 from medimage_server.endpoint.workers import bound, metrics_folder, run_worker
 from medimage_server.errors import LaunchError
+from medimage_server.model_repository import Export
 from tests.server.endpoint.asgi import SETTINGS
 
 FULL = replace(
@@ -47,10 +48,16 @@ def test_settings_of_another_version_are_refused():
 
 def test_deployments_are_those_whose_models_triton_serves():
     images, texts = MODELS["medimageinsight"]
-    assert SETTINGS.serving(["x", texts, images]) == replace(SETTINGS, deployments=("medimageinsight",))
-    assert SETTINGS.serving([*MODELS["medimageinsight"], *MODELS["cxrreportgen"]]).deployments == tuple(MODELS)
+    assert SETTINGS.serving(["x", texts, images], {}) == replace(SETTINGS, deployments=("medimageinsight",))
+    assert SETTINGS.serving([*MODELS["medimageinsight"], *MODELS["cxrreportgen"]], {}).deployments == tuple(MODELS)
     with pytest.raises(LaunchError, match=r"there is nothing to score: .*; Triton serves medimageinsight_image$"):
-        SETTINGS.serving([images])
+        SETTINGS.serving([images], {})
+
+
+def test_what_was_exported_comes_back_from_the_line():
+    export = Export("int8", "onnx", "weights.pt", "0" * 64)
+    settings = SETTINGS.serving(MODELS["medimageinsight"], {"medimageinsight": export})
+    assert EndpointSettings.from_json(settings.to_json()).exports["medimageinsight"] == asdict(export)
 
 
 def test_reports_have_a_time_of_their_own():

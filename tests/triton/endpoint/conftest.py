@@ -31,14 +31,14 @@ def endpoint(triton, tmp_path_factory):
     folder = tmp_path_factory.mktemp("endpoint")
     log, errors = folder / "access.log", folder / "errors.log"
     settings = EndpointSettings(
-        tritons=(f"grpc://{triton.server.host}:{triton.server.grpc_port}",),
+        tritons=(triton.server.url,),
         deployments=tuple(MODELS),
         timeout_s=60.0,
         report_timeout_s=60.0,
         drain_limit_s=5.0,
         key_digests=(digest(KEY),),
         access_log=str(log),
-        triton_metrics=f"http://{triton.server.host}:{triton.server.metrics_port}/metrics",
+        triton_metrics=triton.server.listening.metrics_url,
     )
     with ExitStack() as held:
         listener = held.enter_context(bound("127.0.0.1", 0))
