@@ -85,7 +85,7 @@ def serve(
     if score_port is not None and given:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise click.UsageError(f"with --score-port Triton opens no port; leave out {names}")
-    end_on_signals()
+    hangups = end_on_signals()
     try:
         served = ServedModels(repository, models)
         with ExitStack() as held:
@@ -108,7 +108,7 @@ def serve(
             banner, front = triton_banner(server, served), None
             if score_port is not None:
                 settings = settings.serving(server.models, served.exports())
-                front = held.enter_context(endpoint_front(settings, endpoint.workers, listener, run))
+                front = held.enter_context(endpoint_front(settings, endpoint.workers, listener, run, hangups))
                 banner += endpoint_banner(settings, listener, endpoint.workers)
             click.echo("\n".join(banner))
             watch(

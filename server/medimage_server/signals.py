@@ -3,26 +3,40 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
 
 
-def end_on_signals() -> None:
-    """Ctrl-C and SIGTERM leave the command's `with` blocks. SIGUSR1 and SIGUSR2, which would kill it, mean nothing."""
+class Hangups:
+    """Notes SIGHUP; made by `end_on_signals`."""
+
+    def __init__(self) -> None:
+        self._came = False
+        self._had_terminal = has_terminal()
+
+    def note(self, *_: object) -> None:
+        if self._had_terminal and not has_terminal():
+            sys.exit(0)
+        self._came = True
+
+    def came(self) -> bool:
+        """Whether there was one since this was last asked."""
+        came, self._came = self._came, False
+        return came
+
+
+def end_on_signals() -> Hangups:
+    """Ctrl-C and SIGTERM leave the command's `with` blocks, as does SIGHUP when its terminal was closed.
+
+    Any other SIGHUP is noted, for files that are to be read again; where it is ignored, as under nohup, it stays so.
+    SIGUSR1 and SIGUSR2, which would kill the command, mean nothing.
+    """
+    hangups = Hangups()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-
-
-def on_hangup(read_again: Callable[[], object]) -> None:
-    """SIGHUP reads files again, as for other daemons; when the terminal was closed it ends the command.
-
-    Where it is ignored, as under nohup, it stays ignored.
-    """
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-        return
-    had_terminal = has_terminal()
-    signal.signal(signal.SIGHUP, lambda *_: sys.exit(0) if had_terminal and not has_terminal() else read_again())
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, hangups.note)
+    return hangups
 
 
 def has_terminal() -> bool:

@@ -16,6 +16,10 @@ POLL_S = 0.1
 class Running(Protocol):
     """A server that has been started. None of this waits for it."""
 
+    @property
+    def left_out(self) -> Sequence[str]:
+        """Lines for the operator: what it does not serve though it is ready."""
+
     def is_ready(self) -> bool:
         """Whether it has begun to serve.
 
@@ -96,7 +100,8 @@ class Service(Generic[R]):
                 if self.server is None:
                     self.start()
                 if self.become_ready():
-                    tell(f"{self.name} is ready again")
+                    assert self.server is not None
+                    tell("; not served: ".join([f"{self.name} is ready again", *self.server.left_out]))
             except LaunchError as error:
                 self._give_up(f"did not start: {error}; next try in", tell)
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -27,6 +27,7 @@ class Child:
     process: subprocess.Popen
     is_broken: bool = False  # runs, and does not serve
     looks: object = None  # how often it is looked at until it is ready
+    left_out: tuple = ()
 
     def is_ready(self):
         return self.looks is None or next(self.looks, None) is None
@@ -147,6 +148,17 @@ def test_one_that_is_starting_keeps_no_other_from_being_started():
         watch(services, restart=True, tell=tell_until("fast is ready again", said))
     assert len(slow.processes) == 2
     assert not any("slow is ready" in line for line in said)
+
+
+def test_what_it_does_not_serve_is_said_again():
+    @contextmanager
+    def run():
+        with server.run() as child:
+            yield replace(child, left_out=("a: broken", "b: gone"))
+
+    server = Children(breaks=True)
+    said = watched([Service("a server", run)], "is ready again")
+    assert said[-1] == "a server is ready again; not served: a: broken; not served: b: gone"
 
 
 def test_something_else_is_done_meanwhile():

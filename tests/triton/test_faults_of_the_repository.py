@@ -37,7 +37,9 @@ def test_broken_model_is_named_and_the_others_are_served(own, tmp_path):
         assert any("cxrreportgen_stream/config.pbtxt: line 1:1 : " in line for line in lines)
         (failed,) = [line for line in lines if line.endswith("could not be loaded; see its log above")]
         assert failed.startswith("not served: image_encoder, ")
-        assert lines[-1] == "models: text_tokenizer, text_encoder, text_embedding, medimageinsight_text"
+        models = lines[-1].removeprefix("models: ").split(", ")
+        assert "medimageinsight_text" in models
+        assert not {"image_encoder", "medimageinsight", "medimageinsight_image", "cxrreportgen"} & set(models)
         with MedImageInsight(f"grpc://127.0.0.1:{command.grpc_port}") as client:
             assert client.embed_texts(["heart"]).shape == (1, 1024)
 
@@ -72,4 +74,5 @@ def test_export_that_came_meanwhile_is_not_taken_up_in_silence(own, tmp_path, im
         wait_until(lambda: status_of(port, reports(image)) == 200, within=RESTART_S)
         assert status_of(port, images(image)) == 503
         assert status_of(port, texts("heart")) == 503
-        assert command.has_said("image_encoder: exported or edited since the start; restart to serve what is there now")
+        told = "not served: image_encoder: exported or edited since the start; restart to serve what is there now"
+        assert command.has_said(told)

@@ -1,6 +1,7 @@
 """The launcher and `medimage serve` with a real Triton: what is started is ended, and servers do not meet."""
 
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -11,9 +12,12 @@ import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from medimage_server.launcher import run_triton
-from tests.triton.commands import ANY_PORT, END_S, MEDIMAGE
-from tests.triton.processes import descendants, executable, shared_memory
+from tests.triton.commands import ANY_PORT, END_S, MEDIMAGE, started
+from tests.triton.processes import command_line, descendants, executable, is_running, shared_memory
 from tests.triton.requests import bytes_input, embed_texts
+from tests.waiting import wait_until
+
+CLEAR_S = 10.0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
@@ -53,6 +57,44 @@ def test_serve_fails_when_its_triton_is_killed_and_leaves_no_shared_memory(repos
     assert not [region for region in regions if region.exists()]
 
 
+@pytest.mark.parametrize("after", ["tritonserver", "triton_python_backend_stub"], ids=["at-once", "models-loading"])
+def test_killed_while_triton_starts_it_leaves_nothing(repository, tmp_path, after):
+    """SIGTERM to Triton alone would leave the processes of models that are just being loaded."""
+    command = [*MEDIMAGE, "serve", "--repository", repository, "--score-port=0"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        wait_until(lambda: after in {executable(pid) for pid in descendants(process.pid)})
+        started = descendants(process.pid)
+        guard = started[0]
+        (run,) = [path for path in map(Path, command_line(guard).split()) if path.parent == Path("/dev/shm")]
+        process.kill()
+    started += descendants(guard)
+    wait_until(lambda: not any(map(is_running, started)), within=CLEAR_S, what="that no process is left")
+    assert not list(Path("/dev/shm").glob(f"{run.name}*"))
+    assert not list(tmp_path.glob("medimage-*"))
+
+
+def test_what_a_killed_run_has_left_is_removed_by_the_next(repository, tmp_path):
+    options = ["--repository", repository, "--models=medimageinsight_text", *ANY_PORT]
+    with started("serve", *options, folder=tmp_path / "first", last_line="models: ") as command:
+        processes = [command.process.pid, *descendants(command.process.pid)]
+        regions = shared_memory(command.triton)
+        assert regions
+        for pid in processes:  # the guard is among the first, so that nobody is left to clear up
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not any(map(is_running, processes[1:])))
+    assert all(region.exists() for region in regions)
+    assert list((tmp_path / "first").glob("medimage-triton-*"))
+    with started("serve", *options, folder=tmp_path / "second", last_line="models: ") as command:
+        assert re.search(
+            r"^removed /dev/shm/medimage-triton-\w+, left by a run", command.errors.read_text(), re.MULTILINE
+        )
+        assert not any(region.exists() for region in regions)
+        assert not list((tmp_path / "first").glob("medimage-triton-*"))
+
+
 def test_second_server_runs_beside_the_first_with_its_chosen_models_only(triton, repository, tmp_path):
     with (
         run_triton(repository, models=["medimageinsight_text"], log=tmp_path / "log") as second,
@@ -75,5 +117,5 @@ def test_refused_requests_do_not_keep_the_server_from_ending(repository, tmp_pat
     ):
         with pytest.raises(InferenceServerException, match="row 0: "):
             client.infer("medimageinsight", [bytes_input(name, [row]) for name, row in rows.items()])
-        server.process.terminate()
+        server.ask_to_end()
         assert server.process.wait(END_S) == 0

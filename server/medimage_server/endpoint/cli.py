@@ -58,14 +58,14 @@ def endpoint(
 
     A worker that ends by itself is started again. Exit code 1 if the endpoint cannot start.
     """
-    end_on_signals()
+    hangups = end_on_signals()
     try:
         settings = endpoint.settings(tritons=tritons, triton_metrics=triton_metrics)
         settings = replace(settings, deployments=deployments or find_deployments(tritons))
         with (
             clean_run() as run,
             bound(endpoint.score_host, score_port) as listener,
-            endpoint_front(settings, endpoint.workers, listener, run) as front,
+            endpoint_front(settings, endpoint.workers, listener, run, hangups) as front,
         ):
             click.echo("\n".join(endpoint_banner(settings, listener, endpoint.workers)))
             watch(front.workers, restart=True, tell=lambda line: click.echo(line, err=True), meanwhile=front.look)

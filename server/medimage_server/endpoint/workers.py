@@ -27,6 +27,7 @@ class Worker:
 
     process: subprocess.Popen[bytes]
     ready: int  # a descriptor on which it says so
+    left_out = ()
 
     def is_ready(self) -> bool:
         """Whether it has begun to answer.
