@@ -90,6 +90,7 @@ def endpoint(settings: EndpointSettings, log: AccessLog) -> Starlette:
     )
     app.router.redirect_slashes = False  # a redirection would name the host that the caller says
     app.state.operation = operation
+    app.state.keys = keys
     return app
 
 

@@ -6,11 +6,9 @@ import uuid
 from http import HTTPStatus
 
 import h11
-from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from medimage_server.endpoint.json_response import error_body, error_response
-from medimage_server.endpoint.refusal import RETRY_AFTER
+from medimage_server.endpoint.json_response import error_body
 
 CHECK_EVERY_S = 4.0  # so that one without progress lasts 4 to 8 s
 # Of an answer that the kernel takes before it can be sent. Its own bound is megabytes, of which it takes more only when
@@ -29,15 +27,14 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         connected: socket.socket = transport.get_extra_info("socket")
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)
-        if self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency:
-            self.app = no_room
-        self.limit_concurrency = None  # uvicorn would tell it in plain text, and also those who were there before
         self._waited_for: tuple[str, object] | None = None
         self._n_drained = 0
         self._next_check = self.loop.call_later(CHECK_EVERY_S, self._check)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._next_check.cancel()
+        if visitor := self.app_state.get("visitor"):  # of `door.py`
+            visitor.leave()
         super().connection_lost(exc)
 
     def resume_writing(self) -> None:
@@ -85,11 +82,3 @@ class Connection(H11Protocol):
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
-
-
-async def no_room(scope: Scope, receive: Receive, send: Send) -> None:
-    """In place of the application, for a connection beyond the limit."""
-    request_id = str(uuid.uuid4())
-    headers = {"x-request-id": request_id, RETRY_AFTER: "1", "connection": "close"}
-    message = "too many connections; try again"
-    await error_response(HTTPStatus.SERVICE_UNAVAILABLE, message, request_id, headers)(scope, receive, send)

@@ -4,27 +4,38 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from socket import socket
+from time import monotonic
 
+from medimage_server.endpoint.reception import Reception
 from medimage_server.endpoint.settings import EndpointSettings
 from medimage_server.endpoint.workers import Worker, endpoint_services, metrics_folder
 from medimage_server.run_folder import RunFolder
 from medimage_server.signals import Hangups
 from medimage_server.supervisor import Service, running
 
+ABSENCE_S = 1.5  # of every worker, after which callers are answered in their place; a new start mostly takes less
+
 
 class Front:
     """Running workers; made by `endpoint_front`."""
 
-    def __init__(self, workers: list[Service[Worker]], hangups: Hangups) -> None:
+    def __init__(self, workers: list[Service[Worker]], reception: Reception, hangups: Hangups) -> None:
         self.workers = workers
+        self._reception = reception
         self._hangups = hangups
+        self._served_at = monotonic()
 
     def look(self) -> None:
-        """Do what is due."""
+        """Do what is due: see that callers are answered, and that a hangup reaches all workers."""
+        servers = [worker.server for worker in self.workers if worker.server is not None and worker.is_ready]
+        if any([server.is_alive() for server in servers]):
+            self._served_at = monotonic()
+            self._reception.close()
+        elif monotonic() - self._served_at > ABSENCE_S:
+            self._reception.open()
         if self._hangups.came():
-            for worker in self.workers:
-                if worker.server is not None:
-                    worker.server.process.send_signal(signal.SIGHUP)
+            for server in servers:
+                server.process.send_signal(signal.SIGHUP)
 
 
 @contextmanager
@@ -36,7 +47,12 @@ def endpoint_front(
     Raises:
         LaunchError: one cannot be started.
     """
-    with metrics_folder(run.path, n_workers) as metrics:
-        workers = endpoint_services(settings, n_workers, listener, metrics)
-        with running(workers, before_end=listener.close):
-            yield Front(workers, hangups)
+    workers = endpoint_services(settings, n_workers, listener, metrics_folder(run.path, n_workers))
+    reception = Reception(listener, settings)
+
+    def end_reception() -> None:
+        reception.close()
+        listener.close()
+
+    with running(workers, before_end=end_reception):
+        yield Front(workers, reception, hangups)

@@ -1,16 +1,30 @@
 """What the endpoint counts, for Prometheus, over all its workers.
 
-Workers share their numbers in files of the folder PROMETHEUS_MULTIPROC_DIR, which must be set before this is imported;
-without it a process counts for itself.
+Workers share their numbers in files of the folder PROMETHEUS_MULTIPROC_DIR, named after the number of the worker, which
+both must be set before this is imported; without them a process counts for itself. The files are mapped: one that had
+to grow on a full disk would kill its worker. So they are made before anything is served, as large as they ever get,
+and a worker that is started again goes on with those of the one before it.
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import perf_counter
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
+
+from medimage_server.errors import LaunchError
+
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's
+WORKER_VARIABLE = "MEDIMAGE_WORKER"
+FILES = ("counter", "histogram", "gauge_sum", "gauge_min")  # for each worker; by type, and mode of gauges
+FILE_BYTES = 2**18  # ten times what all labels that there can be take
+
+if FOLDER_VARIABLE in os.environ:
+    # documented for process managers that number their workers
+    values.ValueClass = values.MultiProcessValue(lambda: os.environ[WORKER_VARIABLE])  # type: ignore[no-untyped-call]
 
 # Texts of a phantom take milliseconds, images of the full model seconds on a CPU, reports minutes.
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -34,11 +48,9 @@ STAGE_SECONDS = Histogram(
     buckets=SECONDS,
     registry=OWN,
 )
-IN_FLIGHT = Gauge(
-    "medimage_endpoint_in_flight", "Scoring requests under way.", multiprocess_mode="livesum", registry=OWN
-)
+IN_FLIGHT = Gauge("medimage_endpoint_in_flight", "Scoring requests under way.", multiprocess_mode="sum", registry=OWN)
 IN_FLIGHT_BYTES = Gauge(
-    "medimage_endpoint_in_flight_bytes", "Bodies and answers in memory.", multiprocess_mode="livesum", registry=OWN
+    "medimage_endpoint_in_flight_bytes", "Bodies and answers in memory.", multiprocess_mode="sum", registry=OWN
 )
 RECEIVED_BYTES = Counter("medimage_endpoint_received_bytes", "Bodies received.", registry=OWN)
 SENT_BYTES = Counter("medimage_endpoint_sent_bytes", "Bodies sent.", registry=OWN)
@@ -49,9 +61,28 @@ TRITON_READY = Gauge(
     "medimage_endpoint_triton_ready",
     "Whether a Triton was ready when last asked.",
     ("triton", "deployment"),
-    multiprocess_mode="livemin",
+    multiprocess_mode="min",
     registry=OWN,
 )
+
+
+IN_FLIGHT.set(0)  # a worker before us may have ended with other numbers
+IN_FLIGHT_BYTES.set(0)
+
+
+def reserve(folder: Path, n_workers: int) -> None:
+    """Make the files of workers 1 to `n_workers`, with all the room that they need.
+
+    Raises:
+        LaunchError: there is not so much room.
+    """
+    for worker in range(1, n_workers + 1):
+        for name in FILES:
+            try:
+                with (folder / f"{name}_{worker}.db").open("xb") as file:
+                    os.posix_fallocate(file.fileno(), 0, FILE_BYTES)
+            except OSError as error:
+                raise LaunchError(f"cannot reserve memory for the numbers of workers: {error}") from error
 
 
 class Stages:
@@ -71,7 +102,7 @@ class Stages:
 
 def registry() -> CollectorRegistry:
     """The numbers of all workers, where there are several."""
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    if FOLDER_VARIABLE not in os.environ:
         return OWN
     merged = CollectorRegistry()
     MultiProcessCollector(merged)  # type: ignore[no-untyped-call]  # prometheus_client types its core alone

@@ -12,6 +12,7 @@ from medimage_client.transport import SOCKET
 from medimage_server.endpoint import metrics
 from medimage_server.endpoint.authorization import authorize
 from medimage_server.endpoint.balancing import BalancedTransport
+from medimage_server.endpoint.door import welcome
 from medimage_server.endpoint.json_response import JSONResponse
 from medimage_server.endpoint.keys import Keyring
 from medimage_server.endpoint.refusal import MODEL_FAILED, ending, not_ready
@@ -53,6 +54,7 @@ class Operation:
 
     async def status(self, request: Request) -> Response:
         authorize(request.headers, self._keys)
+        welcome(request.scope)
         transport, settings = self._transport, self._settings
         told = metrics.counts_by_status()
         return JSONResponse(
@@ -78,6 +80,7 @@ class Operation:
 
     async def metrics(self, request: Request) -> Response:
         authorize(request.headers, self._keys)
+        welcome(request.scope)
         return Response(metrics.page() + await self._tritons_page(), media_type=CONTENT_TYPE_LATEST)
 
     async def _tritons_page(self) -> bytes:

@@ -17,6 +17,7 @@ from medimage_server.endpoint.access_log import Entry
 from medimage_server.endpoint.admission import Gate, Memory, Share
 from medimage_server.endpoint.authorization import authorize
 from medimage_server.endpoint.body import Body
+from medimage_server.endpoint.door import welcome
 from medimage_server.endpoint.json_response import JSONResponse
 from medimage_server.endpoint.keys import Keyring
 from medimage_server.endpoint.metrics import Stages
@@ -87,6 +88,7 @@ class ScoreRoute:
     async def _answer(self, exchange: Exchange) -> None:
         headers, entry, stages = exchange.headers, exchange.entry, exchange.stages
         authorize(headers, self._keys)
+        welcome(exchange.scope)
         deployment = self._named_deployment(exchange.scope, headers)
         entry.deployment = deployment or UNKNOWN
         layout = self._layout(headers)

@@ -1,4 +1,4 @@
-"""One worker of the endpoint: `python -m medimage_server.endpoint.worker LISTENING_FD READY_FD`.
+"""One worker of the endpoint: `python -m medimage_server.endpoint.worker LISTENING_FD BEAT_FD`.
 
 Its settings come as a line of JSON on standard input, which then stays open: its end is the end of the parent, and of
 the worker, so that nothing is left behind when the parent is killed.
@@ -8,8 +8,15 @@ import asyncio
 import logging
 import math
 import os
+import resource
+import signal
 import socket
+import ssl
 import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -17,31 +24,68 @@ import uvicorn
 from medimage_server.endpoint.access_log import access_log
 from medimage_server.endpoint.app import endpoint
 from medimage_server.endpoint.connection import Connection
+from medimage_server.endpoint.door import Door
+from medimage_server.endpoint.keys import Keyring
 from medimage_server.endpoint.operation import Operation
 from medimage_server.endpoint.settings import EndpointSettings
+from medimage_server.endpoint.workers import check_tls
+from medimage_server.errors import LaunchError
 
-MAX_CONNECTIONS = 1000  # of a worker; file descriptors have a bound, too
-BACKLOG = 512
+OPEN_FILES = 4096  # more than the connections that `door.py` takes in
 KEEP_ALIVE_S = 20  # of an idle connection; longer than aiohttp's 15, which could use it just as it closes
 MAX_HEAD_BYTES = 32 * 1024
-READY = b"ready"
+BEAT = b"."
+BEAT_EVERY_S = 0.5
+
+logger = logging.getLogger("medimage_server.endpoint.worker")  # this runs as __main__
 
 
 class Server(uvicorn.Server):
-    """Told to end, it says that it is not ready, serves on for a while, then refuses connections and finishes."""
+    """Told to end, it says that it is not ready, serves on for a while, then refuses connections and finishes.
 
-    def __init__(self, config: uvicorn.Config, operation: Operation, *, drain_delay_s: float, ready_fd: int) -> None:
+    Args:
+        beat_fd: where it gives signs of life, the first when it begins to answer.
+        read_again: is called for SIGHUP.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        operation: Operation,
+        *,
+        drain_delay_s: float,
+        beat_fd: int,
+        read_again: Callable[[], object],
+    ) -> None:
         super().__init__(config)
         self._operation = operation
         self._drain_delay_s = drain_delay_s
-        self._ready_fd = ready_fd
+        self._beat_fd = beat_fd
+        self._read_again = read_again
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)
+        assert sockets is not None
+        await super().startup([])  # uvicorn would accept connections itself, and without any bound
+        make_protocol = partial(
+            Connection, config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        door = Door(sockets[0], make_protocol, self.config.ssl)
+        self._receiving = self._loop.create_task(door.receive())
         self._loop.add_reader(sys.stdin.fileno(), self._parent_has_ended)
-        os.write(self._ready_fd, READY)
-        os.close(self._ready_fd)
+        self._loop.add_signal_handler(signal.SIGHUP, self._read_again)
+        os.set_blocking(self._beat_fd, False)
+        self._beat()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._receiving.cancel()
+        await asyncio.wait([self._receiving])
+        await super().shutdown(sockets)
+
+    def _beat(self) -> None:
+        with suppress(OSError):  # the parent does not read, or has gone
+            os.write(self._beat_fd, BEAT)
+        self._loop.call_later(BEAT_EVERY_S, self._beat)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.started:
@@ -64,8 +108,27 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
+def read_again(keys: Keyring, settings: EndpointSettings, context: ssl.SSLContext | None) -> None:
+    """Keys and certificate, from their files. A certificate that cannot be used leaves the one before."""
+    keys.read_again()
+    if context is None:
+        return
+    assert settings.tls_certificate and settings.tls_key
+    try:
+        check_tls(Path(settings.tls_certificate), Path(settings.tls_key))
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+    except (LaunchError, OSError) as error:
+        logger.warning("%s; the certificate before stays in use", error)
+    else:
+        logger.info("the certificate was read again")
+
+
 def main() -> None:
-    listening_fd, ready_fd = map(int, sys.argv[1:])
+    listening_fd, beat_fd = map(int, sys.argv[1:])
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    open_files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_files, min(most, OPEN_FILES)), most))
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("medimage_server").setLevel(logging.INFO)
     settings = EndpointSettings.from_json(sys.stdin.readline())
@@ -81,15 +144,19 @@ def main() -> None:
             access_log=False,
             server_header=False,
             proxy_headers=False,  # nothing here depends on who the caller says to be
-            limit_concurrency=MAX_CONNECTIONS,
-            backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             timeout_graceful_shutdown=math.ceil(settings.drain_limit_s),  # uvicorn wants whole seconds
             ssl_certfile=settings.tls_certificate,
             ssl_keyfile=settings.tls_key,
         )
-        server = Server(config, app.state.operation, drain_delay_s=settings.drain_delay_s, ready_fd=ready_fd)
+        server = Server(
+            config,
+            app.state.operation,
+            drain_delay_s=settings.drain_delay_s,
+            beat_fd=beat_fd,
+            read_again=lambda: read_again(app.state.keys, settings, config.ssl),
+        )
         server.run(sockets=[socket.socket(fileno=listening_fd)])
 
 

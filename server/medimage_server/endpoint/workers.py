@@ -7,48 +7,76 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from select import select
+from time import monotonic
 
-from prometheus_client.multiprocess import mark_process_dead
-
+from medimage_server.endpoint import metrics
 from medimage_server.endpoint.settings import EndpointSettings
 from medimage_server.errors import LaunchError
 from medimage_server.processes import exit_of
+from medimage_server.silence import Silence
 from medimage_server.supervisor import Service
 
+START_TIMEOUT_S = 60.0
+SILENT_S = 10.0  # of no sign of life, of which there are two a second; then it is started again
+LATE_S = 2.5  # without one, callers are answered in its place
+PIPE_BYTES = 2**16
 END_MARGIN_S = 8.0  # beyond its drain: for calls that are left alone, and the last lines of the log
 
 
-@dataclass(frozen=True, slots=True)
 class Worker:
-    """A worker from its start."""
+    """A worker from its start.
 
-    process: subprocess.Popen[bytes]
-    ready: int  # a descriptor on which it says so
+    Args:
+        beats: a descriptor on which it gives signs of life, the first when it begins to answer.
+    """
+
     left_out = ()
+
+    def __init__(self, process: subprocess.Popen[bytes], beats: int) -> None:
+        self.process = process
+        self._beats = beats
+        self._n_beats = 0
+        self._heard_at = 0.0
+        self._start_limit = monotonic() + START_TIMEOUT_S
+        self._silence = Silence(SILENT_S)
 
     def is_ready(self) -> bool:
         """Whether it has begun to answer.
 
         Raises:
-            LaunchError: it has ended; its reason is on standard error.
+            LaunchError: it has ended, for a reason that is on standard error, or takes too long.
         """
-        has_spoken = select([self.ready], [], [], 0)[0]
-        if has_spoken and not os.read(self.ready, 1):  # nothing to read is its end
-            raise LaunchError("a worker of the endpoint did not start; see its message above")
-        return bool(has_spoken)
+        if self._listen() == 0 and self.process.poll() is not None:
+            raise LaunchError("it ended at its start; see its message above")
+        if monotonic() > self._start_limit:
+            raise LaunchError(f"it was not ready after {START_TIMEOUT_S:g} s")
+        return self._n_beats > 0
 
     def failure(self) -> str | None:
         """Why it does not serve any more, None while it does."""
-        return exit_of(self.process)
+        is_silent = self._silence.lasts(self._listen())
+        return exit_of(self.process) or (f"gave no sign of life for {SILENT_S:g} s" if is_silent else None)
+
+    def is_alive(self) -> bool:
+        """Whether it has given a sign of life just now; less patient than `failure`."""
+        self._listen()
+        return exit_of(self.process) is None and monotonic() - self._heard_at < LATE_S
 
     def ask_to_end(self) -> None:
         self.process.terminate()
 
     def kill(self) -> None:
         self.process.kill()
+
+    def _listen(self) -> int:
+        """How many signs of life there have been."""
+        while select([self._beats], [], [], 0)[0] and (beats := os.read(self._beats, PIPE_BYTES)):
+            self._n_beats += len(beats)
+            self._heard_at = monotonic()
+        return self._n_beats
 
 
 @contextmanager
@@ -69,50 +97,60 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-@contextmanager
-def metrics_folder(parent: Path, n_workers: int) -> Iterator[Path]:
-    """Where workers share their numbers, see `metrics.py`."""
+def metrics_folder(parent: Path, n_workers: int) -> Path:
+    """A folder where workers share their numbers, see `metrics.py`.
+
+    Raises:
+        LaunchError: there is no room for them.
+    """
     folder = parent / "numbers"
     folder.mkdir()
-    yield folder
+    metrics.reserve(folder, n_workers)
+    return folder
 
 
 @contextmanager
-def run_worker(settings: EndpointSettings, listener: socket.socket, metrics: Path) -> Iterator[Worker]:
-    """A worker for as long as the `with` block lasts; at its end requests under way are finished, within limits."""
-    ready, written_by_worker = os.pipe()
+def run_worker(
+    settings: EndpointSettings, listener: socket.socket, metrics_folder: Path, number: int = 1
+) -> Iterator[Worker]:
+    """A worker for as long as the `with` block lasts; at its end requests under way are finished, within limits.
+
+    Args:
+        number: from 1 on; one that is started again has the number of the one before it.
+    """
+    beats, written_by_worker = os.pipe()
     with ExitStack() as held:
-        held.callback(os.close, ready)
+        held.callback(os.close, beats)
         try:
             descriptors = (listener.fileno(), written_by_worker)
             process = subprocess.Popen(
                 [sys.executable, "-m", "medimage_server.endpoint.worker", *map(str, descriptors)],
                 stdin=subprocess.PIPE,
                 pass_fds=descriptors,
-                env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(metrics)},
+                env=os.environ | {metrics.FOLDER_VARIABLE: str(metrics_folder), metrics.WORKER_VARIABLE: str(number)},
                 start_new_session=True,  # Ctrl-C reaches us alone
             )
         finally:
             os.close(written_by_worker)
-        held.callback(_stop, process, settings, metrics)
+        held.callback(_stop, process, settings)
         assert process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended already, which is seen below
+        with suppress(BrokenPipeError):  # it has ended already, which is seen later
             process.stdin.write(settings.to_json().encode() + b"\n")
             process.stdin.flush()
-        yield Worker(process, ready)
+        yield Worker(process, beats)
 
 
 def endpoint_services(
-    settings: EndpointSettings, workers: int, listener: socket.socket, metrics: Path
+    settings: EndpointSettings, n_workers: int, listener: socket.socket, metrics_folder: Path
 ) -> list[Service[Worker]]:
     """The workers, for a supervisor."""
     return [
-        Service(f"worker {n} of the endpoint", lambda: run_worker(settings, listener, metrics))
-        for n in range(1, workers + 1)
+        Service(f"worker {n} of the endpoint", partial(run_worker, settings, listener, metrics_folder, n))
+        for n in range(1, n_workers + 1)
     ]
 
 
-def _stop(process: subprocess.Popen[bytes], settings: EndpointSettings, metrics: Path) -> None:
+def _stop(process: subprocess.Popen[bytes], settings: EndpointSettings) -> None:
     try:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -123,7 +161,6 @@ def _stop(process: subprocess.Popen[bytes], settings: EndpointSettings, metrics:
         assert process.stdin is not None
         with suppress(BrokenPipeError):
             process.stdin.close()
-        mark_process_dead(process.pid, str(metrics))  # type: ignore[no-untyped-call]
 
 
 def check_tls(certificate: Path | None, key: Path | None) -> None:
