@@ -153,7 +153,7 @@ def compare(servers: Servers, rows: Path, scratch: Path, callers: list[int], sec
 def saturated(servers: Servers, rows: Path, scratch: Path, seconds: int) -> dict:
     """Callers four times as many as there is room for: what they are told, and what the processes need."""
     locust(servers.endpoint_url, "MixedUser", MAX_REQUESTS, 10, rows, scratch)  # so that what grows once has grown
-    with sampled(lambda: {"endpoint": rss_mb(servers.worker.pid), "triton": rss_mb(servers.triton.pid)}) as samples:
+    with sampled(lambda: {"endpoint": rss_mb(servers.worker), "triton": rss_mb(servers.triton)}) as samples:
         answered = locust(servers.endpoint_url, "MixedUser", OVERLOAD * MAX_REQUESTS, seconds, rows, scratch)
     after = servers.metrics()
     at_end = {name: sum(value for (other, _), value in after.items() if other == name) for name in AT_REST}

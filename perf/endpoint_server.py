@@ -1,19 +1,20 @@
 """A Triton with the phantom checkpoint and the scoring endpoint in front of it, to be measured."""
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
-from subprocess import Popen
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from medimage_export.medimageinsight.export import export_medimageinsight
 from medimage_export.repository import copy_unexported
 from medimage_server.endpoint.settings import EndpointSettings
-from medimage_server.endpoint.workers import bound, metrics_folder, run_worker
+from medimage_server.endpoint.workers import bound, endpoint_services, metrics_folder
 from medimage_server.launcher import run_triton
+from medimage_server.supervisor import running
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,8 +23,8 @@ ROOT = Path(__file__).parents[1]
 class Servers:
     grpc_address: str
     endpoint_address: tuple[str, int]
-    triton: Popen[bytes]
-    worker: Popen[bytes]
+    triton: int  # process ids
+    worker: int
 
     @property
     def grpc_url(self) -> str:
@@ -73,6 +74,8 @@ def serve(repository: Path, scratch: Path, *, max_requests: int = 64) -> Iterato
             access_log=str(scratch / "access.log"),
             triton_metrics=f"http://127.0.0.1:{triton.metrics_port}/metrics",
         )
-        worker = held.enter_context(run_worker(settings, listener, held.enter_context(metrics_folder())))
+        numbers = Path(held.enter_context(tempfile.TemporaryDirectory(dir=scratch)))
+        workers = endpoint_services(settings, 1, listener, metrics_folder(numbers, 1))
+        (worker,) = held.enter_context(running(workers))
         address = f"127.0.0.1:{triton.grpc_port}"
-        yield Servers(address, listener.getsockname(), triton.process, worker.process)
+        yield Servers(address, listener.getsockname(), triton.pid, worker.process.pid)

@@ -10,7 +10,7 @@ import ssl
 import uuid
 from contextlib import suppress
 from http import HTTPStatus
-from threading import Thread
+from threading import Event, Thread
 
 from medimage_server.endpoint.json_response import error_body
 from medimage_server.endpoint.refusal import RECOVERY_S
@@ -35,14 +35,14 @@ class Reception:
         self._listener = listener
         self._settings = settings
         self._thread: Thread | None = None
-        self._loop = asyncio.new_event_loop()
         self._n_callers = 0
 
     def open(self) -> None:
         if self._thread is None:
-            self._closing = asyncio.Event()
-            self._thread = Thread(target=self._loop.run_until_complete, args=(self._receive(),), daemon=True)
+            is_open = Event()
+            self._thread = Thread(target=lambda: asyncio.run(self._receive(is_open)), daemon=True)
             self._thread.start()
+            is_open.wait()
 
     def close(self) -> None:
         if self._thread is not None:
@@ -50,11 +50,10 @@ class Reception:
             self._thread.join()
             self._thread = None
 
-    async def _receive(self) -> None:
-        context = None
-        if self._settings.tls_certificate:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(self._settings.tls_certificate, self._settings.tls_key)
+    async def _receive(self, is_open: Event) -> None:
+        self._loop, self._closing = asyncio.get_running_loop(), asyncio.Event()
+        is_open.set()
+        context = self._context()
         server = await asyncio.start_server(
             self._answer,
             sock=self._listener.dup(),
@@ -63,6 +62,17 @@ class Reception:
         )
         async with server:
             await self._closing.wait()
+
+    def _context(self) -> ssl.SSLContext | None:
+        """None also where the certificate has gone: what is told then is at least the end of the connection."""
+        if self._settings.tls_certificate is None:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(self._settings.tls_certificate, self._settings.tls_key)
+        except (OSError, ssl.SSLError):
+            return None
+        return context
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._n_callers += 1

@@ -15,7 +15,6 @@ CHECK_EVERY_S = 0.1
 KEEP_ALIVE_S = 0.4  # uvicorn's, for idle connections
 WAIT_S = 10.0
 PART_BYTES = 2**16  # of an answer
-MAX_CONNECTIONS = 5
 HEAD = b"POST / HTTP/1.1\r\nhost: x\r\n"
 
 
@@ -66,7 +65,6 @@ async def serving(application):
         log_config=None,
         access_log=False,
         timeout_keep_alive=KEEP_ALIVE_S,
-        limit_concurrency=MAX_CONNECTIONS,
     )
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -234,21 +232,6 @@ async def test_body_that_ends_after_its_answer_leaves_the_connection_for_the_nex
     writer.write(b"xx" + HEAD + b"connection: close\r\n\r\n")
     assert (await rest(reader))[0].endswith(b"\r\n\r\n0")
     assert application.n_requests == 2
-
-
-async def test_connection_beyond_the_limit_is_told_in_json_when_to_come_again(connect, application):
-    held = [await connect() for _ in range(MAX_CONNECTIONS - 1)]
-    reader, writer = await connect()
-    writer.write(HEAD + b"x-request-id: r1\r\n\r\n")
-    head, _, body = (await rest(reader))[0].partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 503 ")
-    headers = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
-    assert (headers[b"content-type"], headers[b"retry-after"]) == (b"application/json", b"1")
-    told = json.loads(body)
-    assert (told["status"], told["request_id"].encode()) == (503, headers[b"x-request-id"])
-    assert application.n_requests == 0
-    held[0][1].write(HEAD + b"connection: close\r\n\r\n")  # those before are served
-    assert (await rest(held[0][0]))[0].endswith(b"\r\n\r\n0")
 
 
 async def test_caller_that_goes_leaves_no_check_behind(connect):

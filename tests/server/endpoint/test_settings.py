@@ -14,9 +14,10 @@ import uvicorn
 
 from medimage_server.endpoint.settings import MAX_ROWS, MODELS, EndpointSettings
 from medimage_server.endpoint.worker import Server
-from medimage_server.endpoint.workers import bound, metrics_folder, run_worker
+from medimage_server.endpoint.workers import bound, endpoint_services, metrics_folder
 from medimage_server.errors import LaunchError
 from medimage_server.model_repository import Export
+from medimage_server.supervisor import running
 from tests.server.endpoint.asgi import SETTINGS
 
 FULL = replace(
@@ -73,13 +74,12 @@ def test_rows_and_models_are_those_of_azures_documentation_and_the_repository():
     }
 
 
-def test_half_a_second_is_a_limit_too():
+def test_half_a_second_is_a_limit_too(tmp_path):
     """A worker that is told to end waits for it: the rest of this body comes 0.2 s later."""
     settings = replace(SETTINGS, tritons=("grpc://127.0.0.1:1",), drain_limit_s=0.5)
     with (
         bound("127.0.0.1", 0) as listener,
-        metrics_folder() as folder,
-        run_worker(settings, listener, folder) as worker,
+        running(endpoint_services(settings, 1, listener, metrics_folder(tmp_path, 1))) as (worker,),
         closing(HTTPConnection(*listener.getsockname(), timeout=10)) as connection,
     ):
         connection.putrequest("POST", "/score")
@@ -97,7 +97,7 @@ def test_half_a_second_is_a_limit_too():
 async def test_signal_leaves_the_loop_that_it_interrupts_alone():
     """Else the request whose timer is being set is lost."""
     loop, operation = asyncio.get_running_loop(), SimpleNamespace(is_draining=False)
-    server = Server(uvicorn.Config(app=None), operation, drain_delay_s=0.0, ready_fd=-1)
+    server = Server(uvicorn.Config(app=None), operation, drain_delay_s=0.0, beat_fd=-1, read_again=pytest.fail)
     server.started, server._loop = True, loop
     timers = list(loop._scheduled)
     server.handle_exit(signal.SIGTERM, None)

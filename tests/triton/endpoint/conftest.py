@@ -8,7 +8,8 @@ import pytest
 
 from medimage_server.endpoint.keys import digest
 from medimage_server.endpoint.settings import MODELS, EndpointSettings
-from medimage_server.endpoint.workers import bound, metrics_folder, run_worker
+from medimage_server.endpoint.workers import bound, endpoint_services, metrics_folder
+from medimage_server.supervisor import running
 from tests.triton.endpoint.raw_http import KEY
 
 
@@ -43,5 +44,5 @@ def endpoint(triton, tmp_path_factory):
     with ExitStack() as held:
         listener = held.enter_context(bound("127.0.0.1", 0))
         with standard_error_to(errors):
-            held.enter_context(run_worker(settings, listener, held.enter_context(metrics_folder())))
+            held.enter_context(running(endpoint_services(settings, 1, listener, metrics_folder(folder, 1))))
         yield SimpleNamespace(address=listener.getsockname(), access_log=log, errors=errors)

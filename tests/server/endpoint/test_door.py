@@ -1,0 +1,210 @@
+"""Who holds connections open keeps nobody out: real sockets, with uvicorn's protocol in the test's event loop."""
+
+import asyncio
+import errno
+import socket
+import ssl
+import subprocess
+from contextlib import asynccontextmanager
+from functools import partial
+from shutil import which
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from medimage_server.endpoint import door as module
+from medimage_server.endpoint.connection import Connection
+from medimage_server.endpoint.door import Door, network_of, welcome
+from medimage_server.endpoint.refusal import Refusal
+
+WAIT_S = 10.0
+KEEP_ALIVE_S = 20
+GET = b"GET /%s HTTP/1.1\r\nhost: a\r\n\r\n"
+
+
+async def application(scope, receive, send):
+    """Lets pass who asks for /pass; answers /slow after a message of the body."""
+    status = 200
+    if scope["path"] == "/pass":
+        try:
+            welcome(scope)
+        except Refusal as refusal:
+            status = refusal.status
+    if scope["path"] == "/slow":
+        await receive()
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@asynccontextmanager
+async def opened(context=None):
+    """A door; gives a function that connects to it."""
+    config = uvicorn.Config(application, lifespan="off", log_config=None, timeout_keep_alive=KEEP_ALIVE_S, ws="none")
+    config.load()
+    make = partial(Connection, config=config, server_state=ServerState(), app_state={})
+    writers = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        receiving = asyncio.create_task(Door(listener, make, context).receive())
+
+        async def connect(**options):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, **options)
+            writers.append(writer)
+            return reader, writer
+
+        try:
+            yield connect
+        finally:
+            receiving.cancel()
+            await asyncio.wait([receiving])
+            for writer in writers:
+                writer.close()
+
+
+async def ask(connection, path=b"live"):
+    """The status of an answer; 0 of a connection that has ended."""
+    reader, writer = connection
+    writer.write(GET % path)
+    try:
+        async with asyncio.timeout(WAIT_S):
+            head = await reader.readuntil(b"\r\n\r\n")
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return 0
+    return int(head.split()[1])
+
+
+async def has_ended(connection):
+    reader, _ = connection
+    try:
+        async with asyncio.timeout(WAIT_S):
+            return await reader.read() == b""
+    except ConnectionError:
+        return True
+
+
+@pytest.fixture
+def few(monkeypatch):
+    monkeypatch.setattr(module, "MAX_STRANGERS_OF_ADDRESS", 3)
+
+
+async def test_newest_is_let_in_and_the_oldest_stranger_goes(few):
+    async with opened() as connect:
+        silent = [await connect() for _ in range(5)]
+        assert await ask(await connect()) == 200
+        assert await ask(silent[-1]) == 200
+        for connection in silent[:3]:
+            assert await has_ended(connection)
+
+
+async def test_who_was_let_pass_stays_whoever_comes(few):
+    async with opened() as connect:
+        guest = await connect()
+        assert await ask(guest, b"pass") == 200
+        for _ in range(10):
+            await connect()
+        assert await ask(await connect()) == 200
+        assert await ask(guest, b"pass") == 200
+
+
+async def test_one_that_waits_goes_before_one_that_is_answered(few):
+    async with opened() as connect:
+        at_work = await connect()
+        at_work[1].write(b"POST /slow HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\n")
+        idle = [await connect() for _ in range(4)]
+        assert await ask(await connect()) == 200
+        assert await has_ended(idle[0])
+        at_work[1].write(b"x")
+        assert (await at_work[0].readline()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_all_strangers_together_have_a_bound(monkeypatch):
+    monkeypatch.setattr(module, "MAX_STRANGERS", 3)
+    addresses = iter(range(100))
+    monkeypatch.setattr(module, "network_of", lambda host: str(next(addresses)))
+    async with opened() as connect:
+        silent = [await connect() for _ in range(4)]
+        assert await ask(silent[-1]) == 200
+        assert await has_ended(silent[0])
+
+
+async def test_guests_have_a_bound_and_are_told(monkeypatch):
+    monkeypatch.setattr(module, "MAX_GUESTS", 2)
+    async with opened() as connect:
+        guests = [await connect() for _ in range(3)]
+        assert [await ask(guest, b"pass") for guest in guests] == [200, 200, 503]
+        guests[0][1].close()
+        assert await has_ended(guests[0])
+        async with asyncio.timeout(WAIT_S):
+            while await ask(guests[2], b"pass") != 200:
+                await asyncio.sleep(0.01)
+
+
+async def test_stranger_may_be_idle_for_less_long_than_a_guest(monkeypatch):
+    monkeypatch.setattr(module, "STRANGER_IDLE_S", 0.2)
+    async with opened() as connect:
+        guest, stranger = await connect(), await connect()
+        assert [await ask(guest, b"pass"), await ask(stranger)] == [200, 200]
+        assert await has_ended(stranger)
+        assert await ask(guest) == 200
+
+
+async def test_failed_accept_is_tried_again(monkeypatch, caplog):
+    loop = asyncio.get_running_loop()
+    accept, failures = loop.sock_accept, [OSError(errno.EMFILE, "Too many open files")] * 2
+
+    async def sock_accept(listener):
+        if failures:
+            raise failures.pop()
+        return await accept(listener)
+
+    monkeypatch.setattr(loop, "sock_accept", sock_accept)
+    async with opened() as connect:
+        assert await ask(await connect()) == 200
+    assert [record.getMessage() for record in caplog.records] == [
+        "cannot take a connection in: Too many open files"
+    ] * 2
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    if which("openssl") is None:
+        pytest.skip("there is no openssl to make a certificate with")
+    folder = tmp_path_factory.mktemp("tls")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days=1", "-subj=/CN=localhost"]
+    command += [f"-keyout={folder / 'key'}", f"-out={folder / 'pem'}"]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "pem", folder / "key")
+    return context
+
+
+async def test_silent_handshakes_are_counted_and_end(certificate, few, monkeypatch):
+    monkeypatch.setattr(module, "HANDSHAKE_S", 0.5)
+    trusting = ssl.create_default_context()
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    async with opened(certificate) as connect:
+        silent = [await connect() for _ in range(5)]
+        assert await ask(await connect(ssl=trusting)) == 200
+        assert await has_ended(silent[0])  # at once, as the oldest
+        assert await has_ended(silent[-1])  # after the time for a handshake
+        plain = await connect()
+        assert await ask(plain) == 0
+        assert await ask(await connect(ssl=trusting)) == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "network"),
+    [
+        ("127.0.0.1", "loopback"),
+        ("127.1.2.3", "loopback"),
+        ("::1", "loopback"),
+        ("::ffff:127.0.0.9", "loopback"),
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_what_counts_as_one_address(host, network):
+    assert network_of(host) == network
