@@ -202,9 +202,11 @@ def check_gif(file: bytes) -> None:
             position += 1 + length
             blocks += 1
             if blocks > MAX_GIF_BLOCKS:
-                refuse("GIF", f"more than {MAX_GIF_BLOCKS} blocks before its pixels")
+                break
         position += 1
         blocks += 1
+        if blocks > MAX_GIF_BLOCKS:
+            refuse("GIF", f"more than {MAX_GIF_BLOCKS} blocks before its pixels")
 
 
 def check_webp(file: bytes) -> None:
