@@ -2,7 +2,6 @@
 
 import struct
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 from medimage_server.errors import InvalidInput
 from medimage_server.image_preprocessing import OneImage, Standardization
 
-MEASURED = struct.Struct("dd")
+MEASURED = struct.Struct("dd?")
 SHAPE = (MEASURED.size,)
 
 
@@ -20,11 +19,14 @@ class Measured:
     one_image: OneImage
 
     def __call__(self, data):
-        """Seconds of computing time and the most megabytes that this process has had in memory, as bytes."""
+        """Seconds of computing time, the most megabytes that this process has had, and whether it is an image."""
         start = time.process_time()
-        with suppress(InvalidInput):  # a refusal is measured like any other end
+        try:
             self.one_image(data, Standardization())
-        return np.frombuffer(MEASURED.pack(time.process_time() - start, peak_mb()), np.uint8)
+            is_image = True
+        except InvalidInput:
+            is_image = False
+        return np.frombuffer(MEASURED.pack(time.process_time() - start, peak_mb(), is_image), np.uint8)
 
 
 def peak_mb():

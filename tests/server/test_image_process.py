@@ -13,6 +13,7 @@ import pytest
 
 from medimage_server.errors import Cancelled, InferenceFailed, InvalidInput, Unavailable
 from medimage_server.image_process import ImageLimits, ImageProcess
+from medimage_server.image_requests import fill_rows
 from tests.paths import ROOT
 from tests.server.acting import SHAPE, act
 from tests.triton.processes import is_running
@@ -63,6 +64,22 @@ def test_computing_time_is_counted_for_each_image_anew(process):
     for _ in range(5):
         process.run(b"burn")
     assert process.pid == before
+
+
+def test_image_over_a_limit_is_named_by_its_row_and_the_next_request_is_served(process):
+    pixels = np.zeros((2, *SHAPE), np.uint8)
+    with pytest.raises(InvalidInput) as caught:
+        fill_rows(pixels, [b"good", b"loop"], process.run)
+    assert str(caught.value) == f"row 1: {TIME}"
+    fill_rows(pixels, [b"good", b"good"], process.run)
+    assert pixels.tolist() == [[1, 2, 3, 4]] * 2
+
+
+def test_request_is_asked_before_each_of_its_images_whether_it_was_cancelled(process):
+    pixels = np.zeros((3, *SHAPE), np.uint8)
+    with pytest.raises(Cancelled):
+        fill_rows(pixels, [b"good"] * 3, process.run, is_cancelled=after(3))
+    assert pixels.tolist() == [[1, 2, 3, 4], [1, 2, 3, 4], [0] * 4]
 
 
 def after(questions):
