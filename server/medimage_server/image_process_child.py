@@ -81,14 +81,19 @@ def take_away() -> None:
 def limit_memory(memory_bytes: int) -> None:
     with open("/proc/self/statm") as file:
         at_rest = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (at_rest + memory_bytes, resource.RLIM_INFINITY))
+    set_limit(resource.RLIMIT_AS, at_rest + memory_bytes)
 
 
 def limit_cpu(cpu_s: int) -> None:
     """From now on. The kernel counts whole seconds, so that an image has up to one more."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    limit = int(used.ru_utime + used.ru_stime) + 1 + cpu_s
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+    set_limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + cpu_s)
+
+
+def set_limit(kind: int, soft: int) -> None:
+    """Or what an operator allows, if that is less."""
+    _, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
 if __name__ == "__main__":

@@ -23,10 +23,11 @@ COMPRESSED_CHUNKS = (b"zTXt", b"iTXt", b"iCCP")
 # Encoders write about 10; libtiff refuses more than these (tif_jpeg.c) in the JPEGs that it reads.
 MAX_JPEG_SCANS = 100
 START_OF_SCAN = b"\xff\xda"  # nowhere in compressed pixels, where 00 follows each FF
-# Before the pixels. A profile has at most 255 segments, 10 MB of XMP have 160. Pillow joins those of Exif one by one.
-MAX_JPEG_SEGMENTS = 512
+MAX_JPEG_SEGMENTS = 512  # before the pixels; a profile has at most 255, and 10 MB of XMP have 160
+MAX_JPEG_EXIF = 64  # segments, of which cameras write one; Pillow joins them one by one
 MAX_JPEG_FILL = 2**16  # bytes between segments, which Pillow reads one by one
-MARKER = re.compile(rb"[^\xff]*\xff+([^\xff])")
+EXIF = re.compile(rb"\xff\xe1..Exif\0\0", re.DOTALL)
+MARKER = re.compile(rb"[^\xff]*+\xff++([^\xff])")
 ALONE = {0x00, 0x01, *range(0xD0, 0xDA)}  # markers that are no segments: nothing follows
 
 MAX_TIFF_TAGS = 4096  # files of microscopes have some hundred
@@ -60,8 +61,8 @@ def check_structure(file: bytes) -> None:
         if file.startswith(signature):
             try:
                 check(file)
-            except (struct.error, IndexError):
-                return  # it ends within a header
+            except (struct.error, IndexError, OverflowError):
+                return  # it ends within a header, or points beyond any end
 
 
 def refuse(format: str, what: str) -> None:
@@ -88,6 +89,8 @@ def check_png(file: bytes) -> None:
 def check_jpeg(file: bytes) -> None:
     if file.count(START_OF_SCAN) > MAX_JPEG_SCANS:
         refuse("JPEG", f"more than {MAX_JPEG_SCANS} scans")
+    if len(EXIF.findall(file)) > MAX_JPEG_EXIF:
+        refuse("JPEG", f"more than {MAX_JPEG_EXIF} segments of Exif")
     position, segments, fill = 2, 0, 0
     while found := MARKER.match(file, position):
         kind = found[1][0]
@@ -211,7 +214,7 @@ def check_gif(file: bytes) -> None:
 
 def check_webp(file: bytes) -> None:
     position, chunks = 12, 0
-    while position + 8 <= len(file):
+    while file[8:12] == b"WEBP" and position + 8 <= len(file):
         (length,) = struct.unpack_from("<I", file, position + 4)
         position += 8 + length + length % 2
         chunks += 1
@@ -223,8 +226,7 @@ def check_webp(file: bytes) -> None:
 CHECKS: Mapping[bytes, Callable[[bytes], None]] = {
     b"\x89PNG\r\n\x1a\n": check_png,
     b"\xff\xd8\xff": check_jpeg,
-    b"II": check_tiff,
-    b"MM": check_tiff,
+    **dict.fromkeys((b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+"), check_tiff),  # as Pillow takes them
     b"\x00\x00\x00\x0cjP  \r\n\x87\n": check_jpeg2000,
     CODESTREAM: check_jpeg2000,
     b"GIF8": check_gif,

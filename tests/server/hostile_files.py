@@ -277,7 +277,13 @@ def good_files(format):
     ways = {
         "PNG": [{}, {"dpi": (72, 72)}],
         "JPEG": [{}, {"progressive": True}, {"restart_marker_blocks": 2}],
-        "TIFF": [{}, {"compression": "tiff_lzw"}, {"compression": "jpeg"}, {"compression": "tiff_adobe_deflate"}],
+        "TIFF": [
+            {},
+            {"compression": "tiff_lzw"},
+            {"compression": "jpeg"},
+            {"compression": "tiff_adobe_deflate"},
+            {"big_tiff": True},
+        ],
         "GIF": [{}, {"save_all": True, "append_images": [grey]}],
         "JPEG2000": [{}, {"tile_size": (32, 32)}, {"no_jp2": True}],
         "WEBP": [{}, {"lossless": True}],

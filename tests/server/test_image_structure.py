@@ -25,7 +25,8 @@ REFUSED = {
     "JPEG": {
         "a-thousand-scans": "more than 100 scans",
         "a-million-segments": "more than 512 segments before its pixels",
-        "a-million-pieces-of-exif": "more than 512 segments before its pixels",
+        "a-million-pieces-of-exif": "more than 64 segments of Exif",
+        "500-large-pieces-of-exif": "more than 64 segments of Exif",
         "a-million-lone-markers": "more than 512 segments before its pixels",
         "fill-between-segments": "more than 65536 bytes between its segments",
     },
@@ -59,6 +60,25 @@ def test_file_of_too_many_parts_is_refused_by_their_count(format, name, message)
         check_structure(file)
     written = {"JPEG2000": "JPEG 2000", "WEBP": "WebP"}.get(format, format)
     assert str(caught.value) == f"{written} file has {message}; save it again as a plain PNG or baseline JPEG"
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        b"II+\0\x08\0\0\0" + b"\xff" * 8,
+        b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 1) + struct.pack("<HHQQ", 256, 16, 1, 2**64 - 1),
+        b"\0\0\0\x0cjP  \r\n\x87\n" + struct.pack(">I4sQ", 1, b"free", 2**64 - 1),
+        b"\xff\xd8\xff",
+        b"GIF89a\1",
+        b"RIFF",
+        b"RIFF\0\0\0\0WAVE" + bytes(8) * 20_000,
+    ],
+    ids=["directory-beyond", "width-beyond", "box-beyond", "jpeg-cut", "gif-cut", "riff-cut", "riff-of-sound"],
+)
+def test_file_that_ends_in_a_header_or_points_beyond_its_end_is_left_to_the_decoder(file):
+    check_structure(file)
+    with pytest.raises(InvalidInput, match=r"^not an image Pillow can read"):
+        decode_image(file, max_encoded_bytes=2**25, max_pixels=10**6)
 
 
 def test_jpeg_2000_of_more_samples_than_its_memory_allows_is_refused():
