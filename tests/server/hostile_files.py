@@ -305,4 +305,16 @@ def mutations(format, count, seed=0):
         if rng.random() < 0.2:
             start, size = rng.randrange(len(data)), rng.randrange(1, 512)
             data[start:start] = data[start : start + size] * rng.choice((1, 100, 10_000))
-        yield f"mutation-{number}", bytes(data)
+        yield f"mutation-{number}", with_checksums(bytes(data)) if format == "PNG" else bytes(data)
+
+
+def with_checksums(file):
+    """A PNG with the checksums that its chunks should have, or hardly any mutation would be looked at."""
+    parts, position = [file[:8]], 8
+    while position + 12 <= len(file):
+        (length,) = struct.unpack_from(">I", file, position)
+        end = min(position + 8 + length, len(file) - 4)
+        checksum = struct.pack(">I", zlib.crc32(file[position + 4 : end]))
+        parts += [file[position:end], checksum]
+        position = end + 4
+    return b"".join([*parts, file[position:]])
