@@ -14,15 +14,18 @@ LIBPYTHON = libpython$(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.v
 GET_LIBPYTHON = { cd $(VENV) && apt-get download --quiet $(LIBPYTHON) && dpkg --extract $(LIBPYTHON)_*.deb deb \
 	&& cp --no-dereference deb/usr/lib/*/$(LIBPYTHON).so.1.0 lib/ && rm -r deb $(LIBPYTHON)_*.deb; } || true
 
-.PHONY: demo test check fix perf perf-gpu perf-scaling perf-overhead perf-preprocessing perf-client perf-endpoint perf-reports \
+.PHONY: demo test test-soak check fix perf perf-gpu perf-scaling perf-overhead perf-preprocessing perf-client perf-endpoint perf-reports \
 	phantom-reports clean
 
 demo: $(VENV)/.runtime  ## the whole way on a real Triton, with the phantom checkpoint
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.dev  ## every test; those of tests/triton start a real Triton, and so run one after the other
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --ignore tests/triton
-	MEDIMAGE_REQUIRE_TRITON=1 $(BIN)/python -m pytest tests/triton
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --ignore tests/triton -m "not soak"
+	MEDIMAGE_REQUIRE_TRITON=1 $(BIN)/python -m pytest tests/triton -m "not soak"
+
+test-soak: $(VENV)/.dev  ## what takes minutes: the whole corpus of hostile files, with the slowest and the largest of each format
+	MEDIMAGE_REQUIRE_TRITON=1 $(BIN)/python -m pytest -m soak
 
 check: $(VENV)/.dev  ## lint, format, types; changes nothing
 	$(BIN)/ruff check .

@@ -58,7 +58,10 @@ class Request:
     def __init__(self, inputs, parameters=None):
         self._inputs = [Tensor(name, array) for name, array in inputs.items()]
         self._parameters = parameters or {}
-        self.sender = ResponseSender()
+        self.sender, self.cancelled = ResponseSender(), False
+
+    def is_cancelled(self):
+        return self.cancelled
 
     def get_response_sender(self):
         return self.sender

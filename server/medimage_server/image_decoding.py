@@ -12,21 +12,32 @@ import warnings
 from io import BytesIO
 
 import numpy as np
-from PIL import Image, ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
+from PIL import AvifImagePlugin, Image, ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from medimage_client.base64_text import decode_base64
 from medimage_client.windowing import GREY_BITS, apply_bit_range
+from medimage_server import raw_pnm
 from medimage_server.errors import InvalidInput
+from medimage_server.image_structure import MAX_SIDE_PX, check_structure
 
-# Pillow's still formats that a signature tells apart. Not those without one, such as TGA, which would make an image of
-# garbage; not EPS, for which Pillow would start Ghostscript on a caller's bytes; not text formats, nor films.
-FORMATS = (
-    *("PNG", "JPEG", "TIFF", "BMP", "GIF", "JPEG2000", "PPM", "WEBP"),
-    *("AVIF", "DDS", "PCX", "QOI", "SGI"),
-)
+# What Pillow reads; raw PGM and PPM are read here. Of its still formats those that a signature tells apart and that
+# hospitals send. Not those without one, such as TGA, which would make an image of garbage; not EPS, for which
+# Pillow would start Ghostscript on a caller's bytes; not text formats, nor films.
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "JPEG2000", "WEBP", "AVIF")
+# Read once, and dropped rather than defended: nobody sends them, and Pillow reads some of them in Python.
+DROPPED = {
+    "plain or bitmap PNM": re.compile(rb"P[1-4]\s"),
+    "PAM or PFM": re.compile(rb"P[7fF]\s"),
+    "DDS": re.compile(rb"DDS "),
+    "PCX": re.compile(rb"\x0a[\x00-\x05]\x01"),
+    "QOI": re.compile(rb"qoif"),
+    "SGI": re.compile(rb"\x01\xda[\x00\x01][\x01\x02]"),
+}
 Image.init()  # Pillow would import the rarer of them with the first file of one, which would take 50 ms longer
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # not one a core: the other cores have other images, and other models
+OUT_OF_MEMORY = re.compile("out of memory|decoder error -9", re.IGNORECASE)
+UNREADABLE = "not an image Pillow can read"
 EXPECTED = "expected an encoded image file such as PNG or JPEG, or its base64 text"
 
 DEEP_GREY_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -34,17 +45,10 @@ EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YC
 
 # Pillow's names for 16 bits a channel as the file has them; not BMP's "BGR;16", which is 16 bits a pixel.
 DEEP_GREY_ALPHA_LAYOUT = "LA;16B"
-DEEP_LAYOUT = re.compile(r";16[BLN]|SGI16")
+DEEP_LAYOUT = re.compile(r";16[BLN]")
 HIGH_BYTE_OF_FULL_RANGE = 2**14 >> 8  # from here on GREY_BITS has no fewer bits than 16
 
-# A scan of a progressive JPEG can be 75 bytes long and takes as much time as all its pixels: 0.07 s at 50 megapixels.
-# Encoders write about 10; libtiff refuses more than these (tif_jpeg.c) in the JPEGs that it reads.
-MAX_JPEG_SCANS = 100
-START_OF_SCAN = b"\xff\xda"  # nowhere in compressed pixels, where 00 follows each FF
-
-MAX_SIDE_PX = 2**15  # a resize holds (source height x new width) pixels, however few the source has
-
-# No format of FORMATS starts with this much printable text, except a plain PNM file.
+# No format starts with this much printable text, except plain PNM files and the comments of raw ones.
 TEXT = re.compile(rb"(?!P[1-6]\s)[\t-\r -~]*")
 TEXT_HEAD_BYTES = 64
 WHITE_IS_ZERO, PHOTOMETRIC_TAG = 0, 262  # TIFF 6.0, PhotometricInterpretation
@@ -57,6 +61,7 @@ def decode_image(data: bytes, *, max_encoded_bytes: int, max_pixels: int) -> Ima
 
     Raises:
         InvalidInput: not such an image, damaged, over a limit, or without a defined grey range.
+        MemoryError: there is not enough.
     """
     file = read_base64(data) if TEXT.fullmatch(data[:TEXT_HEAD_BYTES]) else data
     if not file:
@@ -66,9 +71,10 @@ def decode_image(data: bytes, *, max_encoded_bytes: int, max_pixels: int) -> Ima
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of large images and odd metadata; our limits are what counts
+        check_structure(file)
+        if file.startswith(raw_pnm.SIGNATURES):
+            return decode_raw_pnm(file, max_pixels)
         source = open_image(file, max_pixels)
-        if isinstance(source, JpegImageFile) and file.count(START_OF_SCAN) > MAX_JPEG_SCANS:
-            raise InvalidInput(f"JPEG file has more than {MAX_JPEG_SCANS} scans; save it as baseline JPEG or as PNG")
         layout = repr(source.tile[:1])  # how the file holds its pixels; Pillow forgets it when they are loaded
         if DEEP_GREY_ALPHA_LAYOUT in layout:
             return read_deep_grey_alpha(source)
@@ -94,15 +100,30 @@ def read_base64(text: bytes) -> bytes:
         raise InvalidInput(f"neither an image file nor valid base64 text; {EXPECTED}") from None
 
 
+def decode_raw_pnm(file: bytes, max_pixels: int) -> Image.Image:
+    try:
+        header = raw_pnm.Header(file)
+    except ValueError:
+        raise InvalidInput(f"{UNREADABLE}; {EXPECTED}") from None
+    check_size(*header.size, max_pixels)
+    image = raw_pnm.read_raw_pnm(file, header)
+    return scale_grey(image) if image.mode in DEEP_GREY_MODES else image
+
+
 def open_image(file: bytes, max_pixels: int) -> ImageFile.ImageFile:
     """Read the header alone, and check the size that it states."""
-    # Pillow raises almost any type for damaged files: OSError, SyntaxError, struct.error, KeyError, MemoryError...
+    # Pillow raises almost any type for damaged files: OSError, SyntaxError, struct.error, KeyError...
     try:
         image = Image.open(BytesIO(file), formats=FORMATS)
     except Image.DecompressionBombError:
         raise InvalidInput(f"image has too many pixels; at most {max_pixels} are allowed") from None
-    except Exception:
-        raise InvalidInput(f"not an image Pillow can read; {EXPECTED}") from None
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise MemoryError from None
+        for format, signature in DROPPED.items():
+            if signature.match(file):
+                raise InvalidInput(f"{format} files are not read; save the image as PNG, JPEG or TIFF") from None
+        raise InvalidInput(f"{UNREADABLE}; {EXPECTED}") from None
     check_size(*image.size, max_pixels)
     return image
 
@@ -111,12 +132,19 @@ def load(image: ImageFile.ImageFile) -> Image.Image:
     """Decode the pixels."""
     try:
         image.load()
-    except Exception:
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise MemoryError from None
         raise InvalidInput(f"{image.format} file is damaged or truncated; send the complete file") from None
     if image.mode in DEEP_GREY_MODES and is_white_zero(image):
         raise InvalidInput("16-bit TIFF with white as zero is not supported; save it with black as zero")
     image.info.clear()  # no pixels in it; Pillow would carry comments and transparency into what it makes of the image
     return image
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether that is why Pillow failed: its decoders and libavif say so in OSError and RuntimeError."""
+    return isinstance(error, MemoryError) or bool(OUT_OF_MEMORY.search(str(error)))
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:

@@ -13,7 +13,6 @@ Scale and normalisation are in the exported graph.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -25,7 +24,7 @@ from medimage_client.client_resize import GREY_MODES, RESIZED_BY_CLIENT, square
 from medimage_client.constants import MAX_IMAGE_SIZE_PX, MAX_JPEG_QUALITY, STANDARD_IMAGE_SIZE_PX
 from medimage_server.errors import InvalidInput
 from medimage_server.exported import exported_json
-from medimage_server.image_requests import ImageBounds, Pixels, fill_rows, positive
+from medimage_server.image_requests import ImageBounds, IsCancelled, Pixels, Run, fill_rows, never, positive, run_here
 
 Profile = Literal["azure", "reference"]
 
@@ -87,30 +86,19 @@ class Standardization:
         return Image.open(jpeg)
 
 
-class ImagePreprocessor:
-    """Images of one request to encoder input."""
+@dataclass(frozen=True)
+class OneImage:
+    """An encoded image to encoder input."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    settings: Settings
 
-    def __call__(self, images: Sequence[bytes], request_parameters: Mapping[str, object]) -> Pixels:
-        """n encoded files or base64 texts -> (n, height, width, 3) uint8 RGB.
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of what comes of each image."""
+        return (*self.settings.image_size, 3)
 
-        Raises:
-            InvalidInput: an image that cannot be used, named by its row, a request parameter out of range, or images
-                that the client resized for another profile.
-        """
-        if request_parameters.get(RESIZED_BY_CLIENT) and self.settings.profile != "azure":
-            raise InvalidInput(
-                "images resized by the client are for servers of the profile azure; this one's is "
-                f"{self.settings.profile}, so leave resize at 'server'"
-            )
-        standardization = Standardization.from_request(request_parameters)
-        pixels = np.empty((len(images), *self.settings.image_size, 3), dtype=np.uint8)
-        fill_rows(pixels, images, partial(self._preprocess, standardization=standardization))
-        return pixels
-
-    def _preprocess(self, data: bytes, standardization: Standardization) -> Pixels:
+    def __call__(self, data: bytes, standardization: Standardization) -> Pixels:
+        """An encoded file or base64 text -> (height, width, 3) uint8 RGB. Raises InvalidInput."""
         image = self.settings.decode(data)
         if self.settings.profile == "azure":
             image = standardization.apply(image)
@@ -118,6 +106,39 @@ class ImagePreprocessor:
         image = image.convert("L" if image.mode in GREY_MODES else "RGB")
         resized = image.resize((width, height), self.settings.interpolation)
         return np.asarray(resized.convert("RGB"))
+
+
+class ImagePreprocessor:
+    """Images of one request to encoder input.
+
+    Args:
+        run: calls OneImage(settings) elsewhere.
+    """
+
+    def __init__(self, settings: Settings, run: Run | None = None) -> None:
+        self.settings = settings
+        self._one = OneImage(settings)
+        self._run = run or run_here(self._one)
+
+    def __call__(
+        self, images: Sequence[bytes], request_parameters: Mapping[str, object], is_cancelled: IsCancelled = never
+    ) -> Pixels:
+        """n encoded files or base64 texts -> (n, height, width, 3) uint8 RGB.
+
+        Raises:
+            InvalidInput: an image that cannot be used, named by its row, a request parameter out of range, or images
+                that the client resized for another profile.
+            Cancelled: `is_cancelled` says so.
+        """
+        if request_parameters.get(RESIZED_BY_CLIENT) and self.settings.profile != "azure":
+            raise InvalidInput(
+                "images resized by the client are for servers of the profile azure; this one's is "
+                f"{self.settings.profile}, so leave resize at 'server'"
+            )
+        standardization = Standardization.from_request(request_parameters)
+        pixels = np.empty((len(images), *self._one.shape), dtype=np.uint8)
+        fill_rows(pixels, images, self._run, (standardization,), is_cancelled)
+        return pixels
 
 
 def _integer(parameters: Mapping[str, object], name: str, default: int, maximum: int) -> int:

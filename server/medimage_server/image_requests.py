@@ -2,15 +2,39 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medimage_server.errors import InvalidInput
+from medimage_server.errors import Cancelled, InvalidInput
 from medimage_server.image_decoding import decode_image
 
 Pixels = NDArray[np.uint8]
+IsCancelled = Callable[[], bool]
+
+
+def never() -> bool:
+    """Of a request that nobody can cancel."""
+    return False
+
+
+class Run(Protocol):
+    """Calls a function of one image, somewhere."""
+
+    def __call__(
+        self, data: bytes, arguments: tuple[object, ...] = (), is_cancelled: IsCancelled = never
+    ) -> Pixels: ...
+
+
+def run_here(preprocess: Callable[..., Pixels]) -> Run:
+    """In this process, without limits; for files that are known."""
+
+    def run(data: bytes, arguments: tuple[object, ...] = (), is_cancelled: IsCancelled = never) -> Pixels:
+        return preprocess(data, *arguments)
+
+    return run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +61,23 @@ def positive(parameters: Mapping[str, str], name: str) -> int:
     return int(value)
 
 
-def fill_rows(pixels: Pixels, images: Sequence[bytes], preprocess: Callable[[bytes], Pixels]) -> None:
+def fill_rows(
+    pixels: Pixels,
+    images: Sequence[bytes],
+    run: Run,
+    arguments: tuple[object, ...] = (),
+    is_cancelled: IsCancelled = never,
+) -> None:
     """Put image i, preprocessed, into pixels[i].
 
     Raises:
         InvalidInput: an image cannot be used; names its row.
+        Cancelled: the request was cancelled, before an image or in it.
     """
     for row, data in enumerate(images):
+        if is_cancelled():
+            raise Cancelled("the request was cancelled")
         try:
-            pixels[row] = preprocess(data)
+            pixels[row] = run(data, arguments, is_cancelled)
         except InvalidInput as error:
             raise InvalidInput(f"row {row}: {error}") from None

@@ -10,6 +10,7 @@ from PIL import Image
 from medimage_export.medimageinsight.tokenizer import build_tokenizer, write_byte_vocabulary
 from tests.paths import REPOSITORY
 from tests.python_backend_stand_in import Request, TritonError, TritonModelException, install, load_adapter
+from tests.triton.processes import is_running
 
 LIMITS = {"max_encoded_bytes": "1000000", "max_pixels": "1000000"}
 
@@ -63,7 +64,9 @@ def version_folder(tmp_path):
 def image_model(log, version_folder):
     settings = {"image_size": [480, 480], "interpolation": "bicubic"}
     (version_folder / "preprocessing.json").write_text(json.dumps(settings), encoding="utf-8")
-    return load("image_preprocessing", version_folder, {"profile": "azure", **LIMITS})
+    model = load("image_preprocessing", version_folder, {"profile": "azure", **LIMITS})
+    yield model
+    model.finalize()
 
 
 @pytest.fixture
@@ -86,6 +89,20 @@ def test_bad_image_fails_its_own_request_and_no_neighbour(image_model):
     assert bad.error.message.startswith("row 1: image is empty; expected")
     assert good.error is None
     assert last.outputs["pixels"][0, 0, 0].tolist() == [200, 200, 200]
+
+
+def test_cancelled_image_request_is_answered_so_and_its_neighbour_with_pixels(image_model):
+    cancelled, good = image_request(png(10)), image_request(png(200))
+    cancelled.cancelled = True
+    refused, answered = image_model.execute([cancelled, good])
+    assert (refused.error.code, refused.error.message) == (TritonError.CANCELLED, "the request was cancelled")
+    assert answered.outputs["pixels"][0, 0, 0].tolist() == [200, 200, 200]
+
+
+def test_finalized_image_model_leaves_no_process(image_model):
+    child = image_model.process.pid
+    image_model.finalize()
+    assert not is_running(child)
 
 
 def test_image_parameters_count_for_their_own_request_only(image_model):

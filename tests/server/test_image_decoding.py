@@ -64,13 +64,6 @@ def deep_png(pixels):
     )
 
 
-def deep_sgi(pixels):
-    """An uncompressed SGI file of (H, W) 16-bit grey, from the SGI image file format specification."""
-    height, width = pixels.shape
-    header = struct.pack(">HBBHHHH", 474, 0, 2, 2, width, height, 1)
-    return header.ljust(512, b"\0") + pixels[::-1].astype(">u2").tobytes()
-
-
 def as_8_bits(values, bits):
     return np.floor(values * (255 / (2**bits - 1)) + 0.5)
 
@@ -93,7 +86,7 @@ def test_png_of_at_most_8_bits_keeps_its_mode_and_pixels(image):
     np.testing.assert_array_equal(np.asarray(decoded.convert("RGBA")), np.asarray(image.convert("RGBA")))
 
 
-@pytest.mark.parametrize("format", ["TIFF", "BMP", "PPM", "GIF", "WEBP", "JPEG2000", "PCX", "SGI"])
+@pytest.mark.parametrize("format", ["TIFF", "BMP", "PPM", "GIF", "WEBP", "JPEG2000"])
 def test_lossless_file_of_other_formats_gives_its_pixels(format):
     options = {"WEBP": {"lossless": True}}.get(format, {})
     decoded = decode(encode(Image.fromarray(GREY), format, **options))
@@ -149,9 +142,8 @@ def test_16_bit_colour_over_its_full_range_gives_its_high_bytes(channels):
         deep_png(np.dstack([np.full((4, 4, 3), 4095), np.full((4, 4), 65535)])),
         tiff(np.full((4, 4, 3), 4095, "<u2"), photometric=2),
         tiff(np.full((4, 4, 3), 4095, ">u2"), photometric=2),
-        deep_sgi(np.full((4, 4), 4095)),
     ],
-    ids=["png-rgb", "png-rgba", "tiff-little-endian", "tiff-big-endian", "sgi-grey"],
+    ids=["png-rgb", "png-rgba", "tiff-little-endian", "tiff-big-endian"],
 )
 def test_12_bit_colour_in_16_bits_is_refused_and_not_turned_black(file):
     expected = "16-bit values all under 16384 would turn nearly black; save as 16-bit grey PNG or 8-bit RGB"
@@ -177,8 +169,17 @@ def test_pgm_is_scaled_from_its_own_maximum():
     np.testing.assert_array_equal(np.asarray(decoded), as_8_bits(pixels, 12))
 
 
-def test_plain_pgm_is_an_image_although_it_is_text():
-    np.testing.assert_array_equal(np.asarray(decode(b"P2\n2 2\n255\n0 1\n254 255\n")), [[0, 1], [254, 255]])
+@pytest.mark.parametrize("white", [1, 100, 255, 256, 1000, 4095, 65534, 65535])
+@pytest.mark.parametrize("channels", [1, 3], ids=["pgm", "ppm"])
+def test_raw_pnm_gives_the_pixels_of_pillow(channels, white):
+    values = RNG.integers(0, min(white + 3, 2 ** (8 if white < 256 else 16)), (20, 30, channels))  # also over white
+    values[0, 0] = white
+    body = values.astype(np.uint8 if white < 256 else ">u2").tobytes()
+    file = b"P%d # by hand\n30\t20 # size\r%d\n" % (5 if channels == 1 else 6, white) + body
+    expected = np.asarray(Image.open(BytesIO(file)))
+    if channels == 1 and white > 255:
+        expected = as_8_bits(expected, 16)  # Pillow has brought white to 65535
+    np.testing.assert_array_equal(np.asarray(decode(file)), expected)
 
 
 def test_first_frame_of_an_animation_is_taken():
@@ -227,6 +228,27 @@ EXPECTED = "expected an encoded image file such as PNG or JPEG, or its base64 te
         (b"https://host/x.png", f"image URLs are not downloaded; {EXPECTED}"),
         (b"data:image/png,aGk=", f"neither an image file nor valid base64 text; {EXPECTED}"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n\x00", f"not an image Pillow can read; {EXPECTED}"),
+        (
+            b"P2\n2 2\n255\n0 1\n254 255\n",
+            "plain or bitmap PNM files are not read; save the image as PNG, JPEG or TIFF",
+        ),
+        (b"P3 1 1 255 1 2 3\n", "plain or bitmap PNM files are not read; save the image as PNG, JPEG or TIFF"),
+        (
+            encode(Image.fromarray(GREY).convert("1"), "PPM"),
+            "plain or bitmap PNM files are not read; save the image as PNG, JPEG or TIFF",
+        ),
+        (
+            encode(Image.fromarray(GREY.astype(np.float32)), "PPM"),
+            "PAM or PFM files are not read; save the image as PNG, JPEG or TIFF",
+        ),
+        *(
+            (encode(Image.fromarray(RGB), format), f"{format} files are not read; save the image as PNG, JPEG or TIFF")
+            for format in ("DDS", "PCX", "QOI", "SGI")
+        ),
+        (b"P5\n2 2\n0\n....", f"not an image Pillow can read; {EXPECTED}"),
+        (b"P5\n2 2\n65536\n........", f"not an image Pillow can read; {EXPECTED}"),
+        (b"P6\n#" + b" " * 2000 + b"\n1 1 255\n...", f"not an image Pillow can read; {EXPECTED}"),
+        (b"P6\n2 2 255\n...", "PPM file is damaged or truncated; send the complete file"),
         (encode(Image.fromarray(RGB))[:-200], "PNG file is damaged or truncated; send the complete file"),
         (encode(Image.fromarray(RGB), "JPEG")[:-100], "JPEG file is damaged or truncated; send the complete file"),
         (png_header(0, 5), f"not an image Pillow can read; {EXPECTED}"),
@@ -298,7 +320,9 @@ SAMPLES = {
     "gif": encode(Image.fromarray(GREY), "GIF"),
     "jpeg2000": encode(Image.fromarray(RGB), "JPEG2000"),
     "ppm": encode(Image.fromarray(RGB), "PPM"),
+    "pgm-12-bit": b"P5\n30 20\n4095\n" + GREY.astype(">u2").tobytes(),
     "webp": encode(Image.fromarray(RGB), "WEBP"),
+    "avif": encode(Image.fromarray(RGB), "AVIF"),
     "base64": base64.encodebytes(encode(Image.fromarray(GREY))),
 }
 

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from medimage_server.errors import InvalidInput
-from medimage_server.image_preprocessing import ImagePreprocessor, Settings
+from medimage_server.image_preprocessing import ImagePreprocessor, OneImage, Settings
+from tests.server.children import Children
 
 SIZE = "image_standardization_image_size"
 QUALITY = "image_standardization_jpeg_compression_ratio"
@@ -47,6 +48,16 @@ def encode(image, format="PNG", **options):
     return file.getvalue()
 
 
+@pytest.fixture(scope="module", params=["here", "child"])
+def preprocessor(request):
+    """An ImagePreprocessor of settings, which works in this process, or as Triton's does in a child of it."""
+    if request.param == "here":
+        yield ImagePreprocessor
+    else:
+        with Children() as children:
+            yield lambda settings: ImagePreprocessor(settings, children.run(OneImage(settings)))
+
+
 def azure(image, size=512, quality=75):
     standard = BytesIO()
     image.resize((size, size)).convert("RGB").save(standard, format="JPEG", quality=quality)
@@ -59,8 +70,8 @@ def reference(image):
 
 @pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES.keys())
 @pytest.mark.parametrize(("settings", "expected"), [(AZURE, azure), (REFERENCE, reference)], ids=["azure", "reference"])
-def test_profile_gives_the_pixels_of_its_pillow_calls(image, settings, expected):
-    pixels = ImagePreprocessor(settings)([encode(image)], {})
+def test_profile_gives_the_pixels_of_its_pillow_calls(preprocessor, image, settings, expected):
+    pixels = preprocessor(settings)([encode(image)], {})
     np.testing.assert_array_equal(pixels, [expected(image)])
 
 
@@ -77,38 +88,38 @@ def test_profile_gives_the_pixels_of_its_pillow_calls(image, settings, expected)
     ids=["cmyk-jpeg", "progressive-jpeg", "palette-with-transparency", "lzw-tiff", "jpeg-with-long-comment"],
 )
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")  # of the spelled-out calls, not of ours
-def test_file_gives_the_pixels_of_its_profile(file, settings, expected):
-    pixels = ImagePreprocessor(settings)([file], {})
+def test_file_gives_the_pixels_of_its_profile(preprocessor, file, settings, expected):
+    pixels = preprocessor(settings)([file], {})
     np.testing.assert_array_equal(pixels, [expected(Image.open(BytesIO(file)))])
 
 
 @pytest.mark.parametrize("settings", [AZURE, REFERENCE], ids=["azure", "reference"])
-def test_12_bit_film_gives_the_pixels_of_its_8_bit_copy(settings):
+def test_12_bit_film_gives_the_pixels_of_its_8_bit_copy(preprocessor, settings):
     shades = np.tile(np.arange(256, dtype=np.uint16), (100, 1))
     film, copy = Image.fromarray(shades * 16 + shades // 16), Image.fromarray(shades.astype(np.uint8))
-    pixels = ImagePreprocessor(settings)([encode(film), encode(copy)], {})
+    pixels = preprocessor(settings)([encode(film), encode(copy)], {})
     np.testing.assert_array_equal(pixels[0], pixels[1])
 
 
 @pytest.mark.parametrize("settings", [AZURE, REFERENCE], ids=["azure", "reference"])
 @pytest.mark.parametrize("size", [(480, 480), (2500, 200), (1, 480), (1, 1)], ids=["exact", "wide", "line", "dot"])
-def test_one_colour_stays_that_colour_at_any_size(settings, size):
-    pixels = ImagePreprocessor(settings)([encode(Image.new("RGB", size, (200, 100, 50)))], {})
+def test_one_colour_stays_that_colour_at_any_size(preprocessor, settings, size):
+    pixels = preprocessor(settings)([encode(Image.new("RGB", size, (200, 100, 50)))], {})
     np.testing.assert_allclose(pixels.reshape(-1, 3).astype(int), [(200, 100, 50)] * 480 * 480, atol=2)
 
 
-def test_cmyk_ink_becomes_rgb_light():
+def test_cmyk_ink_becomes_rgb_light(preprocessor):
     cyan, magenta, yellow, black = 100, 50, 0, 60
     file = encode(Image.new("CMYK", (8, 8), (cyan, magenta, yellow, black)), "TIFF")
     light = [(255 - ink) * (255 - black) / 255 for ink in (cyan, magenta, yellow)]
-    pixels = ImagePreprocessor(REFERENCE)([file], {})
+    pixels = preprocessor(REFERENCE)([file], {})
     np.testing.assert_allclose(pixels[0, 0, 0], light, atol=1)
 
 
-def test_transparent_pixels_keep_their_colour_in_reference_and_turn_black_in_azure():
+def test_transparent_pixels_keep_their_colour_in_reference_and_turn_black_in_azure(preprocessor):
     file = encode(Image.new("RGBA", (8, 8), (200, 100, 50, 0)))
-    assert ImagePreprocessor(REFERENCE)([file], {})[0, 0, 0].tolist() == [200, 100, 50]
-    assert ImagePreprocessor(AZURE)([file], {})[0, 0, 0].tolist() == [0, 0, 0]
+    assert preprocessor(REFERENCE)([file], {})[0, 0, 0].tolist() == [200, 100, 50]
+    assert preprocessor(AZURE)([file], {})[0, 0, 0].tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -123,8 +134,8 @@ def test_transparent_pixels_keep_their_colour_in_reference_and_turn_black_in_azu
     ],
     ids=["absent", "zero", "finetuning-notebook", "lowest-quality", "smallest", "largest"],
 )
-def test_azure_parameters_of_a_request_override_the_defaults(parameters, size, quality):
-    pixels = ImagePreprocessor(AZURE)([encode(NOISE)], parameters)
+def test_azure_parameters_of_a_request_override_the_defaults(preprocessor, parameters, size, quality):
+    pixels = preprocessor(AZURE)([encode(NOISE)], parameters)
     np.testing.assert_array_equal(pixels, [azure(NOISE, size, quality)])
 
 
@@ -134,9 +145,9 @@ def test_azure_parameters_of_a_request_override_the_defaults(parameters, size, q
     ids=["grey", "as-rgb", "as-rgba"],
 )
 @pytest.mark.parametrize(("size", "quality"), [(512, 75), (7, 75), (100, 1), (479, 100)])
-def test_equal_channels_give_the_pixels_of_a_colour_jpeg(image, size, quality):
+def test_equal_channels_give_the_pixels_of_a_colour_jpeg(preprocessor, image, size, quality):
     """The JPEG of them has one channel here, and three in the calls spelled out."""
-    pixels = ImagePreprocessor(AZURE)([encode(image)], {SIZE: size, QUALITY: quality})
+    pixels = preprocessor(AZURE)([encode(image)], {SIZE: size, QUALITY: quality})
     np.testing.assert_array_equal(pixels, [azure(image, size, quality)])
 
 
@@ -152,23 +163,23 @@ def test_equal_channels_give_the_pixels_of_a_colour_jpeg(image, size, quality):
     ],
     ids=["too-large", "negative", "text", "quality-over-100", "fraction", "boolean"],
 )
-def test_azure_parameter_out_of_range_is_refused_with_the_range(parameters, message):
+def test_azure_parameter_out_of_range_is_refused_with_the_range(preprocessor, parameters, message):
     with pytest.raises(InvalidInput) as caught:
-        ImagePreprocessor(AZURE)([encode(NOISE)], parameters)
+        preprocessor(AZURE)([encode(NOISE)], parameters)
     assert str(caught.value) == message
 
 
-def test_batch_is_one_contiguous_array_in_request_order():
+def test_batch_is_one_contiguous_array_in_request_order(preprocessor):
     files = [encode(RGB), base64.encodebytes(encode(NOISE)), encode(GREY)]
-    pixels = ImagePreprocessor(REFERENCE)(files, {})
+    pixels = preprocessor(REFERENCE)(files, {})
     assert pixels.dtype == np.uint8
     assert pixels.flags.c_contiguous
     np.testing.assert_array_equal(pixels, [reference(RGB), reference(NOISE), reference(GREY)])
 
 
-def test_bad_image_is_refused_by_its_row():
+def test_bad_image_is_refused_by_its_row(preprocessor):
     with pytest.raises(InvalidInput, match=r"^row 2: image is empty; expected an encoded image file"):
-        ImagePreprocessor(REFERENCE)([encode(RGB), encode(GREY), b""], {})
+        preprocessor(REFERENCE)([encode(RGB), encode(GREY), b""], {})
 
 
 PARAMETERS = {"profile": "azure", "max_encoded_bytes": "1000", "max_pixels": "2000"}
@@ -191,9 +202,9 @@ def test_settings_are_read_from_config_and_export(preprocessing):
     )
 
 
-def test_image_size_is_height_then_width(preprocessing):
+def test_image_size_is_height_then_width(preprocessor, preprocessing):
     settings = Settings.read(PARAMETERS | {"max_pixels": "1000000", "max_encoded_bytes": "1000000"}, preprocessing)
-    assert ImagePreprocessor(settings)([encode(RGB)], {}).shape == (1, 480, 320, 3)
+    assert preprocessor(settings)([encode(RGB)], {}).shape == (1, 480, 320, 3)
 
 
 @pytest.mark.parametrize(
@@ -230,11 +241,11 @@ def test_missing_preprocessing_file_names_the_export(tmp_path):
         Settings.read(PARAMETERS, tmp_path / "preprocessing.json")
 
 
-def test_images_resized_by_the_client_are_refused_where_the_profile_makes_no_square():
+def test_images_resized_by_the_client_are_refused_where_the_profile_makes_no_square(preprocessor):
     resized = {"resized_by_client": True}
-    np.testing.assert_array_equal(ImagePreprocessor(AZURE)([encode(NOISE)], resized), [azure(NOISE)])
+    np.testing.assert_array_equal(preprocessor(AZURE)([encode(NOISE)], resized), [azure(NOISE)])
     with pytest.raises(InvalidInput) as refused:
-        ImagePreprocessor(REFERENCE)([encode(NOISE)], resized)
+        preprocessor(REFERENCE)([encode(NOISE)], resized)
     assert str(refused.value) == (
         "images resized by the client are for servers of the profile azure; this one's is reference, "
         "so leave resize at 'server'"

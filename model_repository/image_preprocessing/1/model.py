@@ -7,7 +7,8 @@ import triton_python_backend_utils as pb_utils
 
 from medimage_server import heartbeat
 from medimage_server.error_response import error_response
-from medimage_server.image_preprocessing import ImagePreprocessor, Settings
+from medimage_server.image_preprocessing import ImagePreprocessor, OneImage, Settings
+from medimage_server.image_process import ImageProcess
 
 
 class TritonPythonModel:
@@ -17,9 +18,15 @@ class TritonPythonModel:
         parameters = {name: parameter["string_value"] for name, parameter in config["parameters"].items()}
         version_folder = Path(args["model_repository"]) / args["model_version"]
         try:
-            self.preprocess = ImagePreprocessor(Settings.read(parameters, version_folder / "preprocessing.json"))
+            settings = Settings.read(parameters, version_folder / "preprocessing.json")
         except (OSError, ValueError) as error:
             raise pb_utils.TritonModelException(f"{args['model_name']}: {error}") from error
+        one_image = OneImage(settings)
+        self.process = ImageProcess(one_image, one_image.shape)
+        self.preprocess = ImagePreprocessor(settings, self.process.run)
+
+    def finalize(self):
+        self.process.close()
 
     def execute(self, requests):
         return [self._answer(request) for request in requests]
@@ -27,7 +34,7 @@ class TritonPythonModel:
     def _answer(self, request):
         try:
             images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
-            pixels = self.preprocess(images, json.loads(request.parameters()))
+            pixels = self.preprocess(images, json.loads(request.parameters()), request.is_cancelled)
         except Exception as error:
             return error_response(pb_utils, request, error)
         return pb_utils.InferenceResponse([pb_utils.Tensor("pixels", pixels)])

@@ -17,7 +17,7 @@ from PIL import Image
 
 from medimage_server.errors import InvalidInput
 from medimage_server.exported import exported_json
-from medimage_server.image_requests import ImageBounds, Pixels, fill_rows, positive
+from medimage_server.image_requests import ImageBounds, IsCancelled, Pixels, Run, fill_rows, never, positive, run_here
 
 # The long edge grows with the ratio: without a bound, a line of 32768 x 1 pixels would be resized to 9 GB.
 MAX_ASPECT_RATIO = 16
@@ -52,24 +52,19 @@ class Settings(ImageBounds):
         )
 
 
-class ChestXrayPreprocessor:
-    """Images of one request to the input of the vision tower."""
+@dataclass(frozen=True)
+class OneChestXray:
+    """An encoded image to the input of the vision tower."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    settings: Settings
 
-    def __call__(self, images: Sequence[bytes]) -> Pixels:
-        """n encoded files or base64 texts -> (n, image_size, image_size) uint8 grey.
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of what comes of each image."""
+        return (self.settings.image_size, self.settings.image_size)
 
-        Raises:
-            InvalidInput: an image that cannot be used, named by its row.
-        """
-        size = self.settings.image_size
-        pixels = np.empty((len(images), size, size), dtype=np.uint8)
-        fill_rows(pixels, images, self._preprocess)
-        return pixels
-
-    def _preprocess(self, data: bytes) -> Pixels:
+    def __call__(self, data: bytes) -> Pixels:
+        """An encoded file or base64 text -> (image_size, image_size) uint8 grey. Raises InvalidInput."""
         image = self.settings.decode(data)
         if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
             width, height = image.size
@@ -80,6 +75,29 @@ class ChestXrayPreprocessor:
         if self.settings.stretch:
             grey = stretch_grey(grey)
         return resize_and_crop(grey, self.settings.image_size)
+
+
+class ChestXrayPreprocessor:
+    """Images of one request to the input of the vision tower.
+
+    Args:
+        run: calls OneChestXray(settings) elsewhere.
+    """
+
+    def __init__(self, settings: Settings, run: Run | None = None) -> None:
+        self._one = OneChestXray(settings)
+        self._run = run or run_here(self._one)
+
+    def __call__(self, images: Sequence[bytes], is_cancelled: IsCancelled = never) -> Pixels:
+        """n encoded files or base64 texts -> (n, image_size, image_size) uint8 grey.
+
+        Raises:
+            InvalidInput: an image that cannot be used, named by its row.
+            Cancelled: `is_cancelled` says so.
+        """
+        pixels = np.empty((len(images), *self._one.shape), dtype=np.uint8)
+        fill_rows(pixels, images, self._run, is_cancelled=is_cancelled)
+        return pixels
 
 
 def stretch_grey(image: Image.Image) -> Image.Image:

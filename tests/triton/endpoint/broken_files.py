@@ -13,6 +13,7 @@ from PIL import Image, PngImagePlugin
 from tests.triton.endpoint.raw_http import CANARY
 
 NO_IMAGE = "not an image Pillow can read"
+NOT_READ = "files are not read; save the image as PNG, JPEG or TIFF"
 NOT_BASE64 = "neither an image file nor valid base64 text"  # which the models of Triton take, too
 DAMAGED = "file is damaged or truncated"
 TOO_LARGE = "at most 50000000"  # pixels in all
@@ -168,9 +169,10 @@ def other_images():
         "pnm-letters-for-sizes": (b"P5\nab cd\n255\n\0\0\0\0", NO_IMAGE),
         "pnm-cut": (b"P5\n800 800\n255\n\0\0", DAMAGED),
         "pnm-4-billion-wide": (b"P5\n4294967295 8\n255\n\0\0", TOO_LARGE),
-        "pcx-rubbish": (b"\x0a\x05\x01\x08" + b"\xff" * 124, NO_IMAGE),
-        "dds-rubbish": (b"DDS " + b"\xff" * 200, NO_IMAGE),
-        "qoi-cut": (b"qoif" + struct.pack(">IIBB", 800, 800, 3, 0), DAMAGED),
+        "pcx-rubbish": (b"\x0a\x05\x01\x08" + b"\xff" * 124, NOT_READ),
+        "dds-rubbish": (b"DDS " + b"\xff" * 200, NOT_READ),
+        "qoi-cut": (b"qoif" + struct.pack(">IIBB", 800, 800, 3, 0), NOT_READ),
+        "pnm-plain": (b"P2\n1 1\n255\n" + b"#\n" * 1000 + b"7\n", NOT_READ),
         "avif-rubbish": (b"\0\0\0\x20ftypavif" + b"\xff" * 200, NO_IMAGE),
     }
 
