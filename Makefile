@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 # The locks are complete, so nothing is looked for beside them; `pip check` tells if that is not so. What comes as source
 # is built with what the lock has, not with what a build would fetch without a hash.
-INSTALL := $(PIP_INSTALL) --require-hashes --no-deps --no-build-isolation
+INSTALL := $(PIP_INSTALL) --require-hashes --no-deps --no-build-isolation --use-pep517
 # PyTorch's build for CPUs where pip finds it, else PyPI's with its CUDA. One lock of both would not do: pip prefers the
 # file whose index tells the right hash, and a folder of PIP_FIND_LINKS tells none.
 CPU_TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements/cpu.lock)
