@@ -1,9 +1,17 @@
-# `make demo` and `make test` set up what they need in .venv, with the versions of requirements.lock.
+# `make demo` and `make test` set up what they need in .venv: what requirements/*.lock name, file for file by its hash.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # --no-compile: writing bytecode of everything takes longer than importing the part that is used
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint requirements.lock
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+# The locks are complete, so nothing is looked for beside them; `pip check` tells if that is not so. What comes as source
+# is built with what the lock has, not with what a build would fetch without a hash.
+INSTALL := $(PIP_INSTALL) --require-hashes --no-deps --no-build-isolation --use-pep517
+# PyTorch's build for CPUs where pip finds it, else PyPI's with its CUDA. One lock of both would not do: pip prefers the
+# file whose index tells the right hash, and a folder of PIP_FIND_LINKS tells none.
+CPU_TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements/cpu.lock)
+TORCH_LOCK = $(if $(shell $(PIP_INSTALL) --dry-run --no-deps '$(CPU_TORCH)' 2>/dev/null && echo found),cpu,cuda)
+UV_VERSION := 0.13.9
 export ORT_DISABLE_TELEMETRY := 1
 
 # Triton's python backend needs libpython, which Debian has in a package of its own: unpacked into .venv/lib, which takes
@@ -14,8 +22,8 @@ LIBPYTHON = libpython$(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.v
 GET_LIBPYTHON = { cd $(VENV) && apt-get download --quiet $(LIBPYTHON) && dpkg --extract $(LIBPYTHON)_*.deb deb \
 	&& cp --no-dereference deb/usr/lib/*/$(LIBPYTHON).so.1.0 lib/ && rm -r deb $(LIBPYTHON)_*.deb; } || true
 
-.PHONY: demo test test-soak check fix perf perf-gpu perf-scaling perf-overhead perf-preprocessing perf-client perf-endpoint perf-reports \
-	phantom-reports clean
+.PHONY: demo test test-soak check fix lock perf perf-gpu perf-scaling perf-overhead perf-preprocessing perf-client \
+	perf-endpoint perf-reports phantom-reports clean
 
 demo: $(VENV)/.runtime  ## the whole way on a real Triton, with the phantom checkpoint
 	$(BIN)/python examples/demo.py
@@ -64,32 +72,38 @@ perf-reports: $(VENV)/.runtime  ## the report decoder at full size; takes 20 GB 
 phantom-reports: $(VENV)/.dev  ## the phantom report checkpoint on unseen studies, through Triton
 	$(BIN)/python -m perf.phantom_reports
 
+lock:  ## write requirements/*.lock anew; options of uv as in `make lock UPGRADE="--upgrade-package numpy"`
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	PATH=$(CURDIR)/build/lock/bin:$$PATH python requirements/lock.py $(UPGRADE)
+
 clean:
 	rm -rf $(VENV) build
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }  # Debian has venv in the package python3-venv
 
-$(VENV)/.runtime: pyproject.toml requirements.lock | $(BIN)/python
-	$(INSTALL) --editable '.[cli,export,triton]'
+$(VENV)/.runtime: pyproject.toml $(foreach name,runtime cpu cuda,requirements/$(name).lock) | $(BIN)/python
+	$(INSTALL) --requirement requirements/runtime.lock --requirement requirements/$(TORCH_LOCK).lock
+	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
 	@$(FIND_TRITON) 2>/dev/null || $(GET_LIBPYTHON)
 	@$(FIND_TRITON)
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime
-	$(INSTALL) --editable '.[dev]'
+$(VENV)/.dev: requirements/dev.lock $(VENV)/.runtime
+	$(INSTALL) --requirement $<
+	$(BIN)/python -m pip check
 	touch $@
 
-# OpenVINO is a baseline alone. --no-deps leaves out its telemetry.
-$(VENV)/.perf: $(VENV)/.runtime
-	$(INSTALL) --editable '.[perf]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'openvino==2026.4.1'
+$(VENV)/.perf: requirements/openvino.lock $(VENV)/.dev
+	$(INSTALL) --requirement $<
 	touch $@
 
 # onnxruntime has no CUDA, and onnxruntime-gpu has the same files: one of them must go before the other comes, also an
-# older onnxruntime-gpu that .perf or .dev has written over. It computes on a CPU as well. 1.31.1 is built for CUDA 13,
-# and takes CUDA and cuDNN from a PyTorch for CUDA 13.
-$(VENV)/.perf-gpu: $(VENV)/.perf $(wildcard $(VENV)/.dev)
+# older onnxruntime-gpu that .runtime has written over. It computes on a CPU as well. 1.31.1 is built for CUDA 13, and
+# takes CUDA and cuDNN from a PyTorch for CUDA 13.
+$(VENV)/.perf-gpu: requirements/onnxruntime-gpu.lock $(VENV)/.perf
 	$(BIN)/python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'onnxruntime-gpu==1.31.1'
+	$(INSTALL) --requirement $<
 	touch $@

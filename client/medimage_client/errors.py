@@ -9,7 +9,8 @@ MedImageError                    `status` is the HTTP number of the failure, Non
 └── ResponseError                the server answered with another error, such as 401 or 413, or not as Triton does, 200
     ├── NotFound           404   the server has no such model
     ├── Unavailable        503   a queue is full, or the server or a proxy asks to wait (429); retried
-    │   └── NotReady       503   the server is there and the model is not loaded; retried
+    │   ├── NotReady       503   the server is there and the model is not loaded; retried
+    │   └── NoSharedMemory 503   the server's own /dev/shm is full; retried
     └── ServerError        500   the server failed, or the model behind a scoring URI (424); see its log
 
 A message is one line and holds no pixels and no text of the request.
@@ -63,6 +64,13 @@ class Unavailable(ResponseError):
 
 class NotReady(Unavailable):
     pass
+
+
+class NoSharedMemory(Unavailable):
+    def __init__(self) -> None:
+        super().__init__(
+            "the server's shared memory is full; try again, or give it a larger /dev/shm (in a container: --shm-size)"
+        )
 
 
 class ServerError(ResponseError):

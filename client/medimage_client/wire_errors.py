@@ -8,6 +8,7 @@ from tritonclient.utils import InferenceServerException
 from medimage_client.errors import (
     InvalidInput,
     MedImageError,
+    NoSharedMemory,
     NotFound,
     NotReady,
     RequestTimeout,
@@ -51,13 +52,14 @@ NO_CONNECTION = re.compile(  # gRPC, whose code is UNAVAILABLE like that of a se
 UNREADABLE_BODY = "an exception occurred in the client while decoding"  # tritonclient, over HTTP
 STATUS_MARKS = {  # Triton 2.51 and our models; for streams, whose errors have no status
     # first, for these may go on with any words: of our models, and of Triton's Python backend
-    re.compile(
-        r"^(internal error|Failed to process the request|Failed to increase the shared memory|"
-        r"Stub process '[^']*' is not healthy)"
-    ): 500,
+    re.compile(r"^(internal error|Failed to process the request|Stub process '[^']*' is not healthy)"): 500,
     re.compile(r"maximum queue size|waiting already|busy; try again|shutting down|Server is stopping"): 503,
     re.compile(r"unknown model"): 404,
 }
+SHARED_MEMORY_FULL = re.compile(  # Triton's Python backend, in the server or a stub; by our models with words in front
+    r"Failed to increase the shared memory pool size for key|Unable to initialize shared memory key|"
+    r"Failed to create new mapped region for the grown shared memory region"
+)
 TOO_LONG = re.compile(r"took longer than the limit")  # our models, UNAVAILABLE as Triton has no code for it
 RESTRICTED = re.compile(r"is restricted, expecting header")  # Triton, where an operator has locked an API
 REGION_LOST = re.compile(r"^Unable to find shared memory region")  # Triton, of one that it has never seen
@@ -101,6 +103,8 @@ def response_error(status: int, message: str) -> MedImageError:
     message = one_line(ENSEMBLE_PREFIX.sub("", message))
     if REGION_LOST.search(message):
         return TransportError("the server has restarted and lost the memory that it shared with this client")
+    if SHARED_MEMORY_FULL.search(message):
+        return NoSharedMemory()
     if NOT_READY.search(message):
         return NotReady(message)
     if TOO_LONG.search(message):

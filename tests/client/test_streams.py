@@ -21,6 +21,7 @@ from tritonclient.utils import deserialize_bytes_tensor
 from medimage_client import CXRReportGen, errors
 from medimage_client.images import encode_image
 from tests.client.fake_reports import OUTPUT, PIECES
+from tests.client.full_shared_memory import MESSAGES as FULL_SHARED_MEMORY
 from tests.client.http_server import serving
 from tests.waiting import wait_until
 
@@ -250,7 +251,6 @@ FAILURES = [  # gRPC code, message, type and status of the error
     ("INTERNAL", "internal error: a step is shutting down", errors.ServerError, 500),
     ("INTERNAL", "Stub process 'cxrreportgen_stream_0_0' is not healthy.", errors.ServerError, 500),
     ("INTERNAL", "Failed to process the request(s) for model 'm', message: MemoryError", errors.ServerError, 500),
-    ("INTERNAL", "Failed to increase the shared memory pool size for key 'k'", errors.ServerError, 500),
     ("UNAVAILABLE", "Server is stopping, scheduler for model has stopped accepting", errors.Unavailable, 503),
     ("NOT_FOUND", "Request for unknown model: 'cxrreportgen_stream' is not found", errors.NotFound, 404),
     (
@@ -269,6 +269,19 @@ def test_refusal_is_the_same_error_over_both_wires(url, script, film, code, mess
         list(client.stream(film))
     assert (type(refused.value), str(refused.value)) == (error_type, message)
     assert refused.value.status == status
+
+
+@pytest.mark.parametrize("message", FULL_SHARED_MEMORY)
+def test_full_shared_memory_of_the_server_is_tried_again_and_says_what_helps(url, script, film, no_delay, message):
+    script.refusals = [("INTERNAL", message)] * 2
+    with CXRReportGen(url) as client:
+        assert list(client.stream(film)) == list(PIECES)
+    script.refusals = [("INTERNAL", message)]
+    with CXRReportGen(url, retries=0) as client, pytest.raises(errors.NoSharedMemory) as refused:
+        list(client.stream(film))
+    assert refused.value.status == 503
+    assert "larger /dev/shm" in str(refused.value)
+    assert "medimage-triton-" not in str(refused.value)  # who knows the name of a region can look for it
 
 
 def test_stream_that_fails_over_grpc_is_left_to_end_by_itself(grpc_url, script, film):

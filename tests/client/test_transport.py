@@ -18,6 +18,7 @@ from tritonclient.utils import InferenceServerException, deserialize_bytes_tenso
 from medimage_client import MedImageInsight, errors
 from medimage_client.transport import Endpoint
 from medimage_client.wire_errors import unified_error
+from tests.client.full_shared_memory import MESSAGES as FULL_SHARED_MEMORY
 from tests.client.http_server import serving
 
 FULL_QUEUE = ("UNAVAILABLE", 503, "in ensemble 'medimageinsight_text', Exceeds maximum queue size")
@@ -167,6 +168,20 @@ def test_full_queue_is_retried_over_both_wires(client, script, unit_vectors, no_
     script.failures = [FULL_QUEUE, FULL_QUEUE]
     assert np.array_equal(client.embed_texts(["abc"]), unit_vectors([3]))
     assert len(script.requests) == 3
+
+
+@pytest.mark.parametrize("message", FULL_SHARED_MEMORY)
+def test_full_shared_memory_of_the_server_is_tried_again_and_says_what_helps(
+    url, script, unit_vectors, no_delay, message
+):
+    script.failures = [("INTERNAL", 500, f"in ensemble 'medimageinsight_text', {message}")] * 2
+    with MedImageInsight(url) as client:
+        assert np.array_equal(client.embed_texts(["abc"]), unit_vectors([3]))
+    script.failures = [("INTERNAL", 500, message)]
+    with MedImageInsight(url, retries=0) as client, pytest.raises(errors.NoSharedMemory) as failed:
+        client.embed_texts(["abc"])
+    assert failed.value.status == 503
+    assert "larger /dev/shm" in str(failed.value)
 
 
 @pytest.mark.parametrize(

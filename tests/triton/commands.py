@@ -68,14 +68,17 @@ class Command:
 
 
 @contextmanager
-def started(*arguments, folder, last_line="limits: ", environment=None):
-    """A command, from when it is ready; it is ended with the block, if it still runs, with all that it started."""
+def started(*arguments, folder, last_line="limits: ", environment=None, through=()):
+    """A command, from when it is ready; it is ended with the block, if it still runs, with all that it started.
+
+    `through` is a command that becomes it, as `unshare --mount`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     errors = folder / "stderr"
     with (
         errors.open("wb") as stderr,
         subprocess.Popen(
-            [*MEDIMAGE, *map(str, arguments)],
+            [*through, *MEDIMAGE, *map(str, arguments)],
             cwd=folder,
             env=os.environ | {"TMPDIR": str(folder)} | (environment or {}),
             stdout=subprocess.PIPE,

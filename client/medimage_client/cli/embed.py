@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import click
@@ -9,13 +10,16 @@ import numpy as np
 
 from medimage_client.async_client import AsyncMedImageInsight
 from medimage_client.cli.options import image_paths, server_options, transfer_options
+from medimage_client.cli.output_file import Content, check_place, write_files
 from medimage_client.cli.progress import EmbeddedFiles, embed_files
 from medimage_client.client_resize import Resize
 from medimage_client.constants import DEFAULT_TIMEOUT_S
 from medimage_client.embedder import Embeddings
 from medimage_client.errors import MissingExtra
 
-Writer = Callable[[Path, Sequence[str], Embeddings], None]
+Renderer = Callable[
+    [Path, Sequence[str], Embeddings], dict[Path, Content]
+]  # from --output, to files and what is in them
 
 
 @click.command()
@@ -55,19 +59,15 @@ def embed(
 
     images, text_features = asyncio.run(embed_all())
     vectors = np.concatenate([images.features, text_features])
-    try:
-        WRITERS[output.suffix](output, [*map(str, images.paths), *texts], vectors)
-    except OSError as error:
-        raise click.FileError(str(output), error.strerror) from error
+    write_files(RENDERERS[output.suffix](output, [*map(str, images.paths), *texts], vectors))
     images.report_refused()
 
 
 def check_output(path: Path) -> Path:
     """Refuse before the work what could not be written after it."""
-    if path.suffix not in WRITERS:
-        raise click.BadParameter(f"{path} is not one of {', '.join(WRITERS)}")
-    if not path.parent.is_dir():
-        raise click.BadParameter(f"folder {path.parent} does not exist")
+    if path.suffix not in RENDERERS:
+        raise click.BadParameter(f"{path} is not one of {', '.join(RENDERERS)}")
+    check_place(path)
     if path.suffix == ".parquet":
         try:
             import pyarrow  # noqa: F401
@@ -76,22 +76,30 @@ def check_output(path: Path) -> Path:
     return path
 
 
-def write_npy(path: Path, names: Sequence[str], vectors: Embeddings) -> None:
-    np.save(path, vectors)
+def render_npy(path: Path, names: Sequence[str], vectors: Embeddings) -> dict[Path, Content]:
+    file = BytesIO()
+    np.save(file, vectors)
     lines = [" ".join(name.splitlines()) for name in names]
-    path.with_suffix(".names.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return {
+        path: file.getbuffer(),
+        path.with_suffix(".names.txt"): "".join(f"{line}\n" for line in lines).encode(),
+    }
 
 
-def write_npz(path: Path, names: Sequence[str], vectors: Embeddings) -> None:
-    np.savez(path, names=np.array(names), vectors=vectors)
+def render_npz(path: Path, names: Sequence[str], vectors: Embeddings) -> dict[Path, Content]:
+    file = BytesIO()
+    np.savez(file, names=np.array(names), vectors=vectors)
+    return {path: file.getbuffer()}
 
 
-def write_parquet(path: Path, names: Sequence[str], vectors: Embeddings) -> None:
+def render_parquet(path: Path, names: Sequence[str], vectors: Embeddings) -> dict[Path, Content]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    file = BytesIO()
     vector = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-    pq.write_table(pa.table({"name": pa.array(names, pa.string()), "vector": vector}), path)
+    pq.write_table(pa.table({"name": pa.array(names, pa.string()), "vector": vector}), file)
+    return {path: file.getbuffer()}
 
 
-WRITERS: dict[str, Writer] = {".npy": write_npy, ".npz": write_npz, ".parquet": write_parquet}
+RENDERERS: dict[str, Renderer] = {".npy": render_npy, ".npz": render_npz, ".parquet": render_parquet}

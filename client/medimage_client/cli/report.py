@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import get_args
 
@@ -9,6 +10,7 @@ import click
 from PIL import Image
 
 from medimage_client.cli.options import server_options
+from medimage_client.cli.output_file import Content, check_place, write_files
 from medimage_client.constants import DEFAULT_REPORT_TIMEOUT_S
 from medimage_client.report import Report
 from medimage_client.report_client import CXRReportGen, ReportStream
@@ -99,21 +101,30 @@ def report(
     elif answer.status != "complete":
         click.echo(f"The report is {answer.status}: {MEANING[answer.status]}.", err=True)
     if picture is not None:
-        try:
-            answer.draw(frontal).save(picture)
-        except OSError as error:
-            raise click.FileError(str(picture), error.strerror or "cannot be written") from error
+        write_files({picture: render_picture(answer, frontal, picture)})
 
 
 def check_picture(path: Path | None) -> Path | None:
     """Refuse before the work what could not be written after it."""
     if path is None:
         return None
-    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+    if picture_format(path) not in Image.SAVE:
         raise click.BadParameter(f"{path} has no suffix of a picture; expected .png, .jpg or the like")
-    if not path.parent.is_dir():
-        raise click.BadParameter(f"folder {path.parent} does not exist")
+    check_place(path)
     return path
+
+
+def picture_format(path: Path) -> str | None:
+    return Image.registered_extensions().get(path.suffix.lower())
+
+
+def render_picture(report: Report, frontal: Path, path: Path) -> Content:
+    file = BytesIO()
+    try:
+        report.draw(frontal).save(file, picture_format(path))
+    except OSError as error:  # of Pillow, for a mode of pixels that the format does not have
+        raise click.ClickException(f"cannot write {path}: {error}") from error
+    return file.getbuffer()
 
 
 def echo_text(pieces: ReportStream) -> None:

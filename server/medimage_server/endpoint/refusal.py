@@ -6,6 +6,7 @@ from http import HTTPStatus
 from medimage_client.errors import (
     InvalidInput,
     MedImageError,
+    NoSharedMemory,
     NotFound,
     NotReady,
     RequestTimeout,
@@ -48,6 +49,8 @@ def refusal_of(error: MedImageError) -> Refusal:
         case NotReady() | NotFound() | TransportError():
             # which Triton is not there is the operator's business, and in the log
             return not_ready("no Triton is ready to answer; try again")
+        case NoSharedMemory():
+            return not_ready("the shared memory of the model's server is full; try again")
         case Unavailable():
             return too_many("the model's queue is full; try again", seconds=1)
         case ResponseError() if error.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):

@@ -21,12 +21,18 @@ STATUS = {  # of every class there is
     errors.NotFound: 503,  # which the operator has to load; a deployment that nobody has is found out before
     errors.Unavailable: 429,
     errors.NotReady: 503,
+    errors.NoSharedMemory: 503,
     errors.ServerError: 424,
 }
 
 
 def error_of(error_type):
-    return errors.MissingExtra(CONTENT, "x", "y") if error_type is errors.MissingExtra else error_type(CONTENT)
+    match error_type:
+        case errors.MissingExtra:
+            return errors.MissingExtra(CONTENT, "x", "y")
+        case errors.NoSharedMemory:
+            return errors.NoSharedMemory()
+    return error_type(CONTENT)
 
 
 def test_table_has_every_class_of_the_client():

@@ -1,0 +1,67 @@
+"""requirements/*.lock: what `make` installs is complete, and each file of it is known by its hash."""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.paths import ROOT
+
+LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
+PACKAGE = re.compile(r"([a-z0-9-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n")
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
+
+
+def read_lock(path: Path) -> dict[str, str]:
+    return {name: version for name, version, _ in PACKAGE.findall(path.read_text(encoding="utf-8"))}
+
+
+def requirements_of(extra: str) -> Iterator[Requirement]:
+    for requirement in map(Requirement, PROJECT["optional-dependencies"][extra]):
+        if requirement.name == PROJECT["name"]:
+            for other in sorted(requirement.extras):
+                yield from requirements_of(other)
+        else:
+            yield requirement
+
+
+CPU, CUDA = (read_lock(ROOT / f"requirements/{name}.lock") for name in ("cpu", "cuda"))
+RUNTIME = read_lock(ROOT / "requirements/runtime.lock") | CPU
+DEV = read_lock(ROOT / "requirements/dev.lock")
+NEEDED = [  # what an installation of the Makefile has, and what it has to have
+    *((RUNTIME, Requirement(text)) for text in (*PROJECT["dependencies"], *PYPROJECT["build-system"]["requires"])),
+    *((RUNTIME, requirement) for extra in ("cli", "export", "triton") for requirement in requirements_of(extra)),
+    *((RUNTIME | DEV, requirement) for requirement in requirements_of("dev")),
+]
+
+
+def test_locks_are_all_there():
+    assert [path.stem for path in LOCKS] == ["cpu", "cuda", "dev", "onnxruntime-gpu", "openvino", "runtime"]
+
+
+@pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.stem)
+def test_lock_is_packages_with_their_hashes_and_comments(path):
+    text = path.read_text(encoding="utf-8")
+    assert re.fullmatch(rf"(#.*\n)*({PACKAGE.pattern})+", text)
+    assert read_lock(path)
+
+
+@pytest.mark.parametrize(("lock", "requirement"), NEEDED, ids=lambda value: getattr(value, "name", ""))
+def test_what_the_project_asks_for_is_in_the_lock_of_its_step(lock, requirement):
+    assert requirement.specifier.contains(lock[canonicalize_name(requirement.name)])
+
+
+def test_only_torch_is_in_two_locks_once_for_cpus_and_once_with_cuda():
+    """pip would refuse two versions in one installation."""
+    packages = [name for path in LOCKS for name in read_lock(path)]
+    assert {name for name in packages if packages.count(name) > 1} == {"torch"}
+    assert {"torch": f"{CUDA['torch']}+cpu"} == CPU
+
+
+def test_gpu_build_of_onnxruntime_has_the_version_of_the_other():
+    assert read_lock(ROOT / "requirements/onnxruntime-gpu.lock") == {"onnxruntime-gpu": RUNTIME["onnxruntime"]}
