@@ -1,6 +1,8 @@
 """Options of the endpoint: where they come from, what they become, and what is refused before anything starts."""
 
+import os
 import ssl
+import stat
 import subprocess
 from hashlib import sha256
 
@@ -8,6 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from medimage_server.endpoint import private_files
 from medimage_server.endpoint.options import EndpointOptions, endpoint_options
 from medimage_server.endpoint.settings import EndpointSettings
 from medimage_server.errors import LaunchError
@@ -139,7 +142,7 @@ def test_file_of_keys_is_checked_and_named_in_full(settings, tmp_path, monkeypat
 @pytest.mark.parametrize(
     "content, variable, reason",
     [
-        ("short\n", "", "key 1 of .*keys: expected 16 to 512"),
+        ("short\n", "", "line 1 of .*keys: expected 16 to 512"),
         ("", "", "holds no key"),
         (None, "", "cannot read .*keys: No such file or directory"),
         (f"{KEY}\n", "short", "key 1 of MEDIMAGE_KEYS: expected 16 to 512"),
@@ -193,6 +196,64 @@ def test_tls_needs_a_certificate_and_the_key_that_fits(settings, tmp_path):
     ]:
         with pytest.raises(LaunchError, match=reason):
             settings(*args)
+
+
+@pytest.fixture
+def open_files(settings, tmp_path, capsys):
+    """The lines on standard error for the three files with these rights."""
+    certificate, key = make_certificate(tmp_path, "a")
+    keys, log = tmp_path / "the keys", tmp_path / "log"
+    keys.write_text(f"{KEY}\n")
+
+    def open_files(rights):
+        log.touch()
+        for file in (keys, key, log):
+            file.chmod(rights)
+        settings("--keys-file", keys, "--tls-certificate", certificate, "--tls-key", key, "--access-log", log)
+        return capsys.readouterr().err.splitlines()
+
+    return open_files
+
+
+@pytest.mark.parametrize("rights", [0o644, 0o640, 0o604, 0o666, 0o620, 0o602])
+def test_file_that_others_can_read_or_change_draws_a_warning(open_files, tmp_path, rights):
+    assert open_files(rights) == [
+        f"warning: {tmp_path}/the keys is open to others; chmod 600 '{tmp_path}/the keys'",
+        f"warning: {tmp_path}/a.key is open to others; chmod 600 {tmp_path}/a.key",
+        f"warning: {tmp_path}/log is open to others; chmod 600 {tmp_path}/log",
+    ]
+
+
+@pytest.mark.parametrize("rights", [0o600, 0o400, 0o700, 0o711])
+def test_file_of_this_user_alone_draws_none(open_files, rights):
+    assert open_files(rights) == []
+
+
+def test_rights_of_the_group_count_where_they_give_more_than_ours(open_files, tmp_path, monkeypatch):
+    monkeypatch.setattr(private_files, "CREDENTIALS", tmp_path)  # of systemd
+    assert open_files(0o440) == []
+    assert len(open_files(0o444)) == 3
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)  # another's, which we read as one of its group
+    assert open_files(0o640) == []
+    assert open_files(0o644)[2] == (
+        f"warning: {tmp_path}/log is open to others; give it to the user who serves, and chmod 600 {tmp_path}/log"
+    )
+
+
+def test_log_is_made_for_this_user_alone_and_else_left_as_it_is(settings, tmp_path, capsys):
+    mask = os.umask(0o022)
+    try:
+        settings("--access-log", tmp_path / "log")
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "log").stat().st_mode) == 0o600
+    for target in ("/dev/null", "-"):  # which are no files to warn of
+        settings("--access-log", target)
+    assert capsys.readouterr().err == ""
+    (tmp_path / "log").chmod(0o640)
+    settings("--access-log", tmp_path / "log")
+    assert stat.S_IMODE((tmp_path / "log").stat().st_mode) == 0o640
 
 
 def test_log_that_cannot_be_written_is_refused(settings, tmp_path):

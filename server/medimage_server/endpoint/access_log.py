@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from logging.handlers import QueueHandler, QueueListener, WatchedFileHandler
 from queue import Full, Queue
 from time import monotonic
@@ -17,6 +18,7 @@ from time import monotonic
 import orjson
 
 from medimage_server.endpoint.metrics import LOST_LOG_LINES
+from medimage_server.endpoint.private_files import open_private
 
 STDOUT = "-"
 MAX_WAITING_LINES = 10_000  # for a disk that has stopped; 4 MB
@@ -113,6 +115,9 @@ class LineHandler(CountsLosses, logging.StreamHandler):  # type: ignore[type-arg
 
 
 class FileHandler(CountsLosses, WatchedFileHandler):
+    def _open(self) -> TextIOWrapper:  # named by logging
+        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=open_private)  # type: ignore[return-value]
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
             super().emit(record)

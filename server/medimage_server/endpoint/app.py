@@ -12,11 +12,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 from medimage_server.endpoint.access_log import AccessLog
 from medimage_server.endpoint.balancing import BalancedTransport
 from medimage_server.endpoint.docs_page import docs_page
+from medimage_server.endpoint.head import WellFramed
 from medimage_server.endpoint.json_response import JSONResponse, error_response
 from medimage_server.endpoint.keys import Keyring
 from medimage_server.endpoint.observed import Observed, entry_of
@@ -34,10 +36,10 @@ DOCS_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def endpoint(settings: EndpointSettings, log: AccessLog) -> Starlette:
-    """The application; its `state.operation` is told when the worker is about to end.
+    """The application; its `state.operation` is told when the worker is about to end, and its `state.keys` when to
+    look at the file of keys at once.
 
     Raises:
-        InvalidKey: the file of keys is not valid.
         InvalidInput: a URL of a Triton is not.
     """
     our_version = version("medimage-triton")
@@ -56,15 +58,15 @@ def endpoint(settings: EndpointSettings, log: AccessLog) -> Starlette:
         return HTMLResponse(page, headers={"content-security-policy": DOCS_POLICY})
 
     routes = [
-        Route("/", operation.health),
-        Route("/live", operation.live),
-        Route("/status", operation.status),
-        Route("/metrics", operation.metrics),
-        Route("/openapi.json", document_route),
-        Route("/swagger.json", document_route),
-        Route("/docs", docs_route),
-        Route("/score", score, methods=["POST"]),
-        Route("/{deployment}/score", score, methods=["POST"]),
+        PlainRoute("/", operation.health),
+        PlainRoute("/live", operation.live),
+        PlainRoute("/status", operation.status),
+        PlainRoute("/metrics", operation.metrics),
+        PlainRoute("/openapi.json", document_route),
+        PlainRoute("/swagger.json", document_route),
+        PlainRoute("/docs", docs_route),
+        PlainRoute("/score", score, methods=["POST"]),
+        PlainRoute("/{deployment}/score", score, methods=["POST"]),
     ]
     paths = {route.path for route in routes} | {f"/{name}/score" for name in settings.deployments}
 
@@ -83,7 +85,8 @@ def endpoint(settings: EndpointSettings, log: AccessLog) -> Starlette:
     app = Starlette(
         routes=routes,
         middleware=[
-            Middleware(Observed, log=log, server_version=f"medimage-triton/{our_version}", routes=frozenset(paths))
+            Middleware(Observed, log=log, server_version=f"medimage-triton/{our_version}", routes=frozenset(paths)),
+            Middleware(WellFramed),
         ],
         exception_handlers={Refusal: tell_refusal, HTTPException: tell_http, ClientGone: tell_nobody},
         lifespan=lifespan,
@@ -92,6 +95,19 @@ def endpoint(settings: EndpointSettings, log: AccessLog) -> Starlette:
     app.state.operation = operation
     app.state.keys = keys
     return app
+
+
+class PlainRoute(Route):
+    """A path has one spelling: what is percent-encoded in it is another path, and %2F no slash.
+
+    Else a proxy that keeps callers from a path would have to know them all. Starlette decodes first, and would take a
+    line break at the end for nothing.
+    """
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if scope["raw_path"] != scope["path"].encode():
+            return Match.NONE, {}
+        return super().matches(scope)
 
 
 async def tell_refusal(request: Request, refusal: Exception) -> Response:

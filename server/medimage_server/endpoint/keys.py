@@ -3,15 +3,20 @@
 import hashlib
 import hmac
 import logging
-import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 
 KEYS_VARIABLE = "MEDIMAGE_KEYS"  # of the environment; keys with white space between
 KEY = re.compile(r"[!-~]{16,512}")  # visible ASCII, as a header can carry it; Azure's keys have 32 and 84 characters
-LOOK_AGAIN_S = 1.0  # between two looks at the time of the file
+EXPECTED = "expected 16 to 512 visible ASCII characters without spaces"
+# Python's own strip, split and splitlines take more than these, such as a no-break space: then a key with one of those
+# characters would be read as another key.
+SPACE = " \t"
+WHITE_SPACE = re.compile(r"[ \t\r\n]+")
+LOOK_AGAIN_S = 1.0  # between two looks at the file
+MAX_NAMED_LINES = 10  # in one message
 
 logger = logging.getLogger(__name__)
 
@@ -24,55 +29,68 @@ def digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def read_keys(texts: Iterable[str], where: str) -> tuple[str, ...]:
-    """Digests of keys.
+def read_keys(text: str, where: str) -> tuple[str, ...]:
+    """Digests of the keys of a text, with white space between.
 
     Raises:
         InvalidKey: one of them is too short, too long, or has characters that a header cannot carry.
     """
-    digests = []
-    for n, text in enumerate(texts, start=1):
-        if not KEY.fullmatch(text):
-            raise InvalidKey(f"key {n} of {where}: expected 16 to 512 visible ASCII characters without spaces")
-        digests.append(digest(text))
-    return tuple(digests)
+    keys = [key for key in WHITE_SPACE.split(text) if key]
+    for n, key in enumerate(keys, start=1):
+        if not KEY.fullmatch(key):
+            raise InvalidKey(f"key {n} of {where}: {EXPECTED}")
+    return tuple(map(digest, keys))
 
 
-def read_keys_file(path: Path) -> tuple[str, ...]:
-    """Digests of the keys of a file, one a line; empty lines and those that begin with # do not count.
+def read_keys_file(path: Path) -> tuple[tuple[str, ...], str | None]:
+    """Digests of the keys of a file, one a line, and what is wrong with it, if anything.
 
-    Raises:
-        InvalidKey: the file cannot be read, holds no key, or one that is not valid.
+    Empty lines and those that begin with # do not count. A line that is no key is skipped.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise InvalidKey(f"cannot read {path}: {reason}") from None
-    keys = read_keys([line for line in lines if line and not line.startswith("#")], str(path))
+        lines = path.read_bytes().decode("latin-1").split("\n")  # takes any byte: comments may be in any encoding
+    except OSError as error:
+        return (), f"cannot read {path}: {error.strerror}"
+    keys = {n: line.removesuffix("\r").strip(SPACE) for n, line in enumerate(lines, start=1)}
+    keys = {n: key for n, key in keys.items() if key and not key.startswith("#")}
     if not keys:
-        raise InvalidKey(f"{path} holds no key; expected one a line")
-    return keys
+        return (), f"{path} holds no key; expected one a line"
+    wrong = {n: key for n, key in keys.items() if not KEY.fullmatch(key)}
+    digests = tuple(digest(key) for n, key in keys.items() if n not in wrong)
+    return digests, f"{named([*wrong])} of {path}: {EXPECTED}" if wrong else None
+
+
+def named(lines: Sequence[int]) -> str:
+    more = len(lines) - MAX_NAMED_LINES
+    numbers = ", ".join(map(str, lines[:MAX_NAMED_LINES])) + (f" and {more} more" if more > 0 else "")
+    return f"line{'s' if len(lines) > 1 else ''} {numbers}"
+
+
+def check_keys_file(path: Path) -> None:
+    """For the start of a command.
+
+    Raises:
+        InvalidKey: the file cannot be read, holds no key, or a line that is none.
+    """
+    _, fault = read_keys_file(path)
+    if fault:
+        raise InvalidKey(fault)
 
 
 class Keyring:
-    """Who may ask. Keys of a file are read again when it changes, so that they can be replaced while we run.
+    """Who may ask. The file as it stands is what counts: a key that is not in it is not valid.
 
     Args:
         digests: of keys that are always valid.
-        file: with further keys; it must be readable now.
-
-    Raises:
-        InvalidKey: the file is not valid.
+        file: with further keys, which can be replaced while we run. Nobody is admitted by one that is gone or empty.
     """
 
     def __init__(self, digests: Sequence[str], file: Path | None) -> None:
         self._fixed = tuple(digests)
         self._file = file
-        self._looked_at = monotonic()
-        self._version = self._file_version()
-        self._of_file = read_keys_file(file) if file else ()
-        self._told: object = None  # the fault of the file that the log has last
+        self._of_file: tuple[str, ...] = ()
+        self._fault: str | None = None  # of the file; the log has it
+        self.read_again()
 
     @property
     def is_open(self) -> bool:
@@ -81,33 +99,18 @@ class Keyring:
 
     def accepts(self, key: str) -> bool:
         """Whether a key is valid now; takes as long for a wrong one as for a right one."""
-        self._refresh()
+        # A faulty file may be one that is being replaced: the next request should find it whole.
+        if self._fault or monotonic() - self._read_at >= LOOK_AGAIN_S:
+            self.read_again()
         asked = digest(key)
         return any([hmac.compare_digest(asked, known) for known in (*self._fixed, *self._of_file)])
 
-    def _refresh(self) -> None:
-        """Read the file again if it has changed. One that is broken or gone leaves the keys as they were."""
-        if self._file is None or monotonic() - self._looked_at < LOOK_AGAIN_S:
+    def read_again(self) -> None:
+        """Read the file now. Times and sizes are not compared: a change within a tick of the clock would be missed."""
+        self._read_at = monotonic()
+        if self._file is None:
             return
-        self._looked_at = monotonic()
-        version = self._file_version()
-        if version is not None and version == self._version:
-            return
-        self._version = version
-        try:
-            self._of_file = read_keys_file(self._file)
-            self._told = None
-        except InvalidKey as error:
-            self._version = None  # look again: it may be half written
-            fault = (version, str(error))
-            if fault != self._told:
-                logger.warning("%s; the keys that it held before stay valid", error)
-            self._told = fault
-
-    def _file_version(self) -> tuple[int, int, int] | None:
-        try:
-            status = os.stat(self._file) if self._file else None
-        except OSError:
-            return None
-        # its size, too, for the clock of file systems ticks in milliseconds
-        return (status.st_ino, status.st_mtime_ns, status.st_size) if status else None
+        self._of_file, fault = read_keys_file(self._file)
+        if fault and fault != self._fault:
+            logger.warning("%s; %s", fault, "the other lines count" if self._of_file else "nobody is admitted by it")
+        self._fault = fault

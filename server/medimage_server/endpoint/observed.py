@@ -44,10 +44,11 @@ class Observed:
             return
         start = perf_counter()
         sent_headers = self._headers(Headers(scope=scope))
+        path = scope["raw_path"].decode("latin-1")  # as it was sent, which is how routes are told apart
         entry = Entry(
             request_id=sent_headers["x-request-id"],
             method=scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "OPTIONS") else "other",
-            route=scope["path"] if scope["path"] in self._routes else "other",
+            route=path if path in self._routes else "other",
             status=0,
         )
         scope["state"]["entry"] = entry

@@ -10,7 +10,8 @@ from typing import Any, get_args
 import click
 
 from medimage_client.azure_embeddings import Layout
-from medimage_server.endpoint.keys import KEYS_VARIABLE, InvalidKey, read_keys, read_keys_file
+from medimage_server.endpoint.keys import KEYS_VARIABLE, InvalidKey, check_keys_file, read_keys
+from medimage_server.endpoint.private_files import open_private, warning_of
 from medimage_server.endpoint.settings import MB, EndpointSettings
 from medimage_server.endpoint.workers import check_tls
 from medimage_server.errors import LaunchError
@@ -43,7 +44,8 @@ class EndpointOptions:
     def settings(self, *, tritons: tuple[str, ...], triton_metrics: str | None) -> EndpointSettings:
         """What each worker is told: its part of the bounds, and the keys as digests. It serves no deployment yet.
 
-        The keys are taken out of the environment, which other processes of ours would inherit.
+        The keys are taken out of the environment, which other processes of ours would inherit. A file that others may
+        read draws a warning.
 
         Raises:
             LaunchError: keys, certificate or log cannot be used, or anybody on the network could ask without a key.
@@ -51,9 +53,9 @@ class EndpointOptions:
         check_tls(self.tls_certificate, self.tls_key)
         self._check_log()
         try:
-            digests = read_keys(os.environ.pop(KEYS_VARIABLE, "").split(), KEYS_VARIABLE)
+            digests = read_keys(os.environ.pop(KEYS_VARIABLE, ""), KEYS_VARIABLE)
             if self.keys_file:
-                read_keys_file(self.keys_file)
+                check_keys_file(self.keys_file)
         except InvalidKey as error:
             raise LaunchError(str(error)) from error
         if not digests and not self.keys_file and self.score_host not in LOOPBACK:
@@ -61,6 +63,7 @@ class EndpointOptions:
                 f"--score-host {self.score_host} opens the endpoint to the network, and there are no keys: "
                 f"give some with --keys-file or {KEYS_VARIABLE}"
             )
+        self._warn()
         return EndpointSettings(
             tritons=tritons,
             layout=self.layout,
@@ -79,11 +82,20 @@ class EndpointOptions:
             triton_metrics=triton_metrics,
         )
 
+    def _warn(self) -> None:
+        for file in (self.keys_file, self.tls_key, self._log_file):
+            if file and (warning := warning_of(file)):
+                click.echo(warning, err=True)
+
+    @property
+    def _log_file(self) -> Path | None:
+        return None if self.access_log in (None, "-") else Path(str(self.access_log))
+
     def _check_log(self) -> None:
-        if self.access_log in (None, "-"):
+        if self._log_file is None:
             return
         try:
-            Path(str(self.access_log)).open("a").close()
+            open(self._log_file, "a", opener=open_private).close()
         except OSError as error:
             raise LaunchError(f"cannot write --access-log {self.access_log}: {error.strerror}") from error
 
@@ -108,8 +120,8 @@ OPTIONS = (
     option(
         "--keys-file",
         type=FILE,
-        help=f"Keys of callers, one a line; read again when it changes. Keys may also stand in {KEYS_VARIABLE}, with "
-        "white space between.",
+        help="Keys of callers, one a line; changes count within two seconds. Keys may also stand in "
+        f"{KEYS_VARIABLE}, with white space between.",
     ),
     option("--tls-certificate", type=FILE, help="PEM file with the certificate and its chain; the endpoint is https."),
     option("--tls-key", type=FILE, help="PEM file with its key."),

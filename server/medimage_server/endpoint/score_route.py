@@ -18,6 +18,7 @@ from medimage_server.endpoint.admission import Gate, Memory, Share
 from medimage_server.endpoint.authorization import authorize
 from medimage_server.endpoint.body import Body
 from medimage_server.endpoint.door import welcome
+from medimage_server.endpoint.head import listed, only
 from medimage_server.endpoint.json_response import JSONResponse
 from medimage_server.endpoint.keys import Keyring
 from medimage_server.endpoint.metrics import Stages
@@ -103,7 +104,7 @@ class ScoreRoute:
                 held.enter_context(self._at_work[question.deployment].entered())
             work = (
                 self._stream(exchange, question)
-                if question.deployment == REPORTS and MEDIA_TYPE in headers.get("accept", "")
+                if question.deployment == REPORTS and MEDIA_TYPE in listed(headers, "accept")
                 else self._reply(exchange, question, layout)
             )
             await unless_gone(exchange.receive, work)
@@ -159,7 +160,7 @@ class ScoreRoute:
     def _named_deployment(self, scope: Scope, headers: Headers) -> str | None:
         """The deployment in the path or the header; None if neither names one."""
         in_path: str | None = scope["path_params"].get("deployment")
-        in_header = headers.get(DEPLOYMENT_HEADER)
+        in_header = only(headers, DEPLOYMENT_HEADER)
         named = {self._known(name) for name in (in_path, in_header) if name is not None}
         if len(named) > 1:
             raise Refusal(
@@ -181,7 +182,8 @@ class ScoreRoute:
         return Refusal(HTTPStatus.NOT_FOUND, f"{what} is not served here; there is {served}")
 
     def _layout(self, headers: Headers) -> Layout:
-        layout = headers.get(LAYOUT_HEADER, self._settings.layout)
+        header = only(headers, LAYOUT_HEADER)
+        layout = self._settings.layout if header is None else header
         for known in get_args(Layout):
             if layout == known:
                 return known  # type: ignore[no-any-return]  # of get_args

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
+from urllib.parse import unquote
 
 from medimage_server.endpoint.access_log import Entry
 from medimage_server.endpoint.app import endpoint
@@ -91,6 +92,7 @@ class Caller:
         hang_up: asyncio.Event | None = None,
         parts: Sequence[bytes] | None = None,
         on_part=None,
+        http_version: str = "1.1",
     ) -> Answer:
         """The answer. The body is bytes, what becomes JSON, or sent in `parts` without a length; `on_part` may wait."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -104,11 +106,11 @@ class Caller:
         scope = {
             "type": "http",
             "method": method,
-            "path": path,
+            "path": unquote(path),
             "raw_path": path.encode(),
             "query_string": b"",
             "headers": [(name.encode(), value.encode("latin-1")) for name, value in sent.items()],
-            "http_version": "1.1",
+            "http_version": http_version,
             "scheme": "http",
             "root_path": "",
             "client": ("127.0.0.1", 1),

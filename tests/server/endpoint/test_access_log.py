@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import stat
 import threading
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
@@ -70,6 +71,24 @@ def test_file_that_was_moved_is_opened_again(tmp_path):
         wait_until(lambda: lines(file))
     assert [line["request_id"] for line in lines(moved)] == ["old"]
     assert [line["request_id"] for line in lines(file)] == ["new"]
+
+
+def test_file_is_made_for_this_user_alone_also_after_it_was_moved(tmp_path):
+    file = tmp_path / "log"
+    mask = os.umask(0o022)
+    try:
+        with access_log(str(file)) as log:
+            for name in ("log.1", "log.2"):
+                log.write(Entry(**ENTRY))
+                wait_until(lambda: lines(file))
+                assert stat.S_IMODE(file.stat().st_mode) == 0o600
+                file.rename(tmp_path / name)
+            file.touch(0o640)  # as logrotate does where it is told `create 0640`
+            log.write(Entry(**ENTRY))
+            wait_until(lambda: lines(file))
+            assert stat.S_IMODE(file.stat().st_mode) == 0o640
+    finally:
+        os.umask(mask)
 
 
 def test_standard_output_is_a_target(capsys):

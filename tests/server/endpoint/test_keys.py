@@ -1,8 +1,7 @@
-"""Keys of callers: which are valid, when a file of them is read again, and what is never shown."""
+"""Keys of callers: which are valid, that the file as it stands is what counts, and what is never shown."""
 
 import hmac
 import os
-import re
 from hashlib import sha256
 
 import pytest
@@ -10,7 +9,7 @@ from starlette.datastructures import Headers
 
 from medimage_server.endpoint import keys as keys_module
 from medimage_server.endpoint.authorization import authorize
-from medimage_server.endpoint.keys import InvalidKey, Keyring, digest, read_keys, read_keys_file
+from medimage_server.endpoint.keys import InvalidKey, Keyring, check_keys_file, digest, read_keys, read_keys_file
 from medimage_server.endpoint.refusal import Refusal
 
 OLD, NEW, OTHER = "old-key-0123456789", "new-key-0123456789", "other-key-0123456789"
@@ -38,28 +37,58 @@ def write(file, text, clock):
 
 def test_digest_is_sha256_in_hexadecimal():
     assert digest(OLD) == sha256(OLD.encode()).hexdigest()
-    assert read_keys([OLD, NEW], "here") == (sha256(OLD.encode()).hexdigest(), sha256(NEW.encode()).hexdigest())
+    assert read_keys(f" {OLD}\r\n{NEW}\t", "here") == (
+        sha256(OLD.encode()).hexdigest(),
+        sha256(NEW.encode()).hexdigest(),
+    )
 
 
 def test_file_holds_a_key_a_line_beside_comments_and_empty_lines(file):
-    assert read_keys_file(file) == (digest(OLD), digest(OTHER))
+    assert read_keys_file(file) == ((digest(OLD), digest(OTHER)), None)
+    file.write_bytes(b"# Pr\xfcfung\r\n" + f"{OLD}\r\n\t{OTHER}".encode())  # of another system
+    assert read_keys_file(file) == ((digest(OLD), digest(OTHER)), None)
+
+
+# white space of Python, and none of a header or a file of lines
+EXOTIC = ["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x1f", "\x85", "\xa0", "\u2003", "\u2028", "\u2029"]
+
+
+@pytest.mark.parametrize("space", EXOTIC)
+def test_two_different_keys_never_become_equal_by_their_white_space(file, space):
+    for key in (OLD + space, space + OLD, OLD + space + OTHER):
+        file.write_text(f"{NEW}\n{key}\n", encoding="utf-8")
+        with pytest.raises(InvalidKey, match=r"^line 2 of .*keys: expected 16 to 512"):
+            check_keys_file(file)
+        with pytest.raises(InvalidKey, match=r"^key 2 of MEDIMAGE_KEYS: expected 16 to 512"):
+            read_keys(f"{NEW} {key}", "MEDIMAGE_KEYS")
+        keyring = Keyring((), file)
+        assert [keyring.accepts(asked) for asked in (NEW, OLD, OTHER, key)] == [True, False, False, False]
+    if ord(space) < 256:  # as a header can bring it
+        file.write_text(f"{OLD}\n")
+        for key in (OLD + space, space + OLD):
+            with pytest.raises(Refusal, match="the key is not valid here"):
+                authorize(Headers({"authorization": f"Bearer {key}"}), Keyring((), file))
+
+
+def test_carriage_return_alone_ends_no_line(file):
+    file.write_bytes(f"{OLD}\r{OTHER}\n{NEW}\r\n".encode())
+    digests, fault = read_keys_file(file)
+    assert (digests, fault) == ((digest(NEW),), f"line 1 of {file}: {keys_module.EXPECTED}")
 
 
 @pytest.mark.parametrize("key", ["0123456789abcdef", "k" * 512, "!~" * 8])
 def test_key_of_16_to_512_visible_characters_is_taken(key):
-    assert read_keys([key], "here") == (digest(key),)
+    assert read_keys(key, "here") == (digest(key),)
 
 
-@pytest.mark.parametrize(
-    "key", ["", "0123456789abcde", "k" * 513, "0123456789 abcdef", "0123456789abcdé", "k" * 16 + "\n"]
-)
+@pytest.mark.parametrize("key", ["0123456789abcde", "k" * 513, "0123456789 abcdef", "0123456789abcdé", "k" * 16 + "\0"])
 def test_other_key_is_refused_without_being_quoted(key):
     with pytest.raises(
         InvalidKey, match=r"^key 2 of MEDIMAGE_KEYS: expected 16 to 512 visible ASCII characters"
     ) as error:
-        read_keys([OLD, key], "MEDIMAGE_KEYS")
+        read_keys(f"{OLD} {key}", "MEDIMAGE_KEYS")
     assert OLD not in str(error.value)
-    assert not key or key not in str(error.value)
+    assert key not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -67,17 +96,33 @@ def test_other_key_is_refused_without_being_quoted(key):
     [
         (b"", "holds no key; expected one a line"),
         (b"# nothing\n", "holds no key; expected one a line"),
-        (b"\xff\xfe0123456789abcdef\n", "not UTF-8 text"),
-        (b"short\n", "key 1 of "),
+        (b"\xff\xfe0123456789abcdef\n", "line 1 of "),
+        (f"\n{OLD}\nshort\n".encode(), "^line 3 of .*keys: expected 16 to 512 "),
         (None, "No such file or directory"),
     ],
 )
-def test_broken_file_is_an_error_at_the_start(tmp_path, content, reason):
+def test_broken_file_is_an_error_at_the_start_of_the_command(tmp_path, content, reason):
     file = tmp_path / "keys"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(InvalidKey, match=reason):
-        Keyring((), file)
+    with pytest.raises(InvalidKey, match=reason) as error:
+        check_keys_file(file)
+    assert OLD not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [None, "", "# none\n", "short\n"])
+def test_worker_starts_with_a_broken_file_and_admits_nobody_by_it(file, caplog, content):
+    if content is None:
+        file.unlink()
+    else:
+        file.write_text(content)
+    keyring = Keyring([digest(NEW)], file)
+    assert len(caplog.messages) == 1
+    assert not keyring.is_open
+    assert [keyring.accepts(key) for key in (NEW, OLD, "short", "")] == [True, False, False, False]
+    file.write_text(f"{OLD}\n")
+    assert keyring.accepts(OLD)
+    assert len(caplog.messages) == 1
 
 
 def test_fixed_keys_and_those_of_the_file_are_valid_at_once(file):
@@ -112,18 +157,27 @@ def test_file_that_is_put_in_the_place_of_the_old_one_rotates_the_keys(file, clo
     assert not keyring.accepts(OLD)
 
 
-def test_file_that_grew_within_a_tick_of_the_file_systems_clock_is_read_again(file, clock):
+def test_change_that_leaves_size_and_times_is_seen(file, clock):
     keyring = Keyring((), file)
     stat = file.stat()
-    write(file, f"{file.read_text()}{NEW}\n", clock)
+    write(file, file.read_text().replace(OLD, NEW), clock)
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert keyring.accepts(NEW)
+    assert not keyring.accepts(OLD)
 
 
-def test_file_is_looked_at_once_a_second_at_most(file, clock, monkeypatch):
-    keyring = Keyring((), file)
+@pytest.fixture
+def looks(monkeypatch):
+    """The files that were read."""
     looks = []
-    monkeypatch.setattr(os, "stat", lambda path, stat=os.stat: looks.append(path) or stat(path))
+    read = keys_module.read_keys_file
+    monkeypatch.setattr(keys_module, "read_keys_file", lambda path: looks.append(path) or read(path))
+    return looks
+
+
+def test_file_in_order_is_read_once_a_second_at_most(file, clock, looks):
+    keyring = Keyring((), file)
+    looks.clear()
     file.write_text(f"{NEW}\n")
     for _ in range(100):
         assert not keyring.accepts(NEW)
@@ -134,62 +188,92 @@ def test_file_is_looked_at_once_a_second_at_most(file, clock, monkeypatch):
     assert looks == [file]
 
 
-@pytest.mark.parametrize("broken", ["", "# none\n", "short\n"])
-def test_file_that_is_broken_later_leaves_the_keys_and_is_looked_at_again(file, clock, broken):
-    keyring = Keyring((), file)
-    write(file, broken, clock)
-    assert keyring.accepts(OLD)
-    assert not keyring.accepts("short")
-    stat = file.stat()
-    write(file, f"{NEW}\n", clock)
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # even where the clock has not moved
+def test_keys_without_a_file_need_none(clock, looks):
+    keyring = Keyring([digest(NEW)], None)
+    clock.now += 2.0
     assert keyring.accepts(NEW)
-    assert not keyring.accepts(OLD)
+    keyring.read_again()
+    assert not looks
 
 
-@pytest.mark.parametrize(
-    "break_it, reason",
-    [
-        (lambda file: file.write_text(""), "keys holds no key; expected one a line"),
-        (lambda file: file.write_text(f"{NEW}\nshort"), "key 2 of .*keys: expected 16 to 512 "),
-        (lambda file: file.unlink(), "cannot read .*keys: No such file or directory"),
-    ],
-    ids=["emptied", "broken", "gone"],
-)
-def test_file_that_is_broken_later_is_told_once_for_each_change(file, clock, caplog, break_it, reason):
+def test_file_is_read_at_once_when_told(file, clock, caplog):
+    keyring = Keyring((), file)
+    file.write_text(f"{NEW}\n")
+    keyring.read_again()
+    assert [keyring.accepts(key) for key in (OLD, NEW)] == [False, True]
+    file.unlink()
+    keyring.read_again()
+    assert not keyring.accepts(NEW)
+    assert len(caplog.messages) == 1
+
+
+BROKEN = {
+    "emptied": (lambda file: file.write_text(""), "{file} holds no key; expected one a line"),
+    "comments": (lambda file: file.write_text(f"# {OLD}\n"), "{file} holds no key; expected one a line"),
+    "gone": (lambda file: file.unlink(), "cannot read {file}: No such file or directory"),
+    "no-key": (lambda file: file.write_text("short\n"), "line 1 of {file}: " + keys_module.EXPECTED),
+}
+broken = pytest.mark.parametrize("break_it, fault", BROKEN.values(), ids=BROKEN)
+
+
+@broken
+def test_keys_of_a_file_that_is_emptied_or_gone_are_revoked(file, clock, break_it, fault):
+    keyring = Keyring([digest(NEW)], file)
+    break_it(file)
+    clock.now += 2.0
+    assert [keyring.accepts(key) for key in (OLD, OTHER, NEW, "short")] == [False, False, True, False]
+
+
+@broken
+def test_fault_of_the_file_is_told_once_until_it_is_mended(file, clock, caplog, break_it, fault):
     keyring = Keyring((), file)
     for n in range(1, 3):
         break_it(file)
         for _ in range(5):
             clock.now += 2.0
             keyring.accepts(OLD)
-        (*_, told) = caplog.messages
-        assert len(caplog.messages) == n
-        assert re.search(reason, told)
-        assert told.endswith("; the keys that it held before stay valid")
-        assert not any(text in told for text in (OLD, NEW, OTHER, "short"))
+            keyring.read_again()
+        assert caplog.messages == [fault.format(file=file) + "; nobody is admitted by it"] * n
         write(file, f"{OTHER}\n", clock)
         assert keyring.accepts(OTHER)
     assert len(caplog.messages) == 2
 
 
-def test_half_written_file_is_read_again_when_it_is_whole(file, clock):
+@broken
+def test_broken_file_is_looked_at_for_every_request(file, clock, break_it, fault):
+    """An editor that replaces it leaves no longer gap than the moment itself."""
     keyring = Keyring((), file)
-    write(file, NEW[:10], clock)
-    assert keyring.accepts(OLD)
-    write(file, f"{NEW}\n", clock)
-    assert keyring.accepts(NEW)
-    assert not keyring.accepts(OLD)
-
-
-def test_file_that_is_gone_leaves_the_keys(file, clock):
-    keyring = Keyring((), file)
-    file.unlink()
+    break_it(file)
     clock.now += 2.0
-    assert keyring.accepts(OLD)
-    write(file, f"{NEW}\n", clock)
-    assert keyring.accepts(NEW)
     assert not keyring.accepts(OLD)
+    file.write_text(f"{OLD}\n")
+    assert keyring.accepts(OLD)  # though the clock stands still
+
+
+def test_line_that_is_no_key_is_skipped_and_named_by_its_number_once(file, clock, caplog):
+    keyring = Keyring((), file)
+    for _ in range(3):
+        write(file, f"# of the ward\n{OLD} x\n{NEW}\nshort\n", clock)
+        assert [keyring.accepts(key) for key in (OLD, NEW, "short", f"{OLD} x")] == [False, True, False, False]
+    told = f"lines 2, 4 of {file}: {keys_module.EXPECTED}; the other lines count"
+    assert caplog.messages == [told]
+    write(file, f"{NEW}\nshort\n", clock)
+    assert keyring.accepts(NEW)
+    assert caplog.messages == [told, f"line 2 of {file}: {keys_module.EXPECTED}; the other lines count"]
+
+
+def test_many_lines_that_are_no_keys_are_one_short_message(file, caplog):
+    file.write_text("short\n" * 1000 + NEW)
+    assert Keyring((), file).accepts(NEW)
+    assert caplog.messages[0].startswith("lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 990 more of ")
+
+
+def test_half_written_file_counts_as_far_as_it_goes_and_is_read_again_when_it_is_whole(file, clock):
+    keyring = Keyring((), file)
+    write(file, f"{OTHER}\n{NEW[:10]}", clock)
+    assert [keyring.accepts(key) for key in (OLD, OTHER, NEW)] == [False, True, False]
+    file.write_text(f"{OTHER}\n{NEW}\n")
+    assert keyring.accepts(NEW)
 
 
 @pytest.mark.parametrize("asked", [OLD, OTHER, NEW, "a" * 40])
@@ -235,6 +319,15 @@ def test_others_are_refused_without_a_word_of_the_key(file, headers, status):
     assert error.value.status == status
     assert error.value.headers == ({"www-authenticate": "Bearer"} if status == 401 else {})
     assert not any(key in repr(error.value) for key in (OLD, NEW))
+
+
+@pytest.mark.parametrize("second", [f"Bearer {OLD}", f"Bearer {NEW}", ""])
+def test_two_headers_are_refused_whatever_they_hold(file, second):
+    headers = Headers(raw=[(b"authorization", value.encode()) for value in (f"Bearer {OLD}", second)])
+    for keyring in (Keyring((), file), Keyring((), None)):
+        with pytest.raises(Refusal, match="authorization is given 2 times; expected once") as error:
+            authorize(headers, keyring)
+        assert error.value.status == 400
 
 
 def test_anybody_may_ask_where_there_are_no_keys():
