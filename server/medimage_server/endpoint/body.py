@@ -38,8 +38,8 @@ class Body:
         """All of it.
 
         Raises:
-            Refusal: 400 two types; 415 not JSON, not UTF-8, or compressed; 413 larger than the limit; 408 too
-                slow; 429 others hold all memory.
+            Refusal: 400 two types; 415 not JSON, not UTF-8, or compressed; 413 larger than the limit; 408 too slow;
+                429 others hold all memory.
             ClientGone: it ended before.
         """
         check_content_type(self._headers)

@@ -39,13 +39,13 @@ def framing_fault(scope: Scope) -> str | None:
         return None
     if b"content-length" in names:
         return "both Content-Length and Transfer-Encoding are given; expected one of them"
-    return (
-        "Transfer-Encoding is not part of HTTP/1.0; expected HTTP/1.1 or Content-Length" if version == "1.0" else None
-    )
+    if version == "1.0":
+        return "Transfer-Encoding is not part of HTTP/1.0; expected Content-Length"
+    return None
 
 
 class WellFramed:
-    """ASGI middleware that refuses the others, whatever they ask for, and closes their connection."""
+    """ASGI middleware: a request whose end is not sure is refused, whatever it asks for, and its connection closed."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -55,12 +55,13 @@ def read_keys_file(path: Path) -> tuple[tuple[str, ...], str | None]:
     keys = {n: key for n, key in keys.items() if key and not key.startswith("#")}
     if not keys:
         return (), f"{path} holds no key; expected one a line"
-    wrong = {n: key for n, key in keys.items() if not KEY.fullmatch(key)}
-    digests = tuple(digest(key) for n, key in keys.items() if n not in wrong)
-    return digests, f"{named([*wrong])} of {path}: {EXPECTED}" if wrong else None
+    wrong = [n for n, key in keys.items() if not KEY.fullmatch(key)]
+    digests = tuple(digest(key) for key in keys.values() if KEY.fullmatch(key))
+    return digests, f"{named(wrong)} of {path}: {EXPECTED}" if wrong else None
 
 
 def named(lines: Sequence[int]) -> str:
+    """Lines by their numbers; the first, if they are many."""
     more = len(lines) - MAX_NAMED_LINES
     numbers = ", ".join(map(str, lines[:MAX_NAMED_LINES])) + (f" and {more} more" if more > 0 else "")
     return f"line{'s' if len(lines) > 1 else ''} {numbers}"

@@ -1,7 +1,7 @@
 """A request's body: within its size, in time, and none of its memory forgotten."""
 
 import asyncio
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from time import perf_counter
 
 import pytest
@@ -216,7 +216,31 @@ async def test_what_is_not_plain_json_is_a_415_before_a_byte_is_read(body, heade
 @pytest.mark.parametrize(
     "headers",
     [
+        {"content-type": "application/json\xa0"},
+        {"content-type": "application/json\x1f; charset=utf-8"},
+        {"content-type": "application/json; charset=utf-8; charset=utf-16"},
+        {"content-type": "application/json; charset=\xa0utf-8"},
+        {"content-encoding": "\xa0identity"},
+    ],
+)
+async def test_only_space_and_tab_are_white_space_and_every_charset_counts(body, headers):
+    assert (await refusal(body(Sender(b"{}"), **headers))).status == 415
+
+
+@pytest.mark.parametrize("name, status", [("content-type", 400), ("content-encoding", 415)])
+async def test_header_that_is_given_twice_is_refused(memory, name, status):
+    once = {"content-type": "application/json", "content-encoding": "identity"}
+    headers = Headers(raw=[(key.encode(), value.encode()) for key, value in [*once.items(), (name, once[name])]])
+    with memory.share() as share:
+        one = Body(headers, Sender(b"{}"), max_bytes=100, share=share)
+        assert (await refusal(nullcontext(one))).status == status
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
         {"content-type": "application/json; charset=utf-8"},
+        {"content-type": 'application/json;\tcharset="UTF-8" ; xcharset=utf-16'},
         {"content-type": "Application/JSON"},
         {"content-encoding": "identity"},
         {"content-encoding": " Identity "},

@@ -190,6 +190,15 @@ async def test_entry_has_what_the_application_found_out_beside_sizes_and_time(co
     assert count("medimage_endpoint_stage_seconds_sum", **labels) == pytest.approx(0.02)
 
 
+@pytest.mark.parametrize(
+    "path, route", [("/score", "/score"), ("/sc%6Fre", "other"), ("%2F", "other"), ("/x", "other")]
+)
+async def test_route_is_the_path_as_it_was_sent_if_it_is_one_of_ours(path, route):
+    asked = caller(healthy)
+    await asked.ask(path=path)
+    assert asked.log.entries[0].route == route
+
+
 async def test_rows_of_refused_requests_are_not_counted(count):
     async def app(scope, receive, send):
         entry_of(scope).deployment, entry_of(scope).rows = "medimageinsight", 3

@@ -191,6 +191,10 @@ async def test_deployment_is_named_by_path_header_or_columns(caller, path, heade
         ("/medimageinsight", None, 404),
         ("/score/", None, 404),
         ("/v2/models", None, 404),
+        ("/medimageinsight%2Fscore", None, 404),
+        ("/%73core", None, 404),
+        ("/score%0a", None, 404),
+        ("/medimageinsight-%0a/score", None, 404),
     ],
 )
 async def test_wrong_deployment_or_path_is_refused(caller, path, header, status):
@@ -299,6 +303,16 @@ async def test_rows_beyond_those_of_azures_documentation_are_refused(caller, col
 )
 async def test_head_that_is_wrong_is_refused(caller, headers, status):
     assert (await caller.ask(body=TEXTS, headers=headers)).status == status
+
+
+async def test_chunks_in_http_1_0_are_refused_whatever_the_path(caller):
+    for path in ("/score", "/live", "/none"):
+        answer = await caller.ask(
+            path=path, parts=[b"{}"], headers=JSON | {"transfer-encoding": "chunked"}, http_version="1.0"
+        )
+        assert (answer.status, answer.headers["connection"]) == (400, "close")
+        assert caller.log.entries[-1].reason == answer.json["message"]
+    assert at_rest()
 
 
 async def test_body_that_is_too_large_is_a_413(caller):

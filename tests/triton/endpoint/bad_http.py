@@ -17,6 +17,7 @@ NOTHING = "there is nothing here"
 METHOD = "this method is not for this path"
 NOT_SERVED = "this deployment is not served here; there is medimageinsight and cxrreportgen"
 INVALID = "Invalid HTTP request received."
+TWICE = "is given 2 times; expected once"
 TWO_LENGTHS = "Content-Length and Transfer-Encoding"
 
 
@@ -43,7 +44,9 @@ KEYS = {
     "with-a-letter-more": (score(key=KEY + "a"), 403, WRONG_KEY),
     "in-capitals": (score(key=KEY.upper()), 403, WRONG_KEY),
     "twice": (score(key=f"{KEY} {KEY}"), 403, WRONG_KEY),
-    "wrong-before-right": (score(key=f"{CANARY}\r\nauthorization: Bearer {KEY}"), 403, WRONG_KEY),
+    "wrong-before-right": (score(key=f"{CANARY}\r\nauthorization: Bearer {KEY}"), 400, TWICE),
+    "right-before-wrong": (score(key=f"{KEY}\r\nauthorization: Bearer {CANARY}"), 400, TWICE),
+    "with-a-no-break-space": (score(key=f"{KEY}\xa0"), 403, WRONG_KEY),
     "quoted": (score(key=f'"{KEY}"'), 403, WRONG_KEY),
     "of-latin-letters": (score(key="Schlüssel-äöüß-1234567"), 403, WRONG_KEY),
     "of-other-bytes": (score(key="\x80\xff\xfe" * 10), 403, WRONG_KEY),
@@ -62,6 +65,7 @@ CONTENT = {
     "type-of-json-lines": (score(content_type="application/jsonl"), 415, NOT_JSON),
     "type-ends-in-json": (score(content_type="application/problem+json"), 415, NOT_JSON),
     "type-any": (score(content_type="*/*"), 415, NOT_JSON),
+    "type-twice": (score(content_type="application/json\r\ncontent-type: text/plain"), 400, TWICE),
     "type-two": (score(content_type="text/plain, application/json"), 415, NOT_JSON),
     "charset-utf-16": (
         request(body=BODY.decode().encode("utf-16"), content_type="application/json; charset=utf-16"),
@@ -99,6 +103,9 @@ ROUTES = {
     "path-with-a-slash-behind": (score(path="/score/"), 404, NOTHING),
     "path-with-two-slashes": (score(path="//score"), 404, NOTHING),
     "path-in-capitals": (score(path="/Score"), 404, NOTHING),
+    "path-with-an-encoded-slash": (score(path="/medimageinsight%2Fscore"), 404, NOTHING),
+    "path-with-an-encoded-letter": (score(path="/%73core"), 404, NOTHING),
+    "path-with-an-encoded-line-break": (score(path="/score%0a"), 404, NOTHING),
     "path-traversal": (request("GET", "/../../../../etc/passwd"), 404, NOTHING),
     "path-traversal-in-percent": (request("GET", "/docs/%2e%2e%2f%2e%2e%2fetc/passwd"), 404, NOTHING),
     "path-traversal-behind-docs": (request("GET", "/docs/../../server/medimage_server/cli.py"), 404, NOTHING),
@@ -152,7 +159,7 @@ HTTP = {
     "tls-hello": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(501), 400, INVALID),
     "ssh": (b"SSH-2.0-OpenSSH_9.7\r\n\r\n", 400, INVALID),
     "http-0.9": (b"GET /\r\n\r\n", 400, INVALID),
-    "http-2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 404, NOTHING),
+    "http-2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "expected HTTP/1.1"),
     "http-9.9-of-letters": (score(version="x.y"), 400, INVALID),
     "line-break-before": (b"\r\n" + score(), 400, INVALID),
     "json-alone": (BODY + b"\r\n\r\n", 400, INVALID),
@@ -180,6 +187,7 @@ HTTP = {
     "length-none": (score(content_length=None), 400, "the request is not valid JSON"),
     "length-zero": (score(content_length="0"), 400, "the request is not valid JSON"),
     "length-short": (score(content_length=str(len(BODY) - 2)), 400, "the request is not valid JSON"),
+    "smuggled-by-chunks-in-http-1.0": (chunked(BODY, version="1.0"), 400, "not part of HTTP/1.0"),
     "smuggled-by-both-lengths": (chunked(BODY, content_length="5"), 400, TWO_LENGTHS),
     "smuggled-behind-chunks": (
         request(
@@ -232,6 +240,5 @@ HARMLESS = [
     Case("odd-request-id", score(x_request_id=f"{CANARY} {{}}"), 200),
     Case("odd-request-id-of-10000-letters", score(x_request_id=CANARY * 1600), 200),
     Case("odd-upgrade-to-http-2", score(connection="upgrade", upgrade="h2c"), 200),
-    Case("odd-encoding-of-the-path", score(path="/%73core"), 200),
     Case("odd-image-of-many-lines", request(body=embeddings([["\r\n".join(base64_text(IMAGE)), None]])), 200),
 ]
