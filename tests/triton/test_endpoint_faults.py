@@ -7,6 +7,7 @@ nothing is left: no slot, no process, no shared memory. `pytest -s` prints how l
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -616,6 +617,54 @@ def test_tls_is_spoken_with_the_given_certificate_and_nothing_else(triton, keys_
         start = monotonic()
         assert status_of(command.score_port, body) == CLOSED
         assert monotonic() - start < CLEAR_S
+
+
+def test_hangup_reads_certificate_and_keys_again(triton, certificates, tmp_path):
+    """A renewed certificate needs no restart; one that does not fit its key changes nothing."""
+    pair = {kind: tmp_path / f"served.{kind}" for kind in ("pem", "key")}
+    keys = tmp_path / "keys"
+
+    def put(**files):
+        for kind, name in files.items():
+            shutil.copy(certificates / f"{name}.{kind}", pair[kind])
+
+    def is_served(port, name):
+        context = ssl.create_default_context(cafile=certificates / f"{name}.pem")
+        try:
+            with context.wrap_socket(plain(port), server_hostname="127.0.0.1"):
+                return True
+        except (ssl.SSLError, ConnectionError):
+            return False
+
+    put(pem="own", key="own")
+    keys.write_text(KEY + "\n")
+    options = ["--tls-certificate", pair["pem"], "--tls-key", pair["key"]]
+    with endpoint(triton, keys, tmp_path / "endpoint", *options) as command:
+        port, workers = command.score_port, command.workers
+        assert is_served(port, "own")
+        put(pem="other", key="other")
+        assert not is_served(port, "other")
+        command.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: is_served(port, "other"))
+        assert not is_served(port, "own")
+        put(pem="own")
+        command.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: command.has_said("they do not fit; the certificate before stays in use"))
+        assert is_served(port, "other")
+        assert command.workers == workers
+
+
+def test_hangup_under_nohup_and_other_signals_mean_nothing(triton, keys_file, tmp_path):
+    signal_before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the command inherits, as from nohup
+    try:
+        with endpoint(triton, keys_file, tmp_path) as command:
+            for pid in (command.process.pid, *command.workers):
+                os.kill(pid, signal.SIGUSR1)
+            command.process.send_signal(signal.SIGHUP)
+            assert [status_of(command.score_port, texts("heart")) for _ in range(3)] == [200] * 3
+            assert command.process.poll() is None
+    finally:
+        signal.signal(signal.SIGHUP, signal_before)
 
 
 @pytest.mark.parametrize(
