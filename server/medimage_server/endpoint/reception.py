@@ -52,14 +52,16 @@ class Reception:
 
     async def _receive(self, is_open: Event) -> None:
         self._loop, self._closing = asyncio.get_running_loop(), asyncio.Event()
-        is_open.set()
         context = self._context()
-        server = await asyncio.start_server(
-            self._answer,
-            sock=self._listener.dup(),
-            ssl=context,
-            ssl_handshake_timeout=None if context is None else HANDSHAKE_S,
-        )
+        try:
+            server = await asyncio.start_server(
+                self._answer,
+                sock=self._listener.dup(),
+                ssl=context,
+                ssl_handshake_timeout=None if context is None else HANDSHAKE_S,
+            )
+        finally:
+            is_open.set()
         async with server:
             await self._closing.wait()
 
