@@ -1,7 +1,8 @@
 """Answers in the place of workers while there is none: a caller who is not answered would wait for minutes.
 
-The parent holds the listening socket. Connections rest in it until a worker takes them, which is right for the second
-in which one is started again, and wrong where none can be started.
+The parent holds the listening socket, from the beginning, so that nobody else takes the port while Triton starts.
+Connections rest in it until a worker takes them, which is right for the second in which one is started again, and wrong
+where that takes long.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import uuid
 from contextlib import suppress
 from http import HTTPStatus
 from threading import Event, Thread
+from typing import Self
 
 from medimage_server.endpoint.json_response import error_body
 from medimage_server.endpoint.refusal import RECOVERY_S
@@ -20,11 +22,11 @@ MAX_CALLERS = 256  # at once; more are told by the end of their connection
 HEAD_S = 0.5  # for the head of a request, which nobody reads
 BODY_S = 0.5  # to read what comes of a body, which would break the connection before the answer is read
 HANDSHAKE_S = 2.0
-MESSAGE = "no process of the endpoint is running; they are being started again"
+MESSAGE = "the endpoint is being started; try again"
 
 
 class Reception:
-    """Open or closed.
+    """Open or closed; a context in which it is open first and closed last.
 
     Args:
         listener: of the endpoint.
@@ -32,10 +34,17 @@ class Reception:
     """
 
     def __init__(self, listener: socket.socket, settings: EndpointSettings) -> None:
-        self._listener = listener
+        self.listener = listener
         self._settings = settings
         self._thread: Thread | None = None
         self._n_callers = 0
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def open(self) -> None:
         if self._thread is None:
@@ -56,7 +65,7 @@ class Reception:
         try:
             server = await asyncio.start_server(
                 self._answer,
-                sock=self._listener.dup(),
+                sock=self.listener.dup(),
                 ssl=context,
                 ssl_handshake_timeout=None if context is None else HANDSHAKE_S,
             )
