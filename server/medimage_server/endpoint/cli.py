@@ -36,7 +36,7 @@ ANSWER_S = 3.0
     required=True,
     multiple=True,
     metavar="URL",
-    help="A Triton: grpc://host:port, http://… or unix:/path; may be repeated. Calls go to the one with the least to do.",
+    help="A Triton: grpc://host:port, http://… or unix:/path; may be repeated. A call goes to the least busy one.",
 )
 @option(
     "--deployment",
