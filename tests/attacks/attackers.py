@@ -50,6 +50,7 @@ end = time.monotonic() + 60
 while time.monotonic() < end:
     try:
         server = grpc.server(ThreadPoolExecutor(4))
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Servicer(), server)
         server.add_insecure_port(sys.argv[1])
         server.start()
         print("listens", flush=True)
@@ -193,10 +194,12 @@ def max_new_tokens(repository):
 
 @attack
 @click.option("--streams", default=300)
-def unread_streams(repository, streams):
+@click.option("--rows", default=200, help="Of each, so that the answers fill all buffers.")
+def unread_streams(repository, streams, rows):
     """Streams of reports whose readers never read, and hang up at last."""
     body = reports(picture())
-    sent = head(body, accept="text/event-stream") + body
+    many = reports(picture(), rows)
+    sent = head(many, accept="text/event-stream") + many
     with serving(repository) as command, ExitStack() as held:
         port, before = command.score_port, memory(command)
         timed(port, images(picture()))

@@ -3,11 +3,13 @@
 import os
 import re
 import resource
+import secrets
 import signal
 import subprocess
 import sys
 from collections import Counter
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,11 +19,11 @@ import click
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from tests.triton.commands import CLOSED, KEY, ask, metric, started
+from tests.triton.commands import ANY_PORT, CLOSED, KEY, ask, metric, started
 from tests.triton.processes import descendants, is_running, resident_bytes
 
 NOBODY = 65534
-MARKER = "Jane Q. Attacked 1931"
+MARKER = f"Jane Q. Attacked {secrets.token_hex(8)}"
 HUNG = "hung"  # in the place of a status
 SHM = Path("/dev/shm")
 # imports come first: another user may not read the modules
@@ -57,6 +59,8 @@ def serving(repository, *options, **settings):
     with TemporaryDirectory(prefix="attack-") as folder:
         os.chmod(folder, 0o755)
         options = ["--repository", repository, *(options or ["--score-port=0"])]
+        if find_spec("medimage_server.guard") is None:  # an older one
+            options += ANY_PORT
         with started("serve", *options, folder=Path(folder) / "tmp", **settings) as command:
             yield command
 
