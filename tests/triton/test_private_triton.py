@@ -120,12 +120,12 @@ def test_status_names_what_was_exported(served):
 def test_images_of_a_caller_who_has_gone_are_not_worked_on(served):
     """Triton does not tell the steps of an ensemble; the endpoint does, through the folder that both have."""
     picture = io.BytesIO()
-    Image.new("RGB", (7000, 7000), "navy").save(picture, "PNG")  # about a second each, and eight of them
-    body = images(picture.getvalue(), 8)
+    Image.new("RGB", (7000, 7000), "navy").save(picture, "PNG")  # about a second each
+    body = images(picture.getvalue(), 16)
     before = given_up(served)
     with closing(socket.create_connection(("127.0.0.1", served.score_port))) as sock:
         sock.sendall(head(body) + body)
-        wait_until(lambda: metric(metrics_page(served.score_port), "medimage_endpoint_in_flight") == 1)
+        wait_until(lambda: metric(metrics_page(served.score_port), "nv_inference_pending_request_count") > 0)
     wait_until(lambda: given_up(served) > before, what="that the model has given images up")
     wait_until_idle(served.score_port, within=60.0)
 
