@@ -197,7 +197,8 @@ def signals(repository):
     for through, number in (([], signal.SIGUSR1), (["nohup"], signal.SIGHUP), ([], signal.SIGHUP)):
         with serving(repository, through=through) as command:
             command.process.send_signal(number)
-            sleep(3.0)
+            with suppress(subprocess.TimeoutExpired):
+                command.process.wait(12.0)
             code, status = command.process.poll(), timed(command.score_port, path="/live")
             say(f"{signal.Signals(number).name} {' '.join(through)}", f"exit code {code}, /live {status}")
 
