@@ -155,7 +155,8 @@ def silent_tls(repository):
             capture_output=True,
         )
         options = ["--score-port=0", f"--tls-key={files[0]}", f"--tls-certificate={files[1]}"]
-        with serving(repository, *options) as command, ExitStack() as held:
+        usual = ["sh", "-c", 'ulimit -Sn 1024; exec "$@"', "sh"]  # limit of open files
+        with serving(repository, *options, through=usual) as command, ExitStack() as held:
             connect(command.score_port, 1100, held)
             for _ in range(3):
                 say("1,100 silent connections, /live over TLS", timed_tls(command.score_port))
