@@ -285,7 +285,8 @@ def run_triton(
 def scratch_folder(run: RunFolder) -> Iterator[Path]:
     """A temporary folder for programs, which /dev/shm may not allow; the run's folder has a link to it."""
     link = run.path / SCRATCH
-    with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
+    # on a file system that has turned read-only it stays, and whoever serves does not end of that
+    with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name:
         link.unlink(missing_ok=True)
         link.symlink_to(name)
         yield Path(name)

@@ -194,7 +194,7 @@ def max_new_tokens(repository):
 
 @attack
 @click.option("--streams", default=300)
-@click.option("--rows", default=200, help="Of each, so that the answers fill all buffers.")
+@click.option("--rows", default=10, help="Of each; no more are allowed.")
 def unread_streams(repository, streams, rows):
     """Streams of reports whose readers never read, and hang up at last."""
     body = reports(picture())

@@ -39,9 +39,10 @@ KINDS = ("image_process_child", "image_encoder/", "cxrreportgen_stream/", "endpo
 
 @contextmanager
 def mounted(repository, *options, **settings):
-    """A service whose temporary directory, model repository and folder of logs are file systems of its own."""
-    mounts = 'mount -t tmpfs -o size=100M,mode=1777 tmpfs "$TMPDIR"; mkdir -p "$TMPDIR/../log"; '
-    mounts += 'mount -t tmpfs tmpfs "$TMPDIR/../log"; mount --bind "$REPOSITORY" "$REPOSITORY"; exec "$@"'
+    """A service whose temporary directory and model repository are file systems of its own."""
+    mounts = (
+        'mount -t tmpfs -o size=100M,mode=1777 tmpfs "$TMPDIR"; mount --bind "$REPOSITORY" "$REPOSITORY"; exec "$@"'
+    )
     settings["environment"] = {"REPOSITORY": str(repository)} | settings.get("environment", {})
     options = [*options, "--score-port=0"]
     with serving(
@@ -155,7 +156,8 @@ def silent_tls(repository):
             capture_output=True,
         )
         options = ["--score-port=0", f"--tls-key={files[0]}", f"--tls-certificate={files[1]}"]
-        with serving(repository, *options) as command, ExitStack() as held:
+        usual = ["sh", "-c", 'ulimit -Sn 1024; exec "$@"', "sh"]  # limit of open files
+        with serving(repository, *options, through=usual) as command, ExitStack() as held:
             connect(command.score_port, 1100, held)
             for _ in range(3):
                 say("1,100 silent connections, /live over TLS", timed_tls(command.score_port))
@@ -197,7 +199,8 @@ def signals(repository):
     for through, number in (([], signal.SIGUSR1), (["nohup"], signal.SIGHUP), ([], signal.SIGHUP)):
         with serving(repository, through=through) as command:
             command.process.send_signal(number)
-            sleep(3.0)
+            with suppress(subprocess.TimeoutExpired):
+                command.process.wait(12.0)
             code, status = command.process.poll(), timed(command.score_port, path="/live")
             say(f"{signal.Signals(number).name} {' '.join(through)}", f"exit code {code}, /live {status}")
 
@@ -250,11 +253,13 @@ def out_of_memory(repository):
 
 @attack
 def read_only(repository):
-    """File systems that turn read-only: the temporary directory, the repository, the folder of the access log."""
-    with mounted(repository, "--access-log=../log/access") as command:
+    """File systems that turn read-only: the temporary directory and the repository."""
+    with mounted(repository) as command:
         port, folder = command.score_port, command.errors.parent
-        for path in (folder, repository, folder.parent / "log"):
-            remount(command, path, "ro")
+        for path in (folder, repository):
+            if not remount(command, path, "ro"):
+                say(f"{path.name} read-only", "cannot be, for it is written to all the time")
+                continue
             answers = [timed(port, images(picture())), timed(port, images(b"bad")), timed(port, reports(picture()))]
             kill(command.stubs("image_encoder")[0], command.workers[0])
             say(
@@ -266,10 +271,10 @@ def read_only(repository):
 
 
 def remount(command, path, how):
-    subprocess.run(
-        ["nsenter", "--mount", f"--target={command.process.pid}", "mount", "-o", f"remount,bind,{how}", path],
-        check=True,
-    )
+    """Whether it could be done."""
+    mount = ["mount", "-o", f"remount,bind,{how}", path]
+    inside = ["nsenter", "--mount", f"--target={command.process.pid}"]
+    return subprocess.run([*inside, *mount], stderr=subprocess.DEVNULL).returncode == 0
 
 
 # Adds the seconds in a file to what the system says of the time of day, and takes them from the ends of waits, which

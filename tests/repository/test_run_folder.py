@@ -1,5 +1,6 @@
 """The folder of a run in /dev/shm: private, removed with the run, and by the next one if the run was killed."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from medimage_server import launcher
 from medimage_server import run_folder as module
 from medimage_server.clean import clean
 from medimage_server.errors import LaunchError
@@ -130,3 +132,17 @@ def test_small_shared_memory_is_said(monkeypatch):
     assert "--shm-size" in module.shared_memory_warning()
     monkeypatch.setattr(module, "MIN_SHARED_MEMORY_BYTES", 1)
     assert module.shared_memory_warning() is None
+
+
+def test_scratch_folder_that_cannot_be_removed_is_left(tmp_path, monkeypatch):
+    """Its file system has turned read-only: that is no reason for the server to end."""
+
+    def unlink(*_, **__):
+        raise OSError(errno.EROFS, "read-only")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with run_folder() as run:
+        with monkeypatch.context() as broken, launcher.scratch_folder(run) as scratch:
+            (scratch / "backend").touch()
+            broken.setattr(os, "unlink", unlink)
+        assert (scratch / "backend").exists()
