@@ -91,7 +91,7 @@ class Door:
 
     Args:
         make_protocol: of one connection.
-        context: of TLS, if it is spoken.
+        context: of the handshakes to come, if TLS is spoken; it may be replaced.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Door:
     ) -> None:
         self._listener = listener
         self._make_protocol = make_protocol
-        self._context = context
+        self.context = context
         self._strangers: dict[Visitor, None] = {}  # in the order in which they came
         self._guests: set[Visitor] = set()
 
@@ -147,12 +147,12 @@ class Door:
     async def _introduce(self, visitor: Visitor, sock: socket.socket) -> None:
         """Make its handshake, if there is one, and hand it to a protocol."""
         loop = asyncio.get_running_loop()
-        handshake_s, goodbye_s = (None, None) if self._context is None else (HANDSHAKE_S, GOODBYE_S)
+        handshake_s, goodbye_s = (None, None) if self.context is None else (HANDSHAKE_S, GOODBYE_S)
         try:
             await loop.connect_accepted_socket(
                 lambda: visitor.meet(self._make_protocol()),
                 sock,
-                ssl=self._context,
+                ssl=self.context,
                 ssl_handshake_timeout=handshake_s,
                 ssl_shutdown_timeout=goodbye_s,
             )

@@ -16,6 +16,8 @@ from medimage_server.endpoint.door import BACKLOG
 from medimage_server.endpoint.json_response import error_body
 from medimage_server.endpoint.refusal import RECOVERY_S
 from medimage_server.endpoint.settings import EndpointSettings
+from medimage_server.endpoint.tls import tls_context
+from medimage_server.errors import LaunchError
 
 MAX_CALLERS = 256  # at once, from their accept on; more are told by the end of their connection
 HEAD_S = 0.5  # for the head of a request, which nobody reads
@@ -99,14 +101,10 @@ class Reception:
 
     def _context(self) -> ssl.SSLContext | None:
         """None also where the certificate has gone: what is told then is at least the end of the connection."""
-        if self._settings.tls_certificate is None:
-            return None
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            context.load_cert_chain(self._settings.tls_certificate, self._settings.tls_key)
-        except (OSError, ssl.SSLError):
+            return tls_context(self._settings)
+        except LaunchError:
             return None
-        return context
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

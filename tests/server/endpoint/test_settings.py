@@ -97,7 +97,14 @@ def test_half_a_second_is_a_limit_too(tmp_path):
 async def test_signal_leaves_the_loop_that_it_interrupts_alone():
     """Else the request whose timer is being set is lost."""
     loop, operation = asyncio.get_running_loop(), SimpleNamespace(is_draining=False)
-    server = Server(uvicorn.Config(app=None), operation, drain_delay_s=0.0, beat_fd=-1, read_again=pytest.fail)
+    server = Server(
+        uvicorn.Config(app=None),
+        operation,
+        drain_delay_s=0.0,
+        beat_fd=-1,
+        read_keys=pytest.fail,
+        make_context=pytest.fail,
+    )
     server.started, server._loop = True, loop
     timers = list(loop._scheduled)
     server.handle_exit(signal.SIGTERM, None)
