@@ -62,7 +62,8 @@ perf-preprocessing: $(VENV)/.perf  ## each step from an encoded image to pixels
 perf-client: $(VENV)/.perf  ## resize="client" and shared_memory=True against neither
 	$(BIN)/python -m perf.client_transport
 
-perf-endpoint: $(VENV)/.perf  ## the scoring endpoint against gRPC, and five minutes of four times too many callers
+perf-endpoint: $(VENV)/.perf  ## the endpoint against gRPC, its way to Triton, and five minutes of four times too many callers
+	$(BIN)/python -m perf.socket_hop
 	$(BIN)/python -m perf.endpoint_overhead
 	$(BIN)/python -m perf.endpoint_load
 

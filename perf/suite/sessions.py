@@ -52,7 +52,7 @@ def session(repository: Path, model: str, device: Device) -> Encode:
     Raises:
         RuntimeError: onnxruntime computes on the CPU in place of the device.
     """
-    config = json_format.MessageToDict(read_configs(repository)[model], preserving_proto_field_name=True)
+    config = json_format.MessageToDict(read_configs(repository)[0][model], preserving_proto_field_name=True)
     ort = open_session(
         model,
         repository / model / "1" / "model.onnx",

@@ -59,7 +59,7 @@ def reference_pipeline(encode: Encode, profile: str) -> Embed:
 
 def served_profile(repository: Path) -> str:
     """The preprocessing profile that the repository's config asks for."""
-    return read_configs(repository)["image_preprocessing"].parameters["profile"].string_value
+    return read_configs(repository)[0]["image_preprocessing"].parameters["profile"].string_value
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def served(
 
 
 def _in_process(repository: Path, device: Device) -> Embed:
-    parameters = read_configs(repository)["image_preprocessing"].parameters
+    parameters = read_configs(repository)[0]["image_preprocessing"].parameters
     settings = Settings.read(
         {name: value.string_value for name, value in parameters.items()},
         repository / "image_preprocessing" / "1" / "preprocessing.json",

@@ -10,6 +10,7 @@ from medimage_server.banner import endpoint_banner, triton_banner
 from medimage_server.clean import clean_run
 from medimage_server.endpoint.front import endpoint_front
 from medimage_server.endpoint.options import EndpointOptions, endpoint_options
+from medimage_server.endpoint.reception import Reception
 from medimage_server.endpoint.workers import bound
 from medimage_server.errors import LaunchError
 from medimage_server.launcher import spawn_triton
@@ -99,6 +100,7 @@ def serve(
                 listening = Sockets(run.path)
                 settings = endpoint.settings(tritons=(listening.url,), triton_metrics=listening.metrics_url)
                 listener = held.enter_context(bound(endpoint.score_host, score_port))
+                reception = held.enter_context(Reception(listener, settings))
             locked_apis = OPERATORS_APIS if score_port is None else OPERATORS_APIS + CALLERS_APIS
             triton = Service(
                 "Triton",
@@ -108,7 +110,7 @@ def serve(
             banner, front = triton_banner(server, served), None
             if score_port is not None:
                 settings = settings.serving(server.models, served.exports())
-                front = held.enter_context(endpoint_front(settings, endpoint.workers, listener, run, hangups))
+                front = held.enter_context(endpoint_front(settings, endpoint.workers, reception, run, hangups))
                 banner += endpoint_banner(settings, listener, endpoint.workers)
             click.echo("\n".join(banner))
             watch(

@@ -113,7 +113,9 @@ class TritonServer:
             self._find_loaded()
         except grpc.RpcError:
             return False
-        (self.pid,) = children(self.process.pid)
+        self.pid = next(iter(children(self.process.pid)), 0)
+        if not self.pid:
+            return False  # it has just ended, which the next look sees
         self._stubs = {pid: Silence(MODEL_SILENT_S) for pid in children(self.pid)}
         for region in regions(self._run.region_prefix):  # they are private from the start, if the guard could see to it
             region.chmod(0o600)

@@ -241,7 +241,11 @@ def test_help_lists_the_commands_of_other_packages_without_importing_torch():
     program += "try: main()\nfinally: print('torch' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     commands = [line.split()[0] for line in output.partition("Commands:\n")[2].splitlines() if line.startswith("  ")]
-    assert commands == ["classify", "clean", "embed", "endpoint", "evaluate", "export", "report", "score", "serve", "status"]
+    here, elsewhere = (
+        ["classify", "embed", "evaluate", "report", "score", "status"],
+        ["clean", "endpoint", "export", "serve"],
+    )
+    assert commands == sorted(here + elsewhere)
     assert output.splitlines()[-1] == "False"
 
 

@@ -402,7 +402,7 @@ def test_stopped_worker_is_answered_for_and_started_again(triton, keys_file, tmp
     with endpoint(triton, keys_file, tmp_path) as command, stopped(command.workers[0]):
         start = monotonic()
         status, _, body = ask(command.score_port, path="/live", timeout=CLEAR_S)
-        assert (status, "no process of the endpoint is running" in body.decode()) == (503, True)
+        assert (status, "the endpoint is being started" in body.decode()) == (503, True)
         answered_s = monotonic() - start
         wait_until(lambda: status_of(command.score_port, path="/live") == 200, within=RESTART_S)
         assert command.has_said("worker 1 of the endpoint gave no sign of life for 10 s; starting it again in 0.5 s")

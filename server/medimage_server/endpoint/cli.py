@@ -13,6 +13,7 @@ from medimage_server.banner import endpoint_banner
 from medimage_server.clean import clean_run
 from medimage_server.endpoint.front import endpoint_front
 from medimage_server.endpoint.options import EndpointOptions, endpoint_options
+from medimage_server.endpoint.reception import Reception
 from medimage_server.endpoint.settings import EMBEDDINGS, MODELS, REPORTS
 from medimage_server.endpoint.workers import bound
 from medimage_server.errors import LaunchError
@@ -35,7 +36,7 @@ ANSWER_S = 3.0
     required=True,
     multiple=True,
     metavar="URL",
-    help="A Triton, as grpc://host:port or http://…; may be repeated. A call goes to the one with the least to do.",
+    help="A Triton: grpc://host:port, http://… or unix:/path; may be repeated. A call goes to the least busy one.",
 )
 @option(
     "--deployment",
@@ -45,7 +46,11 @@ ANSWER_S = 3.0
     help="What is served; may be repeated. Default: what the Tritons are ready for.",
 )
 @option("--score-port", type=PORT, default=5001, help="0 picks a free port.")
-@option("--triton-metrics", metavar="URL", help="Triton's metrics, to be appended to ours: http://host:8002/metrics.")
+@option(
+    "--triton-metrics",
+    metavar="URL",
+    help="Triton's metrics, to be appended to ours: http://host:8002/metrics or unix:/path.",
+)
 @endpoint_options
 def endpoint(
     tritons: tuple[str, ...],
@@ -65,7 +70,8 @@ def endpoint(
         with (
             clean_run() as run,
             bound(endpoint.score_host, score_port) as listener,
-            endpoint_front(settings, endpoint.workers, listener, run, hangups) as front,
+            Reception(listener, settings) as reception,
+            endpoint_front(settings, endpoint.workers, reception, run, hangups) as front,
         ):
             click.echo("\n".join(endpoint_banner(settings, listener, endpoint.workers)))
             watch(front.workers, restart=True, tell=lambda line: click.echo(line, err=True), meanwhile=front.look)

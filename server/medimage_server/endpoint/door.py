@@ -107,7 +107,6 @@ class Door:
         """Take in whoever comes, until it is cancelled."""
         loop = asyncio.get_running_loop()
         self._listener.setblocking(False)
-        self._listener.listen(BACKLOG)
         fault: str | None = None
         try:
             while True:

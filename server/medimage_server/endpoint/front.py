@@ -3,7 +3,6 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from socket import socket
 from time import monotonic
 
 from medimage_server.endpoint.reception import Reception
@@ -40,19 +39,18 @@ class Front:
 
 @contextmanager
 def endpoint_front(
-    settings: EndpointSettings, n_workers: int, listener: socket, run: RunFolder, hangups: Hangups
+    settings: EndpointSettings, n_workers: int, reception: Reception, run: RunFolder, hangups: Hangups
 ) -> Iterator[Front]:
-    """Workers that answer on a socket, all of them ready, for the block.
+    """Workers that answer on the reception's socket, all of them ready, for the block.
 
     Raises:
         LaunchError: one cannot be started.
     """
-    workers = endpoint_services(settings, n_workers, listener, metrics_folder(run.path, n_workers))
-    reception = Reception(listener, settings)
+    workers = endpoint_services(settings, n_workers, reception.listener, metrics_folder(run.path, n_workers))
 
     def end_reception() -> None:
         reception.close()
-        listener.close()
+        reception.listener.close()
 
     with running(workers, before_end=end_reception):
         yield Front(workers, reception, hangups)

@@ -1,7 +1,8 @@
 """Answers in the place of workers while there is none: a caller who is not answered would wait for minutes.
 
-The parent holds the listening socket. Connections rest in it until a worker takes them, which is right for the second
-in which one is started again, and wrong where none can be started.
+The parent holds the listening socket, from the beginning, so that nobody else takes the port while Triton starts.
+Connections rest in it until a worker takes them, which is right for the second in which one is started again, and wrong
+where that takes long.
 """
 
 import asyncio
@@ -11,8 +12,8 @@ import uuid
 from contextlib import ExitStack, suppress
 from http import HTTPStatus
 from threading import Thread
+from typing import Self
 
-from medimage_server.endpoint.door import BACKLOG
 from medimage_server.endpoint.json_response import error_body
 from medimage_server.endpoint.refusal import RECOVERY_S
 from medimage_server.endpoint.settings import EndpointSettings
@@ -24,11 +25,11 @@ HEAD_S = 0.5  # for the head of a request, which nobody reads
 BODY_S = 0.5  # to read what comes of a body, which would break the connection before the answer is read
 HANDSHAKE_S = 1.0
 PAUSE_S = 0.1  # after a failed accept: the command needs descriptors itself, to start workers
-MESSAGE = "no process of the endpoint is running; they are being started again"
+MESSAGE = "the endpoint is being started; try again"
 
 
 class Reception:
-    """Open or closed.
+    """Open or closed; a context in which it is open first and closed last.
 
     Args:
         listener: of the endpoint.
@@ -36,18 +37,24 @@ class Reception:
     """
 
     def __init__(self, listener: socket.socket, settings: EndpointSettings) -> None:
-        self._listener = listener
+        self.listener = listener
         self._settings = settings
         self._thread: Thread | None = None
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def open(self) -> None:
         """Answer from now on; nothing if there is no descriptor left for it, and then it may be asked again."""
         if self._thread is not None:
             return
         with ExitStack() as held, suppress(OSError):
-            listener = held.enter_context(self._listener.dup())
+            listener = held.enter_context(self.listener.dup())
             listener.setblocking(False)
-            listener.listen(BACKLOG)
             runner = held.enter_context(asyncio.Runner(loop_factory=asyncio.new_event_loop))
             self._loop, self._closing = runner.get_loop(), asyncio.Event()
             until_closed = held.pop_all()

@@ -12,6 +12,7 @@ from select import select
 from time import monotonic
 
 from medimage_server.endpoint import metrics
+from medimage_server.endpoint.door import BACKLOG
 from medimage_server.endpoint.settings import EndpointSettings
 from medimage_server.errors import LaunchError
 from medimage_server.processes import exit_of
@@ -80,7 +81,7 @@ class Worker:
 
 @contextmanager
 def bound(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket for all workers. It listens from the first of them on; then connections wait in it while one restarts.
+    """A listening socket for all workers.
 
     Raises:
         LaunchError: the port is taken or not ours to open, or the host is no address of this machine.
@@ -91,6 +92,7 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
             listener = held.enter_context(closing(socket.socket(family, socket.SOCK_STREAM)))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
+            listener.listen(BACKLOG)
         except OSError as error:
             raise LaunchError(f"cannot open score port {host}:{port}: {error.strerror}") from error
         yield listener

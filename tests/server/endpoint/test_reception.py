@@ -39,6 +39,14 @@ def reception(listener):
     reception.close()
 
 
+def test_port_is_nobody_elses_from_the_beginning(listener):
+    """Two sockets with SO_REUSEADDR can have one port, of any users, as long as neither listens."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with pytest.raises(OSError, match="Address already in use"):
+            other.bind(listener.getsockname())
+
+
 def ask(listener, method="GET", body=None):
     with closing(HTTPConnection(*listener.getsockname(), timeout=10.0)) as connection:
         connection.request(method, "/live", body)
