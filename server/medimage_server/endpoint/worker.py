@@ -128,6 +128,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_files, min(most, OPEN_FILES)), most))
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("medimage_server").setLevel(logging.INFO)
+    # It warns of each request that is no HTTP, without a word of whose: anybody could fill the disk with its lines.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     settings = EndpointSettings.from_json(sys.stdin.readline())
     with access_log(settings.access_log) as log:
         app = endpoint(settings, log)
