@@ -14,6 +14,7 @@ from medimage_server.error_response import CODES
 from medimage_server.errors import InferenceFailed, InvalidInput, Unavailable
 
 REFUSALS = ("Exceeds maximum queue size", "Request timeout expired")  # of Triton's own queues
+TRY_AGAIN = "; try again"  # of our preprocessing, in what it calls Unavailable
 ROW_PREFIX = "row "  # our preprocessing names by it the image that cannot be used
 
 NAMED_ERRORS = {kind.__name__: kind for kind in CODES}
@@ -46,6 +47,8 @@ def error_of(model: str, message: str) -> Exception:
         return InvalidInput(message)
     if any(text in message for text in REFUSALS):
         return Unavailable(f"{model} is busy; try again later")
+    if TRY_AGAIN in message:
+        return Unavailable(f"{model}: {message}")
     return InferenceFailed(f"internal error: {model}: {message}")
 
 

@@ -86,6 +86,10 @@ class ImageProcess:
             InferenceFailed: `preprocess` raised something else.
         """
         child = self._child or self._start()
+        if child.is_ready and child.has_ended():  # since the last image: not the doing of this one
+            log.error("the process for images %s while it had none", how_ended(self._replace(child)))
+            assert self._child is not None
+            child = self._child
         if not child.is_ready:
             self._wait_until_ready(child, is_cancelled)
         try:

@@ -17,9 +17,10 @@ from tests.python_backend_stand_in import InferenceResponse, Tensor
         ("row 1: image is empty", InvalidInput, "row 1: image is empty"),
         ("[request id: x] Exceeds maximum queue size", Unavailable, "encoder is busy; try again later"),
         ("Request timeout expired", Unavailable, "encoder is busy; try again later"),
+        ("its process was ended; try again later", Unavailable, "encoder: its process was ended; try again later"),
         ("internal error", InferenceFailed, "internal error: encoder: internal error"),
     ],
-    ids=["row", "queue", "timeout", "other"],
+    ids=["row", "queue", "timeout", "ended", "other"],
 )
 def test_error_of_a_called_model_is_told_by_its_text(message, kind, text):
     error = bls.error_of("encoder", message)

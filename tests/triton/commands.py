@@ -10,7 +10,11 @@ import sys
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
+from io import BytesIO
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from tests.triton.processes import command_line, descendants, executable, is_running
 from tests.waiting import wait_until
@@ -98,8 +102,7 @@ def started(*arguments, folder, last_line="limits: ", environment=None, through=
             everything |= set(descendants(process.pid))
             yield Command(process, banner, errors)
         finally:
-            with suppress(FileNotFoundError):
-                everything |= set(descendants(process.pid))
+            everything |= set(descendants(process.pid))
             process.send_signal(signal.SIGCONT)
             process.terminate()
             try:
@@ -108,6 +111,16 @@ def started(*arguments, folder, last_line="limits: ", environment=None, through=
                 for pid in filter(is_running, everything):
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
+
+
+def png(seed):
+    """A picture like no other: 8 x 8 colours, and fine noise that makes it a file of 7 kB."""
+    random_numbers = np.random.default_rng(seed)
+    colours = random_numbers.integers(0, 240, (8, 8, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+    pixels = colours + random_numbers.integers(0, 16, colours.shape, dtype=np.uint8)
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def question(columns, rows):

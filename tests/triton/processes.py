@@ -1,6 +1,7 @@
 """What the system knows of processes: their children, programs, shared memory and open ports."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 MAPPED_IPV4 = "0000000000000000FFFF0000"  # ::ffff:a.b.c.d, an IPv4 address
@@ -8,9 +9,11 @@ LISTENING = "0A"  # in /proc/net/tcp, see include/net/tcp_states.h
 
 
 def descendants(pid):
-    children = [
-        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
-    ]
+    """Those that run meanwhile; none of a process that has ended."""
+    children = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children += map(int, (task / "children").read_text().split())
     return children + [pid for child in children for pid in descendants(child)]
 
 
@@ -19,7 +22,10 @@ def executable(pid):
 
 
 def command_line(pid):
-    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    """Empty of one that has ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    return ""
 
 
 def is_running(pid):

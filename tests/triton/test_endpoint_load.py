@@ -4,20 +4,17 @@ Every row of every answer is compared with what the same input gave by itself be
 """
 
 import asyncio
-import base64
 import json
 import random
 from collections import Counter
 from http import HTTPStatus
-from io import BytesIO
 from time import monotonic
 
 import aiohttp
 import numpy as np
 import pytest
-from PIL import Image
 
-from tests.triton.commands import KEY, ask, metric, metrics_page, started, wait_until_idle
+from tests.triton.commands import KEY, ask, metric, metrics_page, png, started, wait_until_idle
 from tests.triton.processes import resident_bytes
 
 MAX_REQUESTS = 8
@@ -31,16 +28,6 @@ CLOSE = 1e-5
 # Bodies have 40 kB and answers 200 kB, in the mean, for 8 requests at once: 2 MB, and some for the allocator; 1 MB was
 # seen. Bodies of the two thousand who are refused would be 80 MB, if they stayed.
 MAX_GROWTH_BYTES = 16 * 2**20
-
-
-def png(seed):
-    """A picture like no other: 8 x 8 colours, and fine noise that makes it a file of 7 kB."""
-    random_numbers = np.random.default_rng(seed)
-    colours = random_numbers.integers(0, 240, (8, 8, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
-    pixels = colours + random_numbers.integers(0, 16, colours.shape, dtype=np.uint8)
-    file = BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """What another user of the machine can reach of `medimage serve`, and what it says of its own Triton."""
 
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import tritonclient.grpc as grpc
 import tritonclient.http as http
+from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from medimage_client import MedImageInsight
@@ -21,12 +23,14 @@ from tests.triton.commands import (
     ANY_PORT,
     KEY,
     ask,
+    head,
     images,
     metric,
     metrics_page,
     started,
     status_of,
     texts,
+    wait_until_idle,
 )
 from tests.triton.processes import command_line, descendants, is_running, listening_addresses, shared_memory
 from tests.waiting import wait_until
@@ -111,6 +115,29 @@ def test_status_names_what_was_exported(served):
         "cxrreportgen_stream": "fp32",
     }
     assert all(re.fullmatch("[0-9a-f]{64}", export["checkpoint_sha256"]) for export in exports.values())
+
+
+def test_images_of_a_caller_who_has_gone_are_not_worked_on(served):
+    """Triton does not tell the steps of an ensemble; the endpoint does, through the folder that both have."""
+    picture = io.BytesIO()
+    Image.new("RGB", (7000, 7000), "navy").save(picture, "PNG")  # about a second each, and eight of them
+    body = images(picture.getvalue(), 8)
+    before = given_up(served)
+    with closing(socket.create_connection(("127.0.0.1", served.score_port))) as sock:
+        sock.sendall(head(body) + body)
+        wait_until(lambda: metric(metrics_page(served.score_port), "medimage_endpoint_in_flight") == 1)
+    wait_until(lambda: given_up(served) > before, what="that the model has given images up")
+    wait_until_idle(served.score_port, within=60.0)
+
+
+def given_up(served):
+    """Requests to the model that decodes images which it has not answered with pixels."""
+    found = re.findall(
+        r'^nv_inference_request_failure{model="image_preprocessing",.*} (\d+)$',
+        metrics_page(served.score_port),
+        re.MULTILINE,
+    )
+    return sum(map(int, found))
 
 
 def test_no_process_shows_a_key(served):

@@ -7,6 +7,7 @@ import triton_python_backend_utils as pb_utils
 
 from medimage_server import heartbeat
 from medimage_server.error_response import error_response
+from medimage_server.given_up import is_given_up
 from medimage_server.image_preprocessing import ImagePreprocessor, OneImage, Settings
 from medimage_server.image_process import ImageProcess
 
@@ -34,7 +35,8 @@ class TritonPythonModel:
     def _answer(self, request):
         try:
             images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
-            pixels = self.preprocess(images, json.loads(request.parameters()), request.is_cancelled)
+            parameters = json.loads(request.parameters())
+            pixels = self.preprocess(images, parameters, lambda: is_given_up(parameters) or request.is_cancelled())
         except Exception as error:
             return error_response(pb_utils, request, error)
         return pb_utils.InferenceResponse([pb_utils.Tensor("pixels", pixels)])

@@ -5,19 +5,24 @@ import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from medimage_client.embedder import IMAGES
 from medimage_client.errors import MedImageError, NotFound, NotReady, ServerError, TransportError, Unavailable
 from medimage_client.patience import Patience
 from medimage_client.transport import SOCKET, Call, Endpoint, GrpcTransport, HttpTransport, Outputs
 from medimage_server.endpoint.metrics import TRITON_READY
 from medimage_server.endpoint.settings import MODELS
+from medimage_server.given_up import PARAMETER, file_of, new_number
 
 CHECK_EVERY_S = 1.0
 CHECK_LIMIT_S = 2.0
 BETTER_ELSEWHERE = (TransportError, Unavailable, NotFound)  # failures that another Triton may not have
 MAX_LOST = 2  # Tritons that one call may lose: what it carries may be what ends them, and it shall not end them all
 LOST_STUB = re.compile(r"^(Failed to process the request.*)?Stub process '[^']*' is not healthy")  # Triton 2.51
+GIVEN_UP_S = 120.0  # for which Triton's models are told so of a call: none waits longer in their queues
 SILENT_CHECKS = 3  # in a row: eight to nine seconds, for a busy Triton may answer one late
 
 logger = logging.getLogger(__name__)
@@ -108,6 +113,14 @@ class Backend:
             self._calls.discard(limit)
             self.in_flight -= 1
 
+    def give_up(self, number: int) -> None:
+        """Tell the models of a Triton on a socket, in whose folder they look, that nobody waits for a call."""
+        if self._socket is not None:
+            file = file_of(self._socket.parent, number)
+            with suppress(OSError):  # of a Triton elsewhere, or a full /dev/shm: its models work on for nothing
+                file.touch()
+                asyncio.get_running_loop().call_later(GIVEN_UP_S, partial(file.unlink, missing_ok=True))
+
     def note(self, deployment: str, error: MedImageError) -> None:
         """A call has failed in a way that says something of this Triton."""
         if isinstance(error, TransportError | NotReady | NotFound):  # a full queue does not
@@ -173,6 +186,9 @@ class BalancedTransport:
         """
         slots = self._slots[self._deployment[call.model]]
         await slots.acquire()
+        number = new_number()
+        if call.model == IMAGES.model:  # its steps take long, and Triton would not tell them
+            call = replace(call, parameters={**call.parameters, PARAMETER: number})
 
         async def with_slot() -> Outputs:
             try:
@@ -180,7 +196,12 @@ class BalancedTransport:
             finally:
                 slots.release()
 
-        return await self._patience.result_of(with_slot())
+        try:
+            return await self._patience.result_of(with_slot())
+        except asyncio.CancelledError:
+            for backend in self.backends:
+                backend.give_up(number)
+            raise
 
     async def _infer(self, call: Call, timeout: float) -> Outputs:
         deployment = self._deployment[call.model]

@@ -171,6 +171,7 @@ def status_schema() -> Schema:
     text: Schema = {"type": "string"}
     by_deployment: Schema = {"type": "object", "additionalProperties": truth}
     triton = {"url": text, "version": text | {"nullable": True}, "ready": by_deployment}
+    export = {"precision": text, "format": text, "checkpoint": text, "checkpoint_sha256": text | {"nullable": True}}
     return required_all(
         {
             "version": text,
@@ -179,6 +180,7 @@ def status_schema() -> Schema:
                 "type": "object",
                 "additionalProperties": required_all({"ready": truth, "max_rows": count}),
             },
+            "exports": {"type": "object", "additionalProperties": required_all(export)},
             "tritons": {"type": "array", "items": required_all(triton)},
             "load": required_all(
                 dict.fromkeys(("in_flight", "in_flight_bytes", "answered", "failed", "refused"), count)

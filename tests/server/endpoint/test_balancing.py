@@ -21,6 +21,8 @@ from medimage_client.errors import (
 from medimage_client.transport import Call
 from medimage_server.endpoint import balancing, metrics
 from medimage_server.endpoint.balancing import SILENT_CHECKS, BalancedTransport
+from medimage_server.given_up import PARAMETER, is_given_up
+from medimage_server.heartbeat import FOLDER_VARIABLE
 
 TEXTS = Call("medimageinsight_text", {}, (), {})
 REPORT = Call("cxrreportgen", {}, (), {})
@@ -58,6 +60,7 @@ class Triton:
         await self.answers.wait()
 
     async def infer(self, call, *, timeout):
+        self.parameters = call.parameters
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
@@ -406,6 +409,28 @@ async def test_closing_waits_for_a_call_that_is_left_alone(balance):
     a.answers.set()
     await asyncio.wait_for(closing, 1.0)
     assert (a.in_flight, a.ended_early) == (0, 0)
+
+
+async def test_cancelled_call_for_images_is_told_to_the_models_behind_a_socket(balance, monkeypatch, tmp_path):
+    triton = Triton("a")
+    transport = await balance(triton)
+    (backend,) = transport.backends
+    backend._socket = tmp_path / "grpc:1"
+    backend._socket.touch()
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    triton.answers.clear()
+    asked = asyncio.create_task(transport.infer(Call("medimageinsight_image", {}, (), {"a": 1}), timeout=9.0))
+    while not triton.calls:
+        await asyncio.sleep(0)
+    parameters = dict(triton.parameters)
+    assert parameters.pop("a") == 1
+    assert not is_given_up(parameters)
+    asked.cancel()
+    await asyncio.wait([asked])
+    assert is_given_up(parameters)
+    assert not is_given_up({PARAMETER: parameters[PARAMETER] + 1})
+    assert not is_given_up({})
+    triton.answers.set()
 
 
 @pytest.mark.parametrize("call", [TEXTS, STREAM])
