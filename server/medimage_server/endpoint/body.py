@@ -1,13 +1,13 @@
 """Read a request's body within limits of size, time and memory."""
 
 import asyncio
-from contextlib import suppress
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
 from medimage_server.endpoint.admission import Share
+from medimage_server.endpoint.discarding import discard
 from medimage_server.endpoint.head import SPACE, listed, only
 from medimage_server.endpoint.refusal import ClientGone, Refusal
 
@@ -15,7 +15,6 @@ STALL_LIMIT_S = 5.0  # without a byte: who sends half a body is told so
 GRACE_S = 8.0  # then a body must have come at this rate from its first byte on: who drips keeps no place for long
 MIN_BYTES_S = 16 * 1024
 TOTAL_LIMIT_S = 120.0  # for all of it: 64 MB at 4.5 Mbit/s
-DISCARD_LIMIT_S = 5.0  # to read what is not wanted, so that a client that only writes sees why
 JSON = "application/json"
 
 
@@ -62,10 +61,8 @@ class Body:
 
     async def discard(self) -> None:
         """Read on without keeping anything, for a short time, if the client still sends."""
-        with suppress(TimeoutError, ClientGone):
-            async with asyncio.timeout(DISCARD_LIMIT_S):
-                while not self._is_complete:
-                    await self._next_message()
+        if not self._is_complete:
+            await discard(self._headers, self._receive)
 
     def _stated_bytes(self) -> int:
         stated = self._headers.get("content-length", "0")  # chunked bodies state none

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
 from ipaddress import IPv6Address, ip_address, ip_network
+from itertools import takewhile
+from time import monotonic
 from typing import Any
 
 from starlette.types import Scope
@@ -25,7 +27,9 @@ MAX_STRANGERS = 800
 MAX_STRANGERS_OF_ADDRESS = 400
 MAX_GUESTS = 1000
 STRANGER_IDLE_S = 5  # between two requests
+NEWCOMER_S = 2.0  # that it has for its handshake and request, before it counts as one that only waits
 HANDSHAKE_S = 5.0
+GOODBYE_S = 2.0  # for the other side to answer the end of TLS, which uvloop would wait 30 s for
 BACKLOG = 512
 PAUSE_S = 0.1  # after a failed accept, of which the reason is mostly that there are too many open files
 
@@ -39,6 +43,7 @@ class Visitor:
 
     def __init__(self, door: "Door", sock: socket.socket, address: str) -> None:
         self.address = address
+        self.came_at = monotonic()
         self._door = door
         self._sock = sock
         self._protocol: Any = None  # uvicorn's, once there is one
@@ -86,7 +91,7 @@ class Door:
 
     Args:
         make_protocol: of one connection.
-        context: of TLS, if it is spoken.
+        context: of the handshakes to come, if TLS is spoken; it may be replaced.
     """
 
     def __init__(
@@ -94,7 +99,7 @@ class Door:
     ) -> None:
         self._listener = listener
         self._make_protocol = make_protocol
-        self._context = context
+        self.context = context
         self._strangers: dict[Visitor, None] = {}  # in the order in which they came
         self._guests: set[Visitor] = set()
 
@@ -102,14 +107,20 @@ class Door:
         """Take in whoever comes, until it is cancelled."""
         loop = asyncio.get_running_loop()
         self._listener.setblocking(False)
+        fault: str | None = None
         try:
             while True:
                 try:
                     sock, address = await loop.sock_accept(self._listener)
                 except OSError as error:
-                    logger.warning("cannot take a connection in: %s", error.strerror)
+                    if error.strerror != fault:  # else it would be told ten times a second
+                        logger.warning("cannot take a connection in: %s", error.strerror)
+                    fault = error.strerror
+                    if self._strangers:
+                        end_longest(list(self._strangers))
                     await asyncio.sleep(PAUSE_S)
                     continue
+                fault = None
                 visitor = Visitor(self, sock, network_of(address[0]))
                 self._strangers[visitor] = None
                 self._make_room(visitor)
@@ -135,10 +146,14 @@ class Door:
     async def _introduce(self, visitor: Visitor, sock: socket.socket) -> None:
         """Make its handshake, if there is one, and hand it to a protocol."""
         loop = asyncio.get_running_loop()
-        handshake_s = None if self._context is None else HANDSHAKE_S
+        handshake_s, goodbye_s = (None, None) if self.context is None else (HANDSHAKE_S, GOODBYE_S)
         try:
             await loop.connect_accepted_socket(
-                lambda: visitor.meet(self._make_protocol()), sock, ssl=self._context, ssl_handshake_timeout=handshake_s
+                lambda: visitor.meet(self._make_protocol()),
+                sock,
+                ssl=self.context,
+                ssl_handshake_timeout=handshake_s,
+                ssl_shutdown_timeout=goodbye_s,
             )
         except (OSError, ssl.SSLError, asyncio.CancelledError):  # it speaks no TLS, or has gone, or had to
             visitor.leave()
@@ -154,8 +169,13 @@ class Door:
 
 
 def end_longest(visitors: list[Visitor]) -> None:
-    """End the one that has been here longest, of those that only wait if there are such."""
-    next((visitor for visitor in visitors if not visitor.is_at_work), visitors[0]).end()
+    """End the first, who has been here longest, or the first of those that only wait if there are such.
+
+    Newcomers are not: else who keeps all places at work, as with bodies that trickle, would have each of them ended.
+    """
+    latest = monotonic() - NEWCOMER_S
+    settled = takewhile(lambda visitor: visitor.came_at < latest, visitors)
+    next((visitor for visitor in settled if not visitor.is_at_work), visitors[0]).end()
 
 
 def welcome(scope: Scope) -> None:

@@ -5,6 +5,7 @@ from http import HTTPStatus
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from medimage_server.endpoint.discarding import discard
 from medimage_server.endpoint.json_response import error_response
 from medimage_server.endpoint.observed import entry_of
 from medimage_server.endpoint.refusal import Refusal
@@ -55,6 +56,7 @@ class WellFramed:
         if fault is None:
             await self._app(scope, receive, send)
             return
+        await discard(Headers(scope=scope), receive)
         entry = entry_of(scope)
         entry.reason = fault
         # what still comes would be read as the next request

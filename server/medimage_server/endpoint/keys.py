@@ -16,6 +16,7 @@ EXPECTED = "expected 16 to 512 visible ASCII characters without spaces"
 SPACE = " \t"
 WHITE_SPACE = re.compile(r"[ \t\r\n]+")
 LOOK_AGAIN_S = 1.0  # between two looks at the file
+LOOK_AT_FAULTY_S = 0.1  # that has some keys: it may be long, and anybody can ask
 MAX_NAMED_LINES = 10  # in one message
 
 logger = logging.getLogger(__name__)
@@ -100,11 +101,16 @@ class Keyring:
 
     def accepts(self, key: str) -> bool:
         """Whether a key is valid now; takes as long for a wrong one as for a right one."""
-        # A faulty file may be one that is being replaced: the next request should find it whole.
-        if self._fault or monotonic() - self._read_at >= LOOK_AGAIN_S:
+        if monotonic() - self._read_at >= self._pause_s():
             self.read_again()
         asked = digest(key)
         return any([hmac.compare_digest(asked, known) for known in (*self._fixed, *self._of_file)])
+
+    def _pause_s(self) -> float:
+        """Until the file is read again. A faulty one may be one that is being replaced, and soon whole."""
+        if self._fault:
+            return LOOK_AT_FAULTY_S if self._of_file else 0.0
+        return LOOK_AGAIN_S
 
     def read_again(self) -> None:
         """Read the file now. Times and sizes are not compared: a change within a tick of the clock would be missed."""

@@ -22,7 +22,7 @@ WORKER_VARIABLE = "MEDIMAGE_WORKER"
 FILES = ("counter", "histogram", "gauge_sum", "gauge_min")  # for each worker; by type, and mode of gauges
 FILE_BYTES = 2**18  # ten times what all labels that there can be take
 
-if FOLDER_VARIABLE in os.environ:
+if WORKER_VARIABLE in os.environ:  # else this is no worker, even where somebody has set the other variable
     # documented for process managers that number their workers
     values.ValueClass = values.MultiProcessValue(lambda: os.environ[WORKER_VARIABLE])  # type: ignore[no-untyped-call]
 

@@ -13,7 +13,7 @@ from medimage_client.azure_embeddings import Layout
 from medimage_server.endpoint.keys import KEYS_VARIABLE, InvalidKey, check_keys_file, read_keys
 from medimage_server.endpoint.private_files import open_private, warning_of
 from medimage_server.endpoint.settings import MB, EndpointSettings
-from medimage_server.endpoint.workers import check_tls
+from medimage_server.endpoint.tls import check_tls
 from medimage_server.errors import LaunchError
 from medimage_server.options import option
 

@@ -9,19 +9,22 @@ import asyncio
 import socket
 import ssl
 import uuid
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from http import HTTPStatus
-from threading import Event, Thread
+from threading import Thread
 from typing import Self
 
 from medimage_server.endpoint.json_response import error_body
 from medimage_server.endpoint.refusal import RECOVERY_S
 from medimage_server.endpoint.settings import EndpointSettings
+from medimage_server.endpoint.tls import tls_context
+from medimage_server.errors import LaunchError
 
-MAX_CALLERS = 256  # at once; more are told by the end of their connection
+MAX_CALLERS = 256  # at once, from their accept on; more are told by the end of their connection
 HEAD_S = 0.5  # for the head of a request, which nobody reads
 BODY_S = 0.5  # to read what comes of a body, which would break the connection before the answer is read
-HANDSHAKE_S = 2.0
+HANDSHAKE_S = 1.0
+PAUSE_S = 0.1  # after a failed accept: the command needs descriptors itself, to start workers
 MESSAGE = "the endpoint is being started; try again"
 
 
@@ -37,7 +40,6 @@ class Reception:
         self.listener = listener
         self._settings = settings
         self._thread: Thread | None = None
-        self._n_callers = 0
 
     def __enter__(self) -> Self:
         self.open()
@@ -47,11 +49,17 @@ class Reception:
         self.close()
 
     def open(self) -> None:
-        if self._thread is None:
-            is_open = Event()
-            self._thread = Thread(target=lambda: asyncio.run(self._receive(is_open)), daemon=True)
+        """Answer from now on; nothing if there is no descriptor left for it, and then it may be asked again."""
+        if self._thread is not None:
+            return
+        with ExitStack() as held, suppress(OSError):
+            listener = held.enter_context(self.listener.dup())
+            listener.setblocking(False)
+            runner = held.enter_context(asyncio.Runner(loop_factory=asyncio.new_event_loop))
+            self._loop, self._closing = runner.get_loop(), asyncio.Event()
+            until_closed = held.pop_all()
+            self._thread = Thread(target=self._run, args=(runner, listener, until_closed), daemon=True)
             self._thread.start()
-            is_open.wait()
 
     def close(self) -> None:
         if self._thread is not None:
@@ -59,37 +67,54 @@ class Reception:
             self._thread.join()
             self._thread = None
 
-    async def _receive(self, is_open: Event) -> None:
-        self._loop, self._closing = asyncio.get_running_loop(), asyncio.Event()
-        context = self._context()
+    def _run(self, runner: asyncio.Runner, listener: socket.socket, held: ExitStack) -> None:
+        with held:
+            runner.run(self._receive(listener))
+
+    async def _receive(self, listener: socket.socket) -> None:
+        accepting = self._loop.create_task(self._accept(listener, self._context()))
+        await self._closing.wait()
+        accepting.cancel()
+        await asyncio.wait([accepting])
+
+    async def _accept(self, listener: socket.socket, context: ssl.SSLContext | None) -> None:
+        """asyncio's own server would count callers after their handshake alone."""
+        callers: set[asyncio.Task[None]] = set()  # else nobody would hold them
+        while True:
+            try:
+                sock, _ = await self._loop.sock_accept(listener)
+            except OSError:
+                await asyncio.sleep(PAUSE_S)
+                continue
+            if len(callers) >= MAX_CALLERS:
+                sock.close()
+                continue
+            caller = self._loop.create_task(self._receive_one(sock, context))
+            callers.add(caller)
+            caller.add_done_callback(callers.discard)
+
+    async def _receive_one(self, sock: socket.socket, context: ssl.SSLContext | None) -> None:
+        reader = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(reader)
+        handshake_s = None if context is None else HANDSHAKE_S
         try:
-            server = await asyncio.start_server(
-                self._answer,
-                sock=self.listener.dup(),
-                ssl=context,
-                ssl_handshake_timeout=None if context is None else HANDSHAKE_S,
+            transport, _ = await self._loop.connect_accepted_socket(
+                lambda: protocol, sock, ssl=context, ssl_handshake_timeout=handshake_s
             )
-        finally:
-            is_open.set()
-        async with server:
-            await self._closing.wait()
+        except (OSError, asyncio.CancelledError):
+            sock.close()
+            return
+        await self._answer(reader, asyncio.StreamWriter(transport, protocol, reader, self._loop))
 
     def _context(self) -> ssl.SSLContext | None:
         """None also where the certificate has gone: what is told then is at least the end of the connection."""
-        if self._settings.tls_certificate is None:
-            return None
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            context.load_cert_chain(self._settings.tls_certificate, self._settings.tls_key)
-        except (OSError, ssl.SSLError):
+            return tls_context(self._settings)
+        except LaunchError:
             return None
-        return context
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._n_callers += 1
         try:
-            if self._n_callers > MAX_CALLERS:
-                return
             with suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
                 async with asyncio.timeout(HEAD_S):
                     await reader.readuntil(b"\r\n\r\n")
@@ -101,8 +126,7 @@ class Reception:
                     while await reader.read(2**16):
                         pass
         finally:
-            self._n_callers -= 1
-            writer.close()
+            writer.transport.abort()  # the answer has gone, and TLS would wait for an end from the other side
 
 
 def refusal() -> bytes:

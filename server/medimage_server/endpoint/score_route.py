@@ -79,8 +79,7 @@ class ScoreRoute:
                 if not entry.status:  # else `_stream` has told it
                     raise ending() from None
             except Refusal:
-                if headers.get("expect", "").lower() != "100-continue":  # who waits to be asked for it sends none
-                    await body.discard()
+                await body.discard()
                 raise
             finally:
                 entry.received_bytes = body.n_bytes

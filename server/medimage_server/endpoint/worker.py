@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -25,10 +24,9 @@ from medimage_server.endpoint.access_log import access_log
 from medimage_server.endpoint.app import endpoint
 from medimage_server.endpoint.connection import Connection
 from medimage_server.endpoint.door import Door
-from medimage_server.endpoint.keys import Keyring
 from medimage_server.endpoint.operation import Operation
 from medimage_server.endpoint.settings import EndpointSettings
-from medimage_server.endpoint.workers import check_tls
+from medimage_server.endpoint.tls import tls_context
 from medimage_server.errors import LaunchError
 
 OPEN_FILES = 4096  # more than the connections that `door.py` takes in
@@ -45,7 +43,8 @@ class Server(uvicorn.Server):
 
     Args:
         beat_fd: where it gives signs of life, the first when it begins to answer.
-        read_again: is called for SIGHUP.
+        read_keys: is called for SIGHUP.
+        make_context: of TLS, or None; called at the start and for SIGHUP. LaunchError leaves the one before in use.
     """
 
     def __init__(
@@ -55,13 +54,15 @@ class Server(uvicorn.Server):
         *,
         drain_delay_s: float,
         beat_fd: int,
-        read_again: Callable[[], object],
+        read_keys: Callable[[], object],
+        make_context: Callable[[], ssl.SSLContext | None],
     ) -> None:
         super().__init__(config)
         self._operation = operation
         self._drain_delay_s = drain_delay_s
         self._beat_fd = beat_fd
-        self._read_again = read_again
+        self._read_keys = read_keys
+        self._make_context = make_context
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -70,8 +71,8 @@ class Server(uvicorn.Server):
         make_protocol = partial(
             Connection, config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
-        door = Door(sockets[0], make_protocol, self.config.ssl)
-        self._receiving = self._loop.create_task(door.receive())
+        self._door = Door(sockets[0], make_protocol, self._make_context())
+        self._receiving = self._loop.create_task(self._door.receive())
         self._loop.add_reader(sys.stdin.fileno(), self._parent_has_ended)
         self._loop.add_signal_handler(signal.SIGHUP, self._read_again)
         os.set_blocking(self._beat_fd, False)
@@ -81,6 +82,17 @@ class Server(uvicorn.Server):
         self._receiving.cancel()
         await asyncio.wait([self._receiving])
         await super().shutdown(sockets)
+
+    def _read_again(self) -> None:
+        """Keys and certificate, from their files. Connections that are open keep the certificate that they have."""
+        self._read_keys()
+        try:
+            self._door.context = self._make_context()
+        except LaunchError as error:
+            logger.warning("%s; the certificate before stays in use", error)
+        else:
+            if self._door.context:
+                logger.info("the certificate was read again")
 
     def _beat(self) -> None:
         with suppress(OSError):  # the parent does not read, or has gone
@@ -108,21 +120,6 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def read_again(keys: Keyring, settings: EndpointSettings, context: ssl.SSLContext | None) -> None:
-    """Keys and certificate, from their files. A certificate that cannot be used leaves the one before."""
-    keys.read_again()
-    if context is None:
-        return
-    assert settings.tls_certificate and settings.tls_key
-    try:
-        check_tls(Path(settings.tls_certificate), Path(settings.tls_key))
-        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
-    except (LaunchError, OSError) as error:
-        logger.warning("%s; the certificate before stays in use", error)
-    else:
-        logger.info("the certificate was read again")
-
-
 def main() -> None:
     listening_fd, beat_fd = map(int, sys.argv[1:])
     for number in (signal.SIGUSR1, signal.SIGUSR2):
@@ -131,6 +128,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_files, min(most, OPEN_FILES)), most))
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("medimage_server").setLevel(logging.INFO)
+    # It warns of each request that is no HTTP, without a word of whose: anybody could fill the disk with its lines.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     settings = EndpointSettings.from_json(sys.stdin.readline())
     with access_log(settings.access_log) as log:
         app = endpoint(settings, log)
@@ -147,15 +146,14 @@ def main() -> None:
             timeout_keep_alive=KEEP_ALIVE_S,
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             timeout_graceful_shutdown=math.ceil(settings.drain_limit_s),  # uvicorn wants whole seconds
-            ssl_certfile=settings.tls_certificate,
-            ssl_keyfile=settings.tls_key,
         )
         server = Server(
             config,
             app.state.operation,
             drain_delay_s=settings.drain_delay_s,
             beat_fd=beat_fd,
-            read_again=lambda: read_again(app.state.keys, settings, config.ssl),
+            read_keys=app.state.keys.read_again,
+            make_context=partial(tls_context, settings),
         )
         server.run(sockets=[socket.socket(fileno=listening_fd)])
 

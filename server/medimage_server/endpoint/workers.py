@@ -2,7 +2,6 @@
 
 import os
 import socket
-import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -163,21 +162,3 @@ def _stop(process: subprocess.Popen[bytes], settings: EndpointSettings) -> None:
         assert process.stdin is not None
         with suppress(BrokenPipeError):
             process.stdin.close()
-
-
-def check_tls(certificate: Path | None, key: Path | None) -> None:
-    """Raise LaunchError unless both are given and fit each other, or neither is."""
-    if (certificate is None) != (key is None):
-        raise LaunchError("TLS needs both --tls-certificate and --tls-key")
-    if certificate and key:
-        try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
-                certificate, key, password=lambda: ""
-            )  # asks nobody
-        except (OSError, ssl.SSLError) as error:
-            reason = (
-                error.strerror
-                if isinstance(error, OSError) and not isinstance(error, ssl.SSLError)
-                else "they do not fit"
-            )
-            raise LaunchError(f"cannot use --tls-certificate {certificate} with --tls-key {key}: {reason}") from error

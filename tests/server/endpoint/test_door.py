@@ -5,7 +5,7 @@ import errno
 import socket
 import ssl
 import subprocess
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from shutil import which
 
@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
+from medimage_server.endpoint import connection as connection_module
 from medimage_server.endpoint import door as module
 from medimage_server.endpoint.connection import Connection
 from medimage_server.endpoint.door import Door, network_of, welcome
@@ -107,7 +108,8 @@ async def test_who_was_let_pass_stays_whoever_comes(few):
         assert await ask(guest, b"pass") == 200
 
 
-async def test_one_that_waits_goes_before_one_that_is_answered(few):
+async def test_one_that_waits_goes_before_one_that_is_answered(few, monkeypatch):
+    monkeypatch.setattr(module, "NEWCOMER_S", 0.0)
     async with opened() as connect:
         at_work = await connect()
         at_work[1].write(b"POST /slow HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\n")
@@ -116,6 +118,18 @@ async def test_one_that_waits_goes_before_one_that_is_answered(few):
         assert await has_ended(idle[0])
         at_work[1].write(b"x")
         assert (await at_work[0].readline()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_strangers_that_are_all_at_work_keep_no_newcomer_out(few):
+    async with opened() as connect:
+        at_work = [await connect() for _ in range(3)]
+        for _, writer in at_work:
+            writer.write(b"POST /slow HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\n")
+        newcomer = await connect()
+        await connect()  # comes before the other has asked
+        assert await ask(newcomer) == 200
+        assert await ask(await connect()) == 200
+        assert await has_ended(at_work[0])
 
 
 async def test_all_strangers_together_have_a_bound(monkeypatch):
@@ -161,9 +175,30 @@ async def test_failed_accept_is_tried_again(monkeypatch, caplog):
     monkeypatch.setattr(loop, "sock_accept", sock_accept)
     async with opened() as connect:
         assert await ask(await connect()) == 200
-    assert [record.getMessage() for record in caplog.records] == [
-        "cannot take a connection in: Too many open files"
-    ] * 2
+    told = [record.getMessage() for record in caplog.records if record.name == module.__name__]
+    assert told == ["cannot take a connection in: Too many open files"]
+
+
+async def test_stranger_goes_where_there_is_no_descriptor_for_one_more(monkeypatch):
+    loop = asyncio.get_running_loop()
+    accept, failures = loop.sock_accept, []
+
+    async def sock_accept(listener):
+        if failures:
+            raise failures.pop()
+        taken = await accept(listener)
+        failures.append(OSError(errno.EMFILE, "Too many open files"))
+        return taken
+
+    monkeypatch.setattr(connection_module, "CHECK_EVERY_S", 10 * WAIT_S)  # after which a silent one would go anyway
+    async with opened() as connect:
+        guest = await connect()
+        assert await ask(guest, b"pass") == 200
+        monkeypatch.setattr(loop, "sock_accept", sock_accept)
+        stranger = await connect()  # by the accept that was waiting
+        await connect()
+        assert await has_ended(stranger)
+        assert await ask(guest) == 200
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +226,34 @@ async def test_silent_handshakes_are_counted_and_end(certificate, few, monkeypat
         plain = await connect()
         assert await ask(plain) == 0
         assert await ask(await connect(ssl=trusting)) == 200
+
+
+async def test_end_of_tls_that_is_not_answered_is_cut(certificate, monkeypatch):
+    monkeypatch.setattr(module, "STRANGER_IDLE_S", 0.1)
+    monkeypatch.setattr(module, "GOODBYE_S", 0.2)
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing)
+    async with opened(certificate) as connect:
+        reader, writer = await connect()
+
+        async def step(function, *arguments):
+            while True:
+                with suppress(ssl.SSLWantReadError):
+                    result = function(*arguments)
+                    writer.write(outgoing.read())
+                    return result
+                writer.write(outgoing.read())
+                incoming.write(await reader.read(2**16))
+
+        await step(tls.do_handshake)
+        await step(tls.write, GET % b"live")
+        assert (await step(tls.read, 100)).startswith(b"HTTP/1.1 200 ")
+        async with asyncio.timeout(WAIT_S):  # from here on what comes is read, but not answered
+            with suppress(ConnectionError):
+                while await reader.read(2**16):
+                    pass
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,12 @@ async def test_nothing_behind_an_unsure_end_is_taken_for_a_request(ask, raw):
     assert json.loads(rest)["status"] == 400
 
 
+async def test_who_sends_a_large_body_learns_why_it_is_refused(ask):
+    """A connection that is closed with bytes unread would be reset, and the answer lost with it."""
+    status, _, body, _ = await ask(chunked(bytes(2**22), content_length="5"))
+    assert (status, BOTH in json.loads(body)["message"]) == (400, True)
+
+
 async def test_encoded_path_is_no_route_in_the_log(ask):
     for path, route in (("/medimageinsight%2Fscore", "other"), ("/medimageinsight/score", "/medimageinsight/score")):
         *_, (entry,) = await ask(score(path=path))

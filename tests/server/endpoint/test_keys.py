@@ -273,6 +273,7 @@ def test_half_written_file_counts_as_far_as_it_goes_and_is_read_again_when_it_is
     write(file, f"{OTHER}\n{NEW[:10]}", clock)
     assert [keyring.accepts(key) for key in (OLD, OTHER, NEW)] == [False, True, False]
     file.write_text(f"{OTHER}\n{NEW}\n")
+    clock.now += 2 * keys_module.LOOK_AT_FAULTY_S
     assert keyring.accepts(NEW)
 
 
@@ -333,3 +334,18 @@ def test_two_headers_are_refused_whatever_they_hold(file, second):
 def test_anybody_may_ask_where_there_are_no_keys():
     authorize(Headers({}), Keyring((), None))
     authorize(Headers({"authorization": "Bearer anything"}), Keyring((), None))
+
+
+def test_file_with_keys_and_a_line_that_is_none_is_not_read_for_each_request(file, clock, monkeypatch):
+    """It may be long, and anybody can ask."""
+    keyring = Keyring((), file)
+    write(file, f"{NEW}\nshort\n", clock)
+    assert keyring.accepts(NEW)
+    reads = []
+    monkeypatch.setattr(keys_module, "read_keys_file", lambda path: reads.append(path) or ((), None))
+    for _ in range(10):
+        keyring.accepts(OTHER)
+    assert reads == []
+    clock.now += 2 * keys_module.LOOK_AT_FAULTY_S
+    keyring.accepts(OTHER)
+    assert reads == [file]

@@ -53,6 +53,15 @@ def fill(folder):
             pass
 
 
+def test_folder_of_another_program_does_not_make_a_worker(tmp_path):
+    """It stands in the environment of whoever runs us beside it."""
+    environment = os.environ | {metrics.FOLDER_VARIABLE: str(tmp_path)}
+    environment.pop(metrics.WORKER_VARIABLE, None)
+    program = "from medimage_server.endpoint import workers"
+    ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_all_that_can_be_counted_fits_into_what_is_reserved(tmp_path):
     metrics.reserve(tmp_path, 2)
     files = {path.name: path for path in tmp_path.iterdir()}

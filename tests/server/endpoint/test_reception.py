@@ -1,17 +1,26 @@
 """Callers have an answer while no worker is there to give it."""
 
+import asyncio
+import errno
 import json
+import os
 import socket
+import ssl
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from http.client import HTTPConnection
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from http.client import HTTPConnection, HTTPSConnection
+from select import select
+from shutil import which
 from time import monotonic
 
 import pytest
 
-from medimage_server.endpoint.reception import MESSAGE, Reception
+from medimage_server.endpoint.reception import HANDSHAKE_S, MAX_CALLERS, MESSAGE, Reception
 from medimage_server.endpoint.settings import EndpointSettings
 from medimage_server.endpoint.workers import bound
+from tests.waiting import wait_until
 
 SETTINGS = EndpointSettings(tritons=("grpc://127.0.0.1:1",))
 
@@ -63,6 +72,56 @@ def test_silent_callers_hold_up_nobody_and_are_told_too(reception, listener):
     assert all(answer.startswith(b"HTTP/1.1 503 ") for answer in told)
     for sock in silent:
         sock.close()
+
+
+def test_handshakes_are_counted_and_leave_the_command_its_descriptors(listener, certificate):
+    """Nothing that callers do may keep it from starting a worker."""
+    reception = Reception(listener, replace(SETTINGS, tls_certificate=certificate[0], tls_key=certificate[1]))
+    reception.open()
+    with ExitStack() as held:
+        held.callback(reception.close)
+        before = len(os.listdir("/proc/self/fd"))
+        silent = [
+            held.enter_context(socket.create_connection(listener.getsockname(), timeout=10.0))
+            for _ in range(MAX_CALLERS + 50)
+        ]
+        ended = select(silent, [], [], 10.0)[0]  # those beyond the bound, at once
+        assert ended
+        held_open = len(os.listdir("/proc/self/fd")) - before - len(silent)
+        assert held_open <= MAX_CALLERS
+        wait_until(lambda: len(select(silent, [], [], 0)[0]) == len(silent), within=5 * HANDSHAKE_S)
+        context = ssl.create_default_context(cafile=certificate[0])
+        with closing(HTTPSConnection(*listener.getsockname(), timeout=10.0, context=context)) as connection:
+            connection.request("GET", "/live")
+            assert connection.getresponse().status == 503
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    if which("openssl") is None:
+        pytest.skip("there is no openssl to make a certificate with")
+    pem, key = str(tmp_path / "pem"), str(tmp_path / "key")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days=1", "-subj=/CN=localhost"]
+    command += ["-addext=subjectAltName=IP:127.0.0.1", f"-keyout={key}", f"-out={pem}"]
+    subprocess.run(command, check=True, capture_output=True)
+    return pem, key
+
+
+def test_without_a_descriptor_it_is_opened_later(listener, monkeypatch):
+    """As it is asked to ten times a second; what fails here would end the command."""
+    reception = Reception(listener, SETTINGS)
+    failures = [OSError(errno.EMFILE, "Too many open files")]
+    new_event_loop = asyncio.new_event_loop
+    monkeypatch.setattr(asyncio, "new_event_loop", lambda: new_event_loop() if not failures else raised(failures.pop()))
+    reception.open()
+    reception.close()
+    reception.open()
+    assert ask(listener)[0] == 503
+    reception.close()
+
+
+def raised(error):
+    raise error
 
 
 def test_closed_it_leaves_callers_to_the_workers(reception, listener):

@@ -14,7 +14,7 @@ from medimage_client import AsyncCXRReportGen, AsyncMedImageInsight, patience
 from medimage_client.errors import InvalidInput, ServerError, TransportError, Unavailable
 from medimage_server.endpoint import app as app_module
 from medimage_server.endpoint import body as body_module
-from medimage_server.endpoint import metrics, sending
+from medimage_server.endpoint import discarding, metrics, sending
 from medimage_server.endpoint.keys import digest
 from medimage_server.endpoint.scoring import CALLS_PER_REQUEST
 from tests.client.fake_reports import OUTPUT, PIECES, FakeReports
@@ -323,7 +323,7 @@ async def test_body_that_is_too_large_is_a_413(caller):
 
 async def test_body_that_stalls_is_a_408(caller, monkeypatch):
     monkeypatch.setattr(body_module, "STALL_LIMIT_S", 0.02)
-    monkeypatch.setattr(body_module, "DISCARD_LIMIT_S", 0.02)
+    monkeypatch.setattr(discarding, "DISCARD_LIMIT_S", 0.02)
     answer = await caller.ask(headers=JSON | {"content-length": "1000"}, parts=())
     assert answer.status == 408
     assert at_rest()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import socket
 from contextlib import closing
 from dataclasses import asdict, replace
 from http.client import HTTPConnection
@@ -94,10 +95,34 @@ def test_half_a_second_is_a_limit_too(tmp_path):
         assert connection.getresponse().status == 400
 
 
+def test_requests_that_are_no_http_write_no_log(tmp_path, capfd):
+    """Anybody could fill the disk with lines."""
+    settings = replace(SETTINGS, tritons=("grpc://127.0.0.1:1",))
+    with (
+        bound("127.0.0.1", 0) as listener,
+        running(endpoint_services(settings, 1, listener, metrics_folder(tmp_path, 1))),
+    ):
+        for request in (
+            b"no HTTP\r\n\r\n",
+            b"GET /live HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n",
+        ):
+            with socket.create_connection(listener.getsockname(), timeout=10.0) as caller:
+                caller.sendall(request)
+                assert caller.recv(100).startswith(b"HTTP/1.1 ")
+    assert "uvicorn" not in capfd.readouterr().err
+
+
 async def test_signal_leaves_the_loop_that_it_interrupts_alone():
     """Else the request whose timer is being set is lost."""
     loop, operation = asyncio.get_running_loop(), SimpleNamespace(is_draining=False)
-    server = Server(uvicorn.Config(app=None), operation, drain_delay_s=0.0, beat_fd=-1, read_again=pytest.fail)
+    server = Server(
+        uvicorn.Config(app=None),
+        operation,
+        drain_delay_s=0.0,
+        beat_fd=-1,
+        read_keys=pytest.fail,
+        make_context=pytest.fail,
+    )
     server.started, server._loop = True, loop
     timers = list(loop._scheduled)
     server.handle_exit(signal.SIGTERM, None)

@@ -1,0 +1,40 @@
+"""TLS of the endpoint: a certificate with its key."""
+
+import ssl
+from pathlib import Path
+
+from medimage_server.endpoint.settings import EndpointSettings
+from medimage_server.errors import LaunchError
+
+
+def tls_context(settings: EndpointSettings) -> ssl.SSLContext | None:
+    """What handshakes use from now on; None for plain HTTP.
+
+    A new one each time: one into which another certificate is loaded keeps those of other kinds, so that a renewed one
+    of ECDSA would be served beside the one of RSA that it replaces.
+
+    Raises:
+        LaunchError: the files cannot be read, or do not fit each other.
+    """
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    return load(Path(settings.tls_certificate), Path(settings.tls_key))
+
+
+def check_tls(certificate: Path | None, key: Path | None) -> None:
+    """Raise LaunchError unless both are given and fit each other, or neither is."""
+    if (certificate is None) != (key is None):
+        raise LaunchError("TLS needs both --tls-certificate and --tls-key")
+    if certificate and key:
+        load(certificate, key)
+
+
+def load(certificate: Path, key: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key, password=lambda: "")  # asks nobody
+    except (OSError, ssl.SSLError) as error:
+        is_of_files = isinstance(error, OSError) and not isinstance(error, ssl.SSLError)
+        reason = error.strerror if is_of_files else "they do not fit"
+        raise LaunchError(f"cannot use --tls-certificate {certificate} with --tls-key {key}: {reason}") from error
+    return context
