@@ -22,6 +22,7 @@ from medimage_server.silence import Silence
 
 START_TIMEOUT_S = 600.0  # generous: full-size weights may come from a slow disk, and a crash is noticed at once
 STOP_TIMEOUT_S = 40.0  # Triton itself gives requests in flight 30 s (--exit-timeout-secs)
+CLEAR_UP_S = 2.0  # for a guard to end what a dead Triton has left
 POLL_S = 0.1
 ANSWER_S = 1.0  # to a question whether it is there
 # Time of no sign of life after which a process counts as hung: of a Python model, which beats each second, and of
@@ -127,11 +128,14 @@ class TritonServer:
         Triton 2.51 neither starts the process of a Python model again nor calls the model not ready: requests to that
         model fail from then on, and reports under way never end.
         """
+        if parent_of(self.pid) is None:
+            with suppress(subprocess.TimeoutExpired):  # of the guard, which clears up first
+                self.process.wait(CLEAR_UP_S)
         if ended := exit_of(self.process):
             return ended
         for pid, silence in self._stubs.items():
             if parent_of(pid) != self.pid:
-                return exit_of(self.process) or "has lost a process of its Python models"
+                return "has lost a process of its Python models"
             if silence.lasts(heartbeat.last(self._run.path, pid)):
                 return f"has a process of a Python model that gave no sign of life for {MODEL_SILENT_S:g} s"
         if self._silence.lasts(self._answers()):
