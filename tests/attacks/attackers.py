@@ -34,7 +34,7 @@ from tests.triton.requests import array_input
 
 # stands in for Triton at an address as soon as it can be had, and says ready to everything
 IMPOSTOR = """
-import grpc, time
+import grpc, struct, time
 from concurrent.futures import ThreadPoolExecutor
 from tritonclient.grpc import service_pb2 as pb, service_pb2_grpc
 become_nobody()
@@ -44,8 +44,12 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ModelReady(self, request, context): return pb.ModelReadyResponse(ready=True)
     def ModelInfer(self, request, context):
         print("read", sys.argv[2].encode() in b"".join(request.raw_input_contents), flush=True)
-        outputs = [pb.ModelInferResponse.InferOutputTensor(name="text_features", datatype="FP32", shape=[1, 1024])]
-        return pb.ModelInferResponse(model_name=request.model_name, outputs=outputs, raw_output_contents=[bytes(4096)])
+        answer = pb.ModelInferResponse(model_name=request.model_name)
+        for output in request.outputs:
+            shape = [1, 1024] if output.name.endswith("features") else [1]
+            answer.outputs.add(name=output.name, datatype="FP32", shape=shape)
+            answer.raw_output_contents.append(struct.pack("f", 0.03125) * shape[-1])
+        return answer
 end = time.monotonic() + 60
 while time.monotonic() < end:
     try:

@@ -34,6 +34,7 @@ from tests.attacks.service import (
 from tests.triton.commands import KEY, MEDIMAGE, ask, head, images, reports, texts
 from tests.triton.processes import command_line, descendants, is_running
 
+STUB = "triton_python_backend_stub"
 KINDS = ("image_process_child", "image_encoder/", "cxrreportgen_stream/", "endpoint.worker", "tritonserver", "guard")
 
 
@@ -94,7 +95,7 @@ def no_worker(repository):
 @attack
 def killed_at_start(repository):
     """SIGKILL of serve while Triton starts."""
-    for seen in ("tritonserver", "triton_python_backend_stub"):
+    for seen, delay_s in (("tritonserver", 0.0), (STUB, 0.0), (STUB, 1.0), (STUB, 3.0)):
         with TemporaryDirectory(prefix="attack-") as folder:
             process = subprocess.Popen(
                 [*MEDIMAGE, "serve", "--repository", repository, "--score-port=0"],
@@ -105,6 +106,7 @@ def killed_at_start(repository):
             pids, shared = [], set()
             while not any(seen in command_line(pid) for pid in pids if is_running(pid)):
                 pids = descendants(process.pid)
+            sleep(delay_s)
             pids += [child for pid in pids for child in descendants(pid)]
             process.kill()
             process.wait()
@@ -114,7 +116,7 @@ def killed_at_start(repository):
                 shared |= shared_by(own)
                 sleep(0.1)
             pids = list({*pids, *own})
-            say(f"10 s after serve was killed at the first {seen}", left(pids, shared, Path(folder)))
+            say(f"10 s after serve was killed {delay_s:g} s after the first {seen}", left(pids, shared, Path(folder)))
             end(pids, shared)
 
 
