@@ -98,6 +98,7 @@ def environment(installation: Installation) -> Mapping[str, str]:
         **{name: value for name, value in os.environ.items() if name != KEYS_VARIABLE},
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "LD_LIBRARY_PATH": os.pathsep.join(libraries),
+        "PYTHONDONTWRITEBYTECODE": "1",  # into the repository, where another user who serves it could not read it
         "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime's official builds send events to Microsoft unless told not to
     }
 
