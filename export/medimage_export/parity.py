@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import onnxruntime
 import torch
 from torch import nn
 
@@ -38,6 +40,16 @@ class ParityRow:
     batch: int
     max_abs: float
     min_cosine: float
+
+
+def cpu_session(model: Path | bytes) -> onnxruntime.InferenceSession:
+    """A session that multiplies 8-bit numbers exactly on any CPU, as the server's does.
+
+    x86 without VNNI adds their products by pairs in 16 bits, where they saturate, unless told not to.
+    """
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def compare(

@@ -26,7 +26,7 @@ from medimage_export.medimageinsight.text_graph import write_text_encoder
 from medimage_export.medimageinsight.tokenizer import build_tokenizer, write_byte_vocabulary
 from medimage_export.medimageinsight.unicl import MedImageInsight
 from medimage_export.node_by_node import NodeByNode
-from medimage_export.parity import Bound, Feed, ParityRow, Session, check_parity, compare
+from medimage_export.parity import Bound, Feed, ParityRow, Session, check_parity, compare, cpu_session
 from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_export.repository import check_configs, check_is_repository, put_in_place, staging_folder, write_json
 from medimage_export.served_config import Format, config_change, max_batch_size
@@ -151,7 +151,7 @@ def _write_onnx(encoder: Encoder, path: Path, precision: Precision) -> Session:
     encoder.write(path, precision=precision, ranges=ranges)
     if precision == "fp16":
         return _open_on_gpu(path) or NodeByNode(path)
-    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return cpu_session(path)
 
 
 def _open_on_gpu(path: Path) -> Session | None:

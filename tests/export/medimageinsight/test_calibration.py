@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -14,7 +13,7 @@ from medimage_export.medimageinsight.encoder_writer import Range
 from medimage_export.medimageinsight.export import BOUNDS
 from medimage_export.medimageinsight.graphs import ImageEncoderGraph, TextEncoderGraph
 from medimage_export.medimageinsight.image_graph import write_image_encoder
-from medimage_export.parity import check_parity, compare
+from medimage_export.parity import check_parity, compare, cpu_session
 from tests.export.medimageinsight.small import perturbed_model, random_texts, small_config
 
 SIZE = (192, 96)  # the first stage has 48 x 24 tokens: whole windows of 12, so none of them is padding
@@ -131,7 +130,7 @@ def int8_rows(model, feeds, tmp_path):
         ranges = change(activation_ranges(model.image_encoder, reference, feeds))
         path = tmp_path / "model.onnx"
         write_image_encoder(weights, path, precision="int8", ranges=ranges)
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        session = cpu_session(path)
         return compare("image_encoder", reference, session, reference.OUTPUTS, {"noise": feeds[0]})
 
     return rows
@@ -184,7 +183,7 @@ def test_weight_that_is_no_number_fails_the_parity_check(tmp_path, precision):
     broken.image_encoder.blocks[0][0].channel_block.ffn.fn.net.fc2.weight[0, 0] = torch.nan
     path = tmp_path / "model.onnx"
     write_image_encoder(broken, path, precision=precision)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = cpu_session(path)
     feed = {"pixels": np.full((1, 40, 36, 3), 77, np.uint8)}
     reference = ImageEncoderGraph(model)
     with pytest.raises(ParityError, match="image_features"):

@@ -4,7 +4,6 @@ from functools import cache
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -15,7 +14,7 @@ from medimage_export.medimageinsight.export import BOUNDS
 from medimage_export.medimageinsight.graphs import ImageEncoderGraph
 from medimage_export.medimageinsight.image_graph import write_image_encoder
 from medimage_export.node_by_node import NodeByNode
-from medimage_export.parity import check_parity, compare
+from medimage_export.parity import check_parity, compare, cpu_session
 from tests.export.medimageinsight.small import SMALL, WIDE, perturbed_model, small_config
 from tests.export.medimageinsight.written import beyond_float16, pytorch, run, run_rows_alone, weights_of_products
 
@@ -139,7 +138,7 @@ def test_int8_keeps_its_bound_and_a_vector_does_not_depend_on_its_neighbours(tmp
     model, feed, path = shared_model(small_config(size)), pictures(*size), tmp_path / "model.onnx"
     write_int8(model, path, feed)
     reference = ImageEncoderGraph(model)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = cpu_session(path)
     rows = compare("image_encoder", reference, session, reference.OUTPUTS, {"pictures": feed})
     check_parity(rows, BOUNDS["int8"])
     assert rows[0].max_abs > 1e-5  # 8 bits indeed
@@ -180,7 +179,7 @@ def test_graph_has_the_contract_of_the_served_model(tmp_path, precision):
     model, path = shared_model(TWO_STAGES), tmp_path / "model.onnx"
     ranges = activation_ranges(model.image_encoder, ImageEncoderGraph(model), [pictures(96, 48)])
     write_image_encoder(model, path, precision=precision, ranges=ranges)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = cpu_session(path)
     assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [
         ("pixels", "tensor(uint8)", ["batch", 96, 48, 3])
     ]

@@ -4,7 +4,6 @@ from functools import cache
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto
 from torch import nn
@@ -14,7 +13,7 @@ from medimage_export.medimageinsight.export import BOUNDS
 from medimage_export.medimageinsight.graphs import TextEncoderGraph
 from medimage_export.medimageinsight.text_graph import write_text_encoder
 from medimage_export.node_by_node import NodeByNode
-from medimage_export.parity import check_parity, compare
+from medimage_export.parity import check_parity, compare, cpu_session
 from tests.export.medimageinsight.small import END, SMALL, WIDE, perturbed_model, random_texts
 from tests.export.medimageinsight.written import (
     beyond_float16,
@@ -112,7 +111,7 @@ def test_graph_computes_no_more_tokens_than_the_longest_text_has_where_shapes_ma
     (embedding,) = [node for node in model.graph.node if node.op_type == "Gather"]
     del model.graph.output[:]
     model.graph.output.append(onnx.helper.make_empty_tensor_value_info(embedding.output[0]))
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = cpu_session(model.SerializeToString())
     assert session.run(None, texts(9, 30, 2))[0].shape == (3, tokens, SMALL.text.width)
 
 
@@ -155,7 +154,7 @@ def test_fp16_normalises_in_float32_where_eps_is_a_number(tmp_path, operators):
 @each_case
 def test_int8_keeps_its_bound_and_a_vector_does_not_depend_on_its_neighbours(written_int8, feed):
     reference = TextEncoderGraph(shared_model())
-    session = onnxruntime.InferenceSession(written_int8, providers=["CPUExecutionProvider"])
+    session = cpu_session(written_int8)
     rows = compare("text_encoder", reference, session, reference.OUTPUTS, {"texts": feed})
     check_parity(rows, BOUNDS["int8"])
     assert rows[0].max_abs > 1e-5  # 8 bits indeed
@@ -173,7 +172,7 @@ def test_int8_holds_each_linear_layer_in_8_bits(written_int8):
 
 def test_graph_has_the_contract_of_the_served_model(written, written_int8):
     for path in (written / "onnxruntime", written / "standard", written_int8):
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        session = cpu_session(path)
         assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [
             ("input_ids", "tensor(int64)", ["batch", 77]),
             ("attention_mask", "tensor(int64)", ["batch", 77]),

@@ -5,22 +5,23 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx import numpy_helper
 from torch import nn
+
+from medimage_export.parity import cpu_session
 
 PRODUCTS = ("Conv", "Gemm", "MatMul", "MatMulIntegerToFloat")
 
 
 def run(path: Path, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
     """All outputs, by onnxruntime on the CPU."""
-    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, feed)
+    return cpu_session(path).run(None, feed)
 
 
 def run_rows_alone(path: Path, feed: dict[str, np.ndarray]) -> np.ndarray:
     """The first output of each row of a batch by itself."""
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = cpu_session(path)
     rows = range(len(next(iter(feed.values()))))
     return np.concatenate([session.run(None, {name: x[i : i + 1] for name, x in feed.items()})[0] for i in rows])
 
