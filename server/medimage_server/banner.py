@@ -1,11 +1,20 @@
 """What is printed when the servers are ready."""
 
+from contextlib import suppress
 from socket import socket
+
+import click
 
 from medimage_server.endpoint.settings import MAX_ROWS, MB, EndpointSettings
 from medimage_server.launcher import TritonServer
 from medimage_server.listening import Ports, Sockets
 from medimage_server.model_repository import ServedModels
+
+
+def tell(line: str) -> None:
+    """A line for the operator, who may have closed the terminal or filled the disk: no reason to end."""
+    with suppress(OSError):
+        click.echo(line, err=True)
 
 
 def triton_banner(server: TritonServer, served: ServedModels) -> list[str]:

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import click
 
+from medimage_server.banner import tell
+from medimage_server.guard import forbid_cores
 from medimage_server.run_folder import RunFolder, remove_dead, run_folder, shared_memory_warning
 
 
@@ -25,9 +27,10 @@ def clean_run() -> Iterator[RunFolder]:
     Raises:
         LaunchError: see `run_folder`.
     """
+    forbid_cores()
     for path in remove_dead():
-        click.echo(f"removed {path}, left by a run that was killed", err=True)
+        tell(f"removed {path}, left by a run that was killed")
     with run_folder() as run:
         if warning := shared_memory_warning():
-            click.echo(warning, err=True)
+            tell(warning)
         yield run

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from medimage_server.banner import endpoint_banner, triton_banner
+from medimage_server.banner import endpoint_banner, tell, triton_banner
 from medimage_server.clean import clean_run
 from medimage_server.endpoint.front import endpoint_front
 from medimage_server.endpoint.options import EndpointOptions, endpoint_options
@@ -116,7 +116,7 @@ def serve(
             watch(
                 [triton, *(front.workers if front else [])],
                 restart=restart,
-                tell=lambda line: click.echo(line, err=True),
+                tell=tell,
                 meanwhile=front.look if front else lambda: None,
             )
     except (LaunchError, RepositoryError) as error:

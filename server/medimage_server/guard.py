@@ -39,7 +39,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 def main() -> None:
     folder, command = Path(sys.argv[1]), sys.argv[2:]
     prctl(PR_SET_CHILD_SUBREAPER, 1)  # what the server leaves becomes ours to end
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would have images in it
+    forbid_cores()
     with suppress(OSError):  # a kernel without seccomp; the launcher looks at what came of it
         keep_private()
     server = subprocess.Popen(
@@ -49,6 +49,7 @@ def main() -> None:
         signal.signal(number, lambda number, _: server.send_signal(number))
     is_orphan = wait(server)
     end_children()
+    is_orphan = is_orphan or bool(select.select([sys.stdin], [], [], 0)[0])  # meanwhile
     if is_orphan:
         remove(folder)
     else:
@@ -86,6 +87,11 @@ def end_as(code: int) -> None:
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     sys.exit(code)
+
+
+def forbid_cores() -> None:
+    """They would have images in them. 1 and not 0, which does not count where a program takes cores from the kernel."""
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
 
 
 def keep_private() -> None:

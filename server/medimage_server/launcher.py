@@ -1,5 +1,7 @@
 """Start Triton over a model repository, watch it, and end it with all that it has started."""
 
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -119,7 +121,8 @@ class TritonServer:
             return False  # it has just ended, which the next look sees
         self._stubs = {pid: Silence(MODEL_SILENT_S) for pid in children(self.pid)}
         for region in regions(self._run.region_prefix):  # they are private from the start, if the guard could see to it
-            region.chmod(0o600)
+            with suppress(FileNotFoundError):  # of a model that could not be loaded
+                region.chmod(0o600)
         return True
 
     def failure(self) -> str | None:
@@ -146,6 +149,11 @@ class TritonServer:
         self.process.terminate()
 
     def kill(self) -> None:
+        if self.pid:  # first, so that its guard can end, and wait for, what it leaves
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(CLEAR_UP_S)
         end_group(self.process)
 
     def close(self) -> None:
@@ -221,7 +229,7 @@ def spawn_triton(
         backends = compose_backends(installation, scratch)
         prefix = run.region_prefix
         command = [
-            *(sys.executable, "-m", "medimage_server.guard", str(run.path), str(installation.executable)),
+            *(sys.executable, "-P", "-m", "medimage_server.guard", str(run.path), str(installation.executable)),
             f"--model-repository={select_models(served.repository, models, scratch)}",
             f"--backend-directory={backends}",
             *(f"--backend-config={name},shm-region-prefix-name={prefix}" for name in python_backends(backends)),
@@ -242,6 +250,7 @@ def spawn_triton(
             stdout=output,
             stderr=subprocess.STDOUT if output else None,
             pass_fds=[run.lock],
+            cwd=run.path,  # Triton's Python models import from it first, and others may write where we were started
             start_new_session=True,  # Ctrl-C reaches us alone
         )
         server = TritonServer(process, listening, run, served, models, log)

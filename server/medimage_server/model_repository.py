@@ -60,10 +60,10 @@ class ServedModels:
     def _state(self, name: str) -> str:
         """A hash of what is small, and of size and time of what is large: weights are many gigabytes."""
         state = sha256()
-        for path in sorted([self.repository / name / "config.pbtxt", *self._files(name, "*")]):
+        for path in sorted([self.repository / name / "config.pbtxt", *self._files(name, "**/*")]):
             try:
                 status = path.stat()
-                state.update(f"{path.name} {status.st_size} ".encode())
+                state.update(f"{path.relative_to(self.repository)} {status.st_size} ".encode())
                 is_small = status.st_size < LARGE_FILE_BYTES
                 state.update(path.read_bytes() if is_small else str(status.st_mtime_ns).encode())
             except OSError as error:
@@ -71,7 +71,8 @@ class ServedModels:
         return state.hexdigest()
 
     def _files(self, name: str, pattern: str) -> list[Path]:
-        return [path for path in (self.repository / name).glob(f"[0-9]*/{pattern}") if path.is_file()]
+        found = (self.repository / name).glob(f"[0-9]*/{pattern}")
+        return [path for path in found if path.is_file() and path.parent.name != "__pycache__"]
 
 
 @dataclass(frozen=True, slots=True)

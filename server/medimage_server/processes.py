@@ -19,11 +19,11 @@ def children(pid: int) -> list[int]:
 
 
 def parent_of(pid: int) -> int | None:
-    """None if this process has ended, even if its parent has not taken notice."""
+    """None if this process has ended, even if its parent has not taken notice, or is none that we may look at."""
     try:
         # proc_pid_stat(5): pid (name) state parent …; a name may hold anything
         state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     return None if state in ("Z", "X") else int(parent)
 

@@ -51,6 +51,7 @@ def run_folder() -> Iterator[RunFolder]:
         unlocked.mkdir(mode=0o700)
         lock = os.open(unlocked / LOCK, os.O_CREAT | os.O_RDWR, mode=0o600)
     except OSError as error:
+        shutil.rmtree(unlocked, ignore_errors=True)
         raise LaunchError(
             f"cannot make a folder in {SHARED_MEMORY}, which Triton's Python models need: {error.strerror}"
         ) from error
@@ -135,7 +136,7 @@ def is_forgotten(region: Path) -> bool:
 def is_mapped(region: Path) -> bool:
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with suppress(OSError):  # it has ended, or is another user's
-            if str(region) in maps.read_text():
+            if os.fsencode(region) in maps.read_bytes():
                 return True
     return False
 

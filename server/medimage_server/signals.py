@@ -1,5 +1,6 @@
 """What signals mean to a command in the foreground."""
 
+import errno
 import os
 import signal
 import sys
@@ -31,7 +32,8 @@ def end_on_signals() -> Hangups:
     """
     hangups = Hangups()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: sys.exit(0))
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGINT is of a script's command in the background
+            signal.signal(number, lambda *_: sys.exit(0))
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -42,6 +44,6 @@ def end_on_signals() -> Hangups:
 def has_terminal() -> bool:
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno != errno.ENXIO  # any other says nothing of the terminal
     return True

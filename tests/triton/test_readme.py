@@ -74,7 +74,7 @@ def run(workplace):
         """With the ports of this test, and the checkpoint that it has."""
         command = command.replace("localhost:8001", f"localhost:{ports['grpc']}")
         command = command.replace("localhost:8000", f"localhost:{ports['http']}")
-        command = command.replace("localhost:5001", f"localhost:{score_port}")
+        command = command.replace("127.0.0.1:5001", f"127.0.0.1:{score_port}")
         command = command.replace("--score-port 5001", f"--score-port {score_port}")
         command = re.sub(
             r"^(medimage (?:score|embed|classify|report) .*)", rf"\1 --url grpc://localhost:{ports['grpc']}", command
@@ -209,7 +209,7 @@ def test_curl_to_the_endpoint_is_answered(endpoint, run):
 
 
 def test_command_line_takes_a_scoring_uri(endpoint, run):
-    (row,) = json.loads(run(f"MEDIMAGE_API_KEY={KEY} medimage score request.json --url http://localhost:5001/score"))
+    (row,) = json.loads(run(f"MEDIMAGE_API_KEY={KEY} medimage score request.json --url http://127.0.0.1:5001/score"))
     assert row.keys() == {"image_features", "text_features", "scaling_factor"}
 
 

@@ -187,7 +187,8 @@ class BalancedTransport:
         slots = self._slots[self._deployment[call.model]]
         await slots.acquire()
         number = new_number()
-        if call.model == IMAGES.model:  # its steps take long, and Triton would not tell them
+        is_told = call.model == IMAGES.model  # its steps take long, and Triton would not tell them
+        if is_told:
             call = replace(call, parameters={**call.parameters, PARAMETER: number})
 
         async def with_slot() -> Outputs:
@@ -199,7 +200,7 @@ class BalancedTransport:
         try:
             return await self._patience.result_of(with_slot())
         except asyncio.CancelledError:
-            for backend in self.backends:
+            for backend in self.backends if is_told else ():
                 backend.give_up(number)
             raise
 

@@ -9,7 +9,7 @@ import click
 from medimage_client.client import MedImageInsight
 from medimage_client.errors import MedImageError
 from medimage_client.report_client import CXRReportGen
-from medimage_server.banner import endpoint_banner
+from medimage_server.banner import endpoint_banner, tell
 from medimage_server.clean import clean_run
 from medimage_server.endpoint.front import endpoint_front
 from medimage_server.endpoint.options import EndpointOptions, endpoint_options
@@ -74,7 +74,7 @@ def endpoint(
             endpoint_front(settings, endpoint.workers, reception, run, hangups) as front,
         ):
             click.echo("\n".join(endpoint_banner(settings, listener, endpoint.workers)))
-            watch(front.workers, restart=True, tell=lambda line: click.echo(line, err=True), meanwhile=front.look)
+            watch(front.workers, restart=True, tell=tell, meanwhile=front.look)
     except (LaunchError, MedImageError) as error:
         raise click.ClickException(str(error)) from error
 

@@ -101,7 +101,7 @@ class Door:
         self._make_protocol = make_protocol
         self.context = context
         self._strangers: dict[Visitor, None] = {}  # in the order in which they came
-        self._guests: set[Visitor] = set()
+        self._guests: dict[Visitor, None] = {}
 
     async def receive(self) -> None:
         """Take in whoever comes, until it is cancelled."""
@@ -118,6 +118,8 @@ class Door:
                     fault = error.strerror
                     if self._strangers:
                         end_longest(list(self._strangers))
+                    else:
+                        self._end_idle_guest()
                     await asyncio.sleep(PAUSE_S)
                     continue
                 fault = None
@@ -133,15 +135,22 @@ class Door:
         """See `Visitor.welcome`."""
         if visitor in self._guests:
             return
-        if len(self._guests) >= MAX_GUESTS:
+        if len(self._guests) >= MAX_GUESTS and not self._end_idle_guest():
             message = "too many connections; try again"
             raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, message, {"retry-after": "1", "connection": "close"})
         self._strangers.pop(visitor, None)
-        self._guests.add(visitor)
+        self._guests[visitor] = None
+
+    def _end_idle_guest(self) -> bool:
+        """End a guest that only waits, so that no caller with a key keeps the others out; whether there was one."""
+        idle = next((guest for guest in self._guests if not guest.is_at_work), None)
+        if idle is not None:
+            idle.end()
+        return idle is not None
 
     def forget(self, visitor: Visitor) -> None:
         self._strangers.pop(visitor, None)
-        self._guests.discard(visitor)
+        self._guests.pop(visitor, None)
 
     async def _introduce(self, visitor: Visitor, sock: socket.socket) -> None:
         """Make its handshake, if there is one, and hand it to a protocol."""

@@ -49,17 +49,19 @@ class Reception:
         self.close()
 
     def open(self) -> None:
-        """Answer from now on; nothing if there is no descriptor left for it, and then it may be asked again."""
+        """Answer from now on; nothing if no descriptor or thread is left for it, and then it may be asked again."""
         if self._thread is not None:
             return
-        with ExitStack() as held, suppress(OSError):
+        with ExitStack() as held, suppress(OSError, RuntimeError):
             listener = held.enter_context(self.listener.dup())
             listener.setblocking(False)
             runner = held.enter_context(asyncio.Runner(loop_factory=asyncio.new_event_loop))
             self._loop, self._closing = runner.get_loop(), asyncio.Event()
-            until_closed = held.pop_all()
-            self._thread = Thread(target=self._run, args=(runner, listener, until_closed), daemon=True)
-            self._thread.start()
+            until_closed = ExitStack()
+            thread = Thread(target=self._run, args=(runner, listener, until_closed), daemon=True)
+            thread.start()
+            until_closed.push(held.pop_all())
+            self._thread = thread
 
     def close(self) -> None:
         if self._thread is not None:

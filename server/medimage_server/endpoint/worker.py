@@ -73,6 +73,7 @@ class Server(uvicorn.Server):
         )
         self._door = Door(sockets[0], make_protocol, self._make_context())
         self._receiving = self._loop.create_task(self._door.receive())
+        self._receiving.add_done_callback(self._door_is_shut)
         self._loop.add_reader(sys.stdin.fileno(), self._parent_has_ended)
         self._loop.add_signal_handler(signal.SIGHUP, self._read_again)
         os.set_blocking(self._beat_fd, False)
@@ -93,6 +94,11 @@ class Server(uvicorn.Server):
         else:
             if self._door.context:
                 logger.info("the certificate was read again")
+
+    def _door_is_shut(self, receiving: asyncio.Task[None]) -> None:
+        if not receiving.cancelled():  # a fault of ours, and nobody would be let in any more: end, and be started again
+            logger.error("no connections are taken in: %s", type(receiving.exception()).__name__)
+            self.should_exit = True
 
     def _beat(self) -> None:
         with suppress(OSError):  # the parent does not read, or has gone

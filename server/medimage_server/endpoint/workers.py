@@ -125,7 +125,7 @@ def run_worker(
         try:
             descriptors = (listener.fileno(), written_by_worker)
             process = subprocess.Popen(
-                [sys.executable, "-m", "medimage_server.endpoint.worker", *map(str, descriptors)],
+                [sys.executable, "-P", "-m", "medimage_server.endpoint.worker", *map(str, descriptors)],
                 stdin=subprocess.PIPE,
                 pass_fds=descriptors,
                 env=os.environ | {metrics.FOLDER_VARIABLE: str(metrics_folder), metrics.WORKER_VARIABLE: str(number)},
