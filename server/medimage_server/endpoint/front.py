@@ -53,4 +53,5 @@ def endpoint_front(
         reception.listener.close()
 
     with running(workers, before_end=end_reception):
+        reception.close()  # before anyone is told that it is ready
         yield Front(workers, reception, hangups)
