@@ -18,6 +18,7 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _ctrl_c_interrupts():
-    """Also where the tests run in the background of a shell, which has its children ignore it."""
+def _signals_are_not_ignored():
+    """Also where the tests run under nohup or in the background of a shell: what starts them has them ignore these."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
