@@ -18,7 +18,10 @@ def descendants(pid):
 
 
 def executable(pid):
-    return Path(f"/proc/{pid}/exe").resolve().name
+    """Name of the program's file; empty of one that has ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/exe").readlink().name
+    return ""
 
 
 def command_line(pid):

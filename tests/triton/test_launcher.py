@@ -66,11 +66,13 @@ def test_killed_while_triton_starts_it_leaves_nothing(repository, tmp_path, afte
     with subprocess.Popen(
         command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
-        wait_until(lambda: after in {executable(pid) for pid in descendants(process.pid)})
-        started = descendants(process.pid)
-        guard = started[0]
-        (run,) = [path for path in map(Path, command_line(guard).split()) if path.parent == Path("/dev/shm")]
-        process.kill()
+        try:
+            wait_until(lambda: after in {executable(pid) for pid in descendants(process.pid)})
+            started = descendants(process.pid)
+            guard = started[0]
+            (run,) = [path for path in map(Path, command_line(guard).split()) if path.parent == Path("/dev/shm")]
+        finally:
+            process.kill()
     started += descendants(guard)
     wait_until(lambda: not any(map(is_running, started)), within=CLEAR_S, what="that no process is left")
     assert not list(Path("/dev/shm").glob(f"{run.name}*"))
