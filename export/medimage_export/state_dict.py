@@ -1,7 +1,9 @@
-"""Do the tensors of a checkpoint have the names and shapes of the model?"""
+"""Do the tensors of a checkpoint have the names and shapes of the model, and are they numbers?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from medimage_export.errors import CheckpointError
 
@@ -27,6 +29,21 @@ def check_shapes(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequ
     listed = [f"{len(names)} {kind}: {_listing(names)}" for kind, names in problems.items() if names]
     if listed:
         raise CheckpointError(f"{path.name} does not match its config; {'; '.join(listed)}")
+
+
+def check_finite(tensors: Iterable[tuple[str, Tensor]], path: Path) -> None:
+    """Look at every number.
+
+    Raises:
+        CheckpointError: names the tensors that hold a NaN or an infinity, and how many.
+    """
+    broken = [
+        f"{name} ({count} of {tensor.numel()} numbers)"
+        for name, tensor in tensors
+        if (count := tensor.numel() - int(tensor.isfinite().sum()))
+    ]
+    if broken:
+        raise CheckpointError(f"{path.name} holds NaN or infinity: {_listing(broken)}; is the file damaged?")
 
 
 def _listing(names: list[str]) -> str:

@@ -27,7 +27,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausa
 from medimage_export.cxrreportgen.config import CXRReportGenConfig, DecoderConfig, read_config
 from medimage_export.cxrreportgen.image_encoder import ImageEncoder
 from medimage_export.errors import CheckpointError
-from medimage_export.state_dict import check_shapes
+from medimage_export.random_weights import random_tensor
+from medimage_export.state_dict import check_finite, check_shapes
 
 BLOCK_BYTES = 2**20
 DECODER = "language_model."  # prefix of the decoder's tensors, before transformers' own names
@@ -111,7 +112,7 @@ class CheckpointTensors:
 
 
 class RandomTensors:
-    """Seeded random weights of any size, made when they are asked for: right in size and speed, without meaning."""
+    """Seeded random weights of any size that carry signal (see `random_weights`), made when they are asked for."""
 
     def __init__(self, shapes: Mapping[str, torch.Size]) -> None:
         self.shapes = shapes
@@ -119,9 +120,7 @@ class RandomTensors:
     def read(self, name: str) -> Tensor:
         shape = self.shapes[name]
         generator = torch.Generator().manual_seed(sorted(self.shapes).index(name))
-        if len(shape) == 1:  # norms' weights, layer scales: about one; biases: small
-            return torch.randn(shape, generator=generator) * 0.1 + (not name.endswith("bias"))
-        return torch.randn(shape, generator=generator) * 0.02
+        return random_tensor(name, shape, generator)
 
 
 def find_checkpoint(folder: Path) -> Path:
@@ -153,15 +152,17 @@ def rename_key(key: str) -> str:
 
 
 def open_checkpoint(folder: Path) -> tuple[CXRReportGenConfig, CheckpointTensors]:
-    """Config and tensors of a checkpoint folder, compared name by name and shape by shape; nothing is read yet.
+    """Config and tensors of a checkpoint folder, compared name by name and shape by shape, and looked through once.
 
     Raises:
         ConfigError: see `read_config`.
-        CheckpointError: see `CheckpointTensors`; or tensors are missing, unexpected or mis-shaped, and all are named.
+        CheckpointError: see `CheckpointTensors`; or tensors are missing, unexpected, mis-shaped or not finite, and all
+            are named.
     """
     config, tensors = read_config(folder), CheckpointTensors(folder)
     found = {name: shape for name, shape in tensors.shapes.items() if name not in UNUSED}
     check_shapes(expected_shapes(config), found, folder)
+    check_finite(((name, tensors.read(name)) for name in found), folder)
     return config, tensors
 
 
@@ -209,21 +210,25 @@ def reference_decoder(config: DecoderConfig) -> PreTrainedModel:
     )
 
 
-def load_reference_decoder(config: DecoderConfig, tensors: Tensors) -> PreTrainedModel:
-    """`reference_decoder` with the checkpoint's weights, in eval mode, fp32, holding one layer in memory at a time.
+def load_reference_decoder(
+    config: DecoderConfig, tensors: Tensors, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """`reference_decoder` with the checkpoint's weights, in eval mode, holding one layer in memory at a time.
 
     Layers are read as a forward pass reaches them and dropped after it: a pass over 27.5 GB of weights needs the
-    memory of its largest layer, the embeddings and the head.
+    memory of its largest layer, the embeddings and the head. `dtype` is float32 or float64.
     """
     with torch.device("meta"):
-        model = reference_decoder(config).eval().requires_grad_(False)
+        model = reference_decoder(config).eval().requires_grad_(False).to(dtype)
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config)  # computed, not loaded
+    if dtype == torch.float64:
+        _compute_norms_and_angles_in_float64(model)
 
     def stream(module: nn.Module, prefix: str) -> None:
         empty = dict(module.state_dict())
 
         def load(*_: object) -> None:
-            weights = {name: tensors.read(f"{DECODER}{prefix}{name}").float() for name in empty}
+            weights = {name: tensors.read(f"{DECODER}{prefix}{name}").to(dtype) for name in empty}
             module.load_state_dict(weights, assign=True)
 
         def drop(*_: object) -> None:
@@ -237,6 +242,23 @@ def load_reference_decoder(config: DecoderConfig, tensors: Tensors) -> PreTraine
     stream(model.model.norm, "model.norm.")
     stream(model.lm_head, "lm_head.")
     return model
+
+
+def _compute_norms_and_angles_in_float64(model: PreTrainedModel) -> None:
+    """transformers casts to float32 in both, whatever the model's type."""
+    for module in list(model.modules()):
+        for name, norm in module.named_children():
+            if "RMSNorm" in type(norm).__name__:
+                setattr(module, name, nn.RMSNorm(norm.weight.shape, norm.variance_epsilon, device="meta"))
+    rotary = model.model.rotary_emb
+    published = rotary.forward
+
+    def forward(x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        published(x, position_ids)  # chooses the frequencies, which depend on the length with longrope
+        angles = (position_ids[..., None].double() * rotary.inv_freq.double()).repeat(1, 1, 2)
+        return angles.cos() * rotary.attention_scaling, angles.sin() * rotary.attention_scaling
+
+    rotary.forward = forward
 
 
 def _rope_parameters(config: DecoderConfig) -> dict[str, object]:

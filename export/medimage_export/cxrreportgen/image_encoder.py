@@ -146,9 +146,10 @@ class ImageEncoder(Graph):
             self.register_buffer(name, torch.tensor(values, device="cpu")[:, None, None], persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        pixel_values = (pixels[:, None].float() / 255 - self.mean) / self.std  # (B, 3, size, size)
+        pixel_values = (pixels[:, None].to(self.mean.dtype) / 255 - self.mean) / self.std  # (B, 3, size, size)
         weights = self.vision_tower.layernorm.weight
-        return self.multi_modal_projector(self.vision_tower(pixel_values.to(weights.dtype))).float()
+        tokens = self.multi_modal_projector(self.vision_tower(pixel_values.to(weights.dtype)))
+        return tokens.to(self.mean.dtype)
 
     def example(self) -> tuple[Tensor, ...]:
         size = self.config.vision.image_size

@@ -21,7 +21,10 @@ from torch import Tensor
 from medimage_export.errors import CheckpointError
 from medimage_export.medimageinsight.config import MedImageInsightConfig, read_config
 from medimage_export.medimageinsight.unicl import MedImageInsight
-from medimage_export.state_dict import check_shapes
+from medimage_export.random_weights import GAIN, random_tensor
+from medimage_export.state_dict import check_finite, check_shapes
+
+LOGIT_SCALE = 4.513362407684326  # the published one, of which exp() is 91.2
 
 # Names of older checkpoints -> published names, applied in this order; the reference loader accepts the same.
 RENAMES = tuple(
@@ -93,7 +96,8 @@ def load_model(files: CheckpointFiles) -> MedImageInsight:
 
     Raises:
         ConfigError: see `read_config`.
-        CheckpointError: not a safetensors file, or tensors are missing, unexpected or mis-shaped; all are named.
+        CheckpointError: not a safetensors file, or tensors are missing, unexpected mis-shaped or not finite; all
+            are named.
     """
     try:
         vocabulary = json.loads((files.tokenizer / "vocab.json").read_text(encoding="utf-8"))
@@ -111,14 +115,22 @@ def load_model(files: CheckpointFiles) -> MedImageInsight:
     with torch.device("meta"):  # allocates nothing: assign=True below puts the checkpoint's own tensors in
         model = MedImageInsight(config)
     check_shapes(_shapes(model.state_dict()), _shapes(renamed), files.weights)
+    check_finite(renamed.items(), files.weights)
     model.load_state_dict(renamed, assign=True)
     return model.eval().requires_grad_(False)
 
 
-def random_model(config: MedImageInsightConfig, *, seed: int = 0) -> MedImageInsight:
-    """A model with seeded random weights, in eval mode: right in size and speed, without meaning."""
-    torch.manual_seed(seed)
-    return MedImageInsight(config).eval().requires_grad_(False)
+def random_model(config: MedImageInsightConfig, *, seed: int = 0, gain: float = GAIN) -> MedImageInsight:
+    """A model with seeded random weights that carry signal (see `random_weights`), in eval mode, fp32."""
+    with torch.device("meta"):
+        model = MedImageInsight(config)
+    generator = torch.Generator().manual_seed(seed)
+    weights = {
+        name: random_tensor(name, shape, generator, gain=gain) for name, shape in _shapes(model.state_dict()).items()
+    }
+    weights["logit_scale"] = torch.tensor(LOGIT_SCALE)
+    model.load_state_dict(weights, assign=True)
+    return model.eval().requires_grad_(False)
 
 
 def _shapes(state_dict: Mapping[str, Tensor]) -> dict[str, torch.Size]:

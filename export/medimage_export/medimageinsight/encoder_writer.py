@@ -4,22 +4,21 @@
     fp16  weights and activations are float16; what needs more range or digits is cast to float32 in the graph itself,
           because TensorRT 11 and onnxruntime take the types as they are written
     int8  linear layers multiply 8-bit integers (per output channel for weights, per tensor with a calibrated range for
-          activations), all else is float32; needs onnxruntime on a CPU
+          activations) but for those that are left out, all else is float32; needs onnxruntime on a CPU
 
 Shapes: T rows (tokens of the whole batch), C channels.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 from onnx import TensorProto
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from medimage_export.medimageinsight.quantization import Quantization, quantize_channels
 from medimage_export.onnx_writer import MICROSOFT, OnnxWriter
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -31,45 +30,34 @@ SPARE_COLUMNS = 16  # of float32: one cache line
 SPARE_VALUE = 16.0  # GELU(16) and QuickGELU(16) are 16 in float32, and to divide by it is exact
 
 
-@dataclass(frozen=True)
-class Range:
-    """The least and the greatest value of an activation, with zero between them."""
-
-    low: float
-    high: float
-
-    @property
-    def scale(self) -> np.float32:
-        """Of one step of an unsigned 8-bit integer; 1 where there is nothing but zeros."""
-        return np.float32((self.high - self.low) / 255 or 1)
-
-    @property
-    def zero_point(self) -> np.uint8:
-        return np.uint8(round(-self.low / float(self.scale)))
-
-
 class Quantized(NamedTuple):
-    """Names of an activation in 8 bits, of its scale, and of the integer that stands for zero."""
+    """An activation in 8 bits."""
 
-    values: str
+    values: str  # names of tensors
     scale: str
-    zero_point: str
+    zero_point: str  # the integer that stands for zero
+    divisors: Tensor | None  # of its channels, by which the weights that read it must be larger
 
 
 class EncoderWriter(OnnxWriter):
     """A graph of either encoder.
 
     Args:
-        ranges: of the input of each linear layer, by the layer's name; of use in int8 alone.
+        integer_layers: how the input of each layer is quantized that is to be in 8 bits, by its name; for int8.
     """
 
     def __init__(
-        self, path: Path, *, precision: Precision, operators: Operators, ranges: Mapping[str, Range] | None = None
+        self,
+        path: Path,
+        *,
+        precision: Precision,
+        operators: Operators,
+        integer_layers: Mapping[str, Quantization] | None = None,
     ) -> None:
         super().__init__(path, opset=OPSET)
         self.precision = precision
         self.operators = operators
-        self.ranges = ranges or {}
+        self.integer_layers = integer_layers or {}
 
     def vector(self, name: str, values: Tensor | np.ndarray) -> str:
         """A small parameter, in the type of the activations."""
@@ -100,19 +88,23 @@ class EncoderWriter(OnnxWriter):
         return self.node("Add", [x, y], f"{y}/added")
 
     def quantized(self, x: str, layer: str) -> Quantized:
-        """`x` in 8 bits, over the calibrated range of the input of `layer`."""
-        found = self.ranges[layer]
+        """`x` in 8 bits, as the input of `layer`."""
+        found = self.integer_layers[layer]
+        if found.divisors is not None:
+            factors = self.vector(f"{layer}.input_factors", 1 / found.divisors)
+            x = self.node("Mul", [x, factors], f"{x}/divided")
         quantized = Quantized(
             f"{x}/int8",
-            self.constant(f"{layer}.input_scale", np.array(found.scale)),
-            self.constant(f"{layer}.input_zero_point", np.array(found.zero_point)),
+            self.constant(f"{layer}.input_scale", np.array(found.range.scale)),
+            self.constant(f"{layer}.input_zero_point", np.array(found.range.zero_point)),
+            found.divisors,
         )
         self.node("QuantizeLinear", [x, quantized.scale, quantized.zero_point], quantized.values)
         return quantized
 
     def activation(self, x: str, layer: str, width: int) -> str | Quantized:
-        """(T, width) as the linear layers that read it take it: in int8 its 8 bits, else as wide as is fast."""
-        if self.precision == "int8":
+        """(T, width) as the linear layers that read it take it: its 8 bits, or as wide as is fast."""
+        if layer in self.integer_layers:
             return self.quantized(x, layer)
         if not (spare := self.spare_columns(width)):
             return x
@@ -138,7 +130,8 @@ class EncoderWriter(OnnxWriter):
     ) -> str:
         """Two linear layers, by name and module, and between them `act`, of which act(SPARE_VALUE) must be itself."""
         (name1, fc1), (name2, fc2) = first, second
-        spare = self.spare_columns(fc2.in_features)  # come from the first product, which is cheaper than a Pad
+        # come from the first product, which is cheaper than a Pad
+        spare = 0 if name2 in self.integer_layers else self.spare_columns(fc2.in_features)
         weight, bias = pad(fc1.weight, (0, 0, 0, spare)), pad(fc1.bias, (0, spare), value=SPARE_VALUE)
         hidden = act(self.linear(self.activation(x, name1, fc1.in_features), name1, weight, bias))
         return self.linear(self.activation(hidden, name2, fc2.in_features + spare), name2, fc2.weight, fc2.bias)
@@ -186,10 +179,10 @@ class EncoderWriter(OnnxWriter):
         each other out of the L1 cache: 80 GFLOP/s a core instead of 110, measured at 900 x 1024 x 1024 (Cascade Lake).
         """
         aliasing = width * np.dtype(np.float32).itemsize % CACHE_PAGE == 0
-        return SPARE_COLUMNS if aliasing and self.precision == "fp32" and self.operators == "onnxruntime" else 0
+        return SPARE_COLUMNS if aliasing and self.precision != "fp16" and self.operators == "onnxruntime" else 0
 
     def _integer_product(self, x: Quantized, name: str, weight: Tensor, bias: Tensor | None) -> str:
-        integers, scales = quantize_channels(weight)
+        integers, scales = quantize_channels(weight if x.divisors is None else weight * x.divisors)
         inputs = [
             x.values,
             self.weight(f"{name}.weight", integers.T.numpy()),
@@ -202,9 +195,3 @@ class EncoderWriter(OnnxWriter):
         if bias is not None:
             inputs.append(self.constant(f"{name}.bias", bias.numpy()))
         return self.node("MatMulIntegerToFloat", inputs, f"{name}/out", domain=MICROSOFT)
-
-
-def quantize_channels(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(out, in) float32 -> int8 of the same shape, symmetric, and the scale of each output channel (out)."""
-    scales = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
-    return (weight / scales[:, None]).round().to(torch.int8), scales

@@ -7,7 +7,7 @@ ids and every runtime gives the same vectors. The graphs themselves are written 
 import torch
 from torch import Tensor, nn
 
-from medimage_export.medimageinsight.unicl import MedImageInsight
+from medimage_export.medimageinsight.unicl import MedImageInsight, unit
 
 
 class ImageEncoderGraph(nn.Module):
@@ -17,14 +17,16 @@ class ImageEncoderGraph(nn.Module):
 
     def __init__(self, model: MedImageInsight) -> None:
         super().__init__()
-        self.model = model
+        self.encoder = model.image_encoder
+        self.projection = model.image_projection
+        self.logit_scale = model.logit_scale
         self.register_buffer("mean", torch.tensor(model.config.image.image_mean))
         self.register_buffer("std", torch.tensor(model.config.image.image_std))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        pixel_values = (pixels.float() / 255 - self.mean) / self.std
-        features = self.model.encode_image(pixel_values.permute(0, 3, 1, 2))
-        return features, self.model.logit_scale.expand(pixels.shape[0], 1)
+        pixel_values = (pixels.to(self.mean.dtype) / 255 - self.mean) / self.std
+        features = unit(self.encoder(pixel_values.permute(0, 3, 1, 2)) @ self.projection)
+        return features, self.logit_scale.expand(pixels.shape[0], 1)
 
 
 class TextEncoderGraph(nn.Module):
@@ -34,8 +36,10 @@ class TextEncoderGraph(nn.Module):
 
     def __init__(self, model: MedImageInsight) -> None:
         super().__init__()
-        self.model = model
+        self.encoder = model.lang_encoder
+        self.projection = model.lang_projection
+        self.logit_scale = model.logit_scale
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.model.encode_text(input_ids, attention_mask)
-        return features, self.model.logit_scale.expand(input_ids.shape[0], 1)
+        features = unit(self.encoder(input_ids, attention_mask) @ self.projection)
+        return features, self.logit_scale.expand(input_ids.shape[0], 1)

@@ -30,7 +30,8 @@ from medimage_export.medimageinsight.davit import (
     SpatialBlock,
     WindowAttention,
 )
-from medimage_export.medimageinsight.encoder_writer import EncoderWriter, Operators, Precision, Quantized, Range
+from medimage_export.medimageinsight.encoder_writer import EncoderWriter, Operators, Precision, Quantized
+from medimage_export.medimageinsight.quantization import Quantization
 from medimage_export.medimageinsight.unicl import MedImageInsight
 
 
@@ -56,14 +57,14 @@ def write_image_encoder(
     *,
     precision: Precision,
     operators: Operators = "onnxruntime",
-    ranges: Mapping[str, Range] | None = None,
+    integer_layers: Mapping[str, Quantization] | None = None,
 ) -> None:
     """pixels uint8 (B, height, width, 3) RGB -> image_features fp32 (B, E) unit vectors, scaling_factor fp32 (B, 1).
 
-    Weights go to `<path>.data`; `ranges` are what int8 needs, see `calibration`.
+    Weights go to `<path>.data`; `integer_layers` are those of int8, see `int8`.
     """
     encoder = model.image_encoder
-    with ImageEncoderWriter(path, precision=precision, operators=operators, ranges=ranges) as graph:
+    with ImageEncoderWriter(path, precision=precision, operators=operators, integer_layers=integer_layers) as graph:
         grid = Grid(*model.config.image.image_size, channels=3)
         pixels = graph.input("pixels", TensorProto.UINT8, ["batch", *grid])
         # at once, because TensorRT takes uint8 here and nowhere else
@@ -96,7 +97,7 @@ class ImageEncoderWriter(EncoderWriter):
         new = Grid(height, width, module.proj.out_channels)
         if module.prenorm:
             x = self.layer_norm(x, f"{name}.norm", module.norm)
-            if self.precision == "int8":
+            if f"{name}.proj" in self.integer_layers:
                 return self._integer_convolution(x, name, module, grid, new), new
             x = self.transpose(self.reshape(x, *grid.shape), 0, 3, 1, 2)
         x = self.node(
@@ -212,7 +213,7 @@ class ImageEncoderWriter(EncoderWriter):
     def _integer_convolution(self, x: str, name: str, module: PatchEmbed, grid: Grid, new: Grid) -> str:
         """The convolution as one integer product over the neighbours of each new token, side by side."""
         kernel, stride, padding = module.proj.kernel_size[0], module.proj.stride[0], module.proj.padding[0]
-        values, scale, zero_point = self.quantized(x, f"{name}.proj")
+        values, scale, zero_point, divisors = self.quantized(x, f"{name}.proj")
         pads = self.integers(0, padding, padding, 0, 0, padding, padding, 0)
         padded = self.node("Pad", [self.reshape(values, *grid.shape), pads, zero_point], f"{name}/padded")
         neighbours = []
@@ -229,4 +230,6 @@ class ImageEncoderWriter(EncoderWriter):
             self.node("Concat", neighbours, f"{name}/neighbours", axis=3), -1, kernel**2 * grid.channels
         )
         weight = module.proj.weight.permute(0, 2, 3, 1).flatten(1)  # (out, kernel * kernel * in), as the neighbours lie
-        return self.linear(Quantized(values, scale, zero_point), f"{name}.proj", weight, module.proj.bias)
+        if divisors is not None:
+            divisors = divisors.repeat(kernel**2)
+        return self.linear(Quantized(values, scale, zero_point, divisors), f"{name}.proj", weight, module.proj.bias)

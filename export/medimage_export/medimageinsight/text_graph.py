@@ -18,7 +18,8 @@ from onnx import TensorProto
 from torch import nn
 
 from medimage_export.medimageinsight.config import TextConfig
-from medimage_export.medimageinsight.encoder_writer import EncoderWriter, Operators, Precision, Range
+from medimage_export.medimageinsight.encoder_writer import EncoderWriter, Operators, Precision
+from medimage_export.medimageinsight.quantization import Quantization
 from medimage_export.medimageinsight.text_transformer import (
     MASKED_SCORE,
     ResidualAttentionBlock,
@@ -34,14 +35,14 @@ def write_text_encoder(
     *,
     precision: Precision,
     operators: Operators = "onnxruntime",
-    ranges: Mapping[str, Range] | None = None,
+    integer_layers: Mapping[str, Quantization] | None = None,
 ) -> None:
     """input_ids, attention_mask int64 (B, T) -> text_features fp32 (B, E) unit vectors, scaling_factor fp32 (B, 1).
 
-    Weights go to `<path>.data`; `ranges` are what int8 needs, see `calibration`.
+    Weights go to `<path>.data`; `integer_layers` are those of int8, see `int8`.
     """
     encoder = model.lang_encoder
-    with TextEncoderWriter(path, precision=precision, operators=operators, ranges=ranges) as graph:
+    with TextEncoderWriter(path, precision=precision, operators=operators, integer_layers=integer_layers) as graph:
         x = graph.embedded_tokens(encoder, model.config.text)
         for i, block in enumerate(encoder.resblocks):
             x = graph.block(x, f"resblocks.{i}", block, ends_alone=i == len(encoder.resblocks) - 1)

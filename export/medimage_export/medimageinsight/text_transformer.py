@@ -18,14 +18,15 @@ MASKED_SCORE = -1e4
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm with eps 1e-12, which only fp32 can represent: computed there whatever the input's dtype."""
+    """LayerNorm with eps 1e-12, which no half precision can represent: computed in float32 at least."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, eps=1e-12)
 
     def forward(self, x: Tensor) -> Tensor:
-        normed = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
-        return normed.to(x.dtype)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        wide, weight, bias = (tensor.to(dtype) for tensor in (x, self.weight, self.bias))
+        return F.layer_norm(wide, self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 
 class SelfAttention(nn.Module):

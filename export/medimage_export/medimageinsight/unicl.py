@@ -26,12 +26,13 @@ class MedImageInsight(nn.Module):
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """Normalised RGB (B, 3, height, width) -> unit vectors (B, E)."""
-        return _unit(self.image_encoder(pixel_values) @ self.image_projection)
+        return unit(self.image_encoder(pixel_values) @ self.image_projection)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Token ids and mask (B, T) -> unit vectors (B, E)."""
-        return _unit(self.lang_encoder(input_ids, attention_mask) @ self.lang_projection)
+        return unit(self.lang_encoder(input_ids, attention_mask) @ self.lang_projection)
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit(x: Tensor) -> Tensor:
+    """x / |x| over the last axis; without an epsilon, as published."""
     return x / x.norm(dim=-1, keepdim=True)

@@ -23,6 +23,7 @@ from medimage_export.cxrreportgen.checkpoint import (
     rename_key,
 )
 from medimage_export.cxrreportgen.config import PHI3_MINI, CXRReportGenConfig
+from medimage_export.cxrreportgen.export import export_cxrreportgen
 from medimage_export.errors import CheckpointError
 from tests.export.cxrreportgen.small import LLAMA, PHI3, write_checkpoint
 
@@ -137,6 +138,35 @@ def test_what_differs_is_named(tmp_path):
         "model does not match its config; 1 missing: language_model.model.norm.weight; 1 unexpected: surplus; "
         "1 mis-shaped: multi_modal_projector.layers.0.bias [7] instead of [64]"
     )
+
+
+def test_tensor_that_is_not_finite_is_refused_before_anything_is_written(tmp_path, repository):
+    tensors = write_checkpoint(tmp_path / "model", PHI3)
+    name = "language_model.model.layers.1.mlp.down_proj.weight"
+    tensors[name][2, 3] = math.inf
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    before = sorted(repository.rglob("*"))
+    with pytest.raises(
+        CheckpointError, match=rf"holds NaN or infinity: {name} \(1 of \d+ numbers\); is the file damaged"
+    ):
+        export_cxrreportgen(tmp_path / "model", repository)
+    assert sorted(repository.rglob("*")) == before
+
+
+@pytest.mark.parametrize("kind", ["llama", "phi3", "longrope"])
+def test_float64_reference_is_transformers_but_for_the_rounding_of_norms_and_angles(checkpoints, kind):
+    config, tensors = open_checkpoint(checkpoints[kind])
+    embeds = torch.randn(1, 700, config.decoder.hidden_size, generator=torch.Generator().manual_seed(0))
+    found, published = (
+        load_reference_decoder(config.decoder, tensors, dtype)(inputs_embeds=embeds.to(dtype), use_cache=False).logits
+        for dtype in (torch.float64, torch.float32)
+    )
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found.float(), published, rtol=0, atol=2e-4 * found.abs().max().item())
+    norms = [
+        m for m in load_reference_decoder(config.decoder, tensors, torch.float64).modules() if "RMSNorm" in str(type(m))
+    ]
+    assert norms and all(type(norm) is torch.nn.RMSNorm for norm in norms)
 
 
 def test_folders_that_are_no_checkpoint(tmp_path):

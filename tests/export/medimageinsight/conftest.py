@@ -2,11 +2,12 @@
 
 import pytest
 
+from medimage_export.medimageinsight.checkpoint import random_model
 from medimage_export.medimageinsight.unicl import MedImageInsight
-from tests.export.medimageinsight.small import perturbed_model
+from tests.export.medimageinsight.small import SMALL
 
 
 @pytest.fixture
 def small_model() -> MedImageInsight:
     """A model of its own for each test, which may change it."""
-    return perturbed_model()
+    return random_model(SMALL)

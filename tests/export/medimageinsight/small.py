@@ -4,9 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from medimage_export.medimageinsight.checkpoint import random_model
 from medimage_export.medimageinsight.config import DaViTConfig, MedImageInsightConfig, TextConfig
-from medimage_export.medimageinsight.unicl import MedImageInsight
 
 SMALL = MedImageInsightConfig(
     DaViTConfig(embed_dims=(16, 32, 64, 128), num_heads=(2, 4, 8, 16), num_groups=(2, 4, 8, 16), depths=(1, 1, 2, 1)),
@@ -35,16 +33,6 @@ def small_config(image_size: tuple[int, int], stages: int = 4) -> MedImageInsigh
     tuples = {name: values for name, values in vars(SMALL.image).items() if isinstance(values, tuple)}
     per_stage = {name: values[:stages] for name, values in tuples.items() if len(values) == len(SMALL.image.depths)}
     return replace(SMALL, image=replace(SMALL.image, image_size=image_size, **per_stage))
-
-
-def perturbed_model(config: MedImageInsightConfig = SMALL) -> MedImageInsight:
-    """Random weights, with the norms' and biases' initial ones and zeros replaced so that each of them matters."""
-    model = random_model(config)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return model
 
 
 def random_texts(lengths: list[int], *, pad: int = END) -> tuple[torch.Tensor, torch.Tensor]:

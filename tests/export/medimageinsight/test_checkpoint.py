@@ -9,8 +9,10 @@ import yaml
 from safetensors.torch import save_file
 
 from medimage_export.errors import CheckpointError, ConfigError
-from medimage_export.medimageinsight.checkpoint import find_checkpoint, load_model, rename_key
+from medimage_export.medimageinsight.checkpoint import find_checkpoint, load_model, random_model, rename_key
 from medimage_export.medimageinsight.config import MedImageInsightConfig, read_config
+from medimage_export.medimageinsight.davit import Residual
+from medimage_export.medimageinsight.graphs import ImageEncoderGraph
 from medimage_export.medimageinsight.tokenizer import write_byte_vocabulary
 from medimage_export.medimageinsight.unicl import MedImageInsight
 from tests.export.medimageinsight.small import SMALL
@@ -152,6 +154,31 @@ def test_checkpoint_that_differs_is_refused_with_all_names(tmp_path, state_dict)
         "medimageinsigt-v1.0.0.pt does not match its config; 1 missing: image_encoder.norms.bias; "
         "1 unexpected: image_encoder.head.weight; 1 mis-shaped: lang_projection [3, 5] instead of [64, 1024]"
     )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_tensor_that_is_not_finite_is_refused_by_its_name(tmp_path, state_dict, value):
+    state_dict["lang_encoder.resblocks.1.mlp.c_fc.bias"][3:5] = value
+    with pytest.raises(CheckpointError) as caught:
+        load_model(find_checkpoint(write_checkpoint(tmp_path, state_dict)))
+    assert str(caught.value).endswith(
+        "holds NaN or infinity: lang_encoder.resblocks.1.mlp.c_fc.bias (2 of 256 numbers); is the file damaged?"
+    )
+
+
+def test_every_branch_of_random_weights_shows_in_the_vector():
+    """Left out, one alone."""
+    model = random_model(SMALL)
+    reference = ImageEncoderGraph(model)
+    pixels = torch.randint(0, 256, (1, 480, 480, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        whole = reference(pixels)[0]
+        branches = [module for module in model.modules() if isinstance(module, Residual)]
+        assert len(branches) == 40
+        for branch in branches:
+            branch.forward = lambda x: x
+            assert (reference(pixels)[0] * whole).sum() < 0.995
+            del branch.forward
 
 
 def test_truncated_weights_are_refused(tmp_path, state_dict):

@@ -8,7 +8,8 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from medimage_export.medimageinsight.encoder_writer import EncoderWriter, Range, quantize_channels
+from medimage_export.medimageinsight.encoder_writer import EncoderWriter
+from medimage_export.medimageinsight.quantization import Quantization, Range, quantize_channels
 from tests.export.medimageinsight.written import run
 
 WIDE = 1024  # rows of so many float32 lie a page apart
@@ -131,7 +132,7 @@ def test_int8_product_is_exact_for_integers(tmp_path):
     bias = random.integers(-9, 10, 5).astype(np.float32)
     path = tmp_path / "model.onnx"
     with EncoderWriter(
-        path, precision="int8", operators="onnxruntime", ranges={"linear": Range(-55.0, 200.0)}
+        path, precision="int8", operators="onnxruntime", integer_layers={"linear": Quantization(Range(-55.0, 200.0))}
     ) as graph:
         quantized = graph.activation(graph.input("x", TensorProto.FLOAT, ["n", 32]), "linear", 32)
         product = graph.linear(quantized, "linear", torch.from_numpy(weight), torch.from_numpy(bias))

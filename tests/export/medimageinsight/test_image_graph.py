@@ -8,15 +8,22 @@ import pytest
 import torch
 from torch import nn
 
-from medimage_export.medimageinsight.calibration import activation_ranges
+from medimage_export.medimageinsight.checkpoint import random_model
 from medimage_export.medimageinsight.davit import ChannelBlock, WindowAttention
 from medimage_export.medimageinsight.export import BOUNDS
 from medimage_export.medimageinsight.graphs import ImageEncoderGraph
 from medimage_export.medimageinsight.image_graph import write_image_encoder
 from medimage_export.node_by_node import NodeByNode
-from medimage_export.parity import check_parity, compare, cpu_session
-from tests.export.medimageinsight.small import SMALL, WIDE, perturbed_model, small_config
-from tests.export.medimageinsight.written import beyond_float16, pytorch, run, run_rows_alone, weights_of_products
+from medimage_export.parity import check_parity, compare, cpu_session, truths
+from tests.export.medimageinsight.small import SMALL, WIDE, small_config
+from tests.export.medimageinsight.written import (
+    all_in_8_bits,
+    beyond_float16,
+    pytorch,
+    run,
+    run_rows_alone,
+    weights_of_products,
+)
 
 OPERATORS = ["onnxruntime", "standard"]
 SIZES = {  # tokens of the stages, of which windows take 12 by 12
@@ -25,7 +32,7 @@ SIZES = {  # tokens of the stages, of which windows take 12 by 12
     "less than a window": (40, 36),  # 10 x 9, 5 x 5, 3 x 3, 2 x 2
 }
 each_size = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-shared_model = cache(perturbed_model)  # not to be changed
+shared_model = cache(random_model)  # not to be changed
 TWO_STAGES = small_config((96, 48), stages=2)  # one of whole windows, one padded
 
 
@@ -37,8 +44,8 @@ def pictures(height, width):
 
 
 def write_int8(model, path, feed):
-    ranges = activation_ranges(model.image_encoder, ImageEncoderGraph(model).eval(), [feed])
-    write_image_encoder(model, path, precision="int8", ranges=ranges)
+    integer = all_in_8_bits(model.image_encoder, ImageEncoderGraph(model), [feed])
+    write_image_encoder(model, path, precision="int8", integer_layers=integer)
 
 
 @pytest.mark.parametrize("operators", OPERATORS)
@@ -105,9 +112,9 @@ def test_fp16_keeps_its_bound_with_every_result_rounded(tmp_path, operators):
     write_image_encoder(model, path, precision="fp16", operators=operators)
     reference = ImageEncoderGraph(model)
     feeds = {"pictures": pictures(96, 48)}
-    rows = compare("image_encoder", reference, NodeByNode(path), reference.OUTPUTS, feeds)
-    check_parity(rows, BOUNDS["fp16"])
-    assert rows[0].max_abs > 1e-5  # rounded indeed: float32 is 1e-7 off
+    rows = compare("image_encoder", truths(reference, reference.OUTPUTS, feeds), NodeByNode(path))
+    check_parity(rows, "fp16", BOUNDS["fp16"])
+    assert rows[0].export.max_abs > 1e-5  # rounded indeed: float32 is 1e-7 off
 
 
 @pytest.mark.parametrize("operators", OPERATORS)
@@ -139,9 +146,9 @@ def test_int8_keeps_its_bound_and_a_vector_does_not_depend_on_its_neighbours(tmp
     write_int8(model, path, feed)
     reference = ImageEncoderGraph(model)
     session = cpu_session(path)
-    rows = compare("image_encoder", reference, session, reference.OUTPUTS, {"pictures": feed})
-    check_parity(rows, BOUNDS["int8"])
-    assert rows[0].max_abs > 1e-5  # 8 bits indeed
+    rows = compare("image_encoder", truths(reference, reference.OUTPUTS, {"pictures": feed}), session)
+    check_parity(rows, "int8", BOUNDS["int8"])
+    assert rows[0].export.max_abs > 1e-5  # 8 bits indeed
     # pooling and projection are float32, which onnxruntime adds up in another order for one row than for many
     np.testing.assert_allclose(run_rows_alone(path, feed), run(path, feed)[0], rtol=0, atol=1e-7)
 
@@ -177,8 +184,9 @@ def test_int8_holds_each_linear_layer_in_8_bits(tmp_path):
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_graph_has_the_contract_of_the_served_model(tmp_path, precision):
     model, path = shared_model(TWO_STAGES), tmp_path / "model.onnx"
-    ranges = activation_ranges(model.image_encoder, ImageEncoderGraph(model), [pictures(96, 48)])
-    write_image_encoder(model, path, precision=precision, ranges=ranges)
+    feeds = [pictures(96, 48)]
+    integer = all_in_8_bits(model.image_encoder, ImageEncoderGraph(model), feeds) if precision == "int8" else {}
+    write_image_encoder(model, path, precision=precision, integer_layers=integer)
     session = cpu_session(path)
     assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [
         ("pixels", "tensor(uint8)", ["batch", 96, 48, 3])

@@ -8,14 +8,15 @@ import pytest
 from onnx import TensorProto
 from torch import nn
 
-from medimage_export.medimageinsight.calibration import activation_ranges
+from medimage_export.medimageinsight.checkpoint import random_model
 from medimage_export.medimageinsight.export import BOUNDS
 from medimage_export.medimageinsight.graphs import TextEncoderGraph
 from medimage_export.medimageinsight.text_graph import write_text_encoder
 from medimage_export.node_by_node import NodeByNode
-from medimage_export.parity import check_parity, compare, cpu_session
-from tests.export.medimageinsight.small import END, SMALL, WIDE, perturbed_model, random_texts
+from medimage_export.parity import check_parity, compare, cpu_session, truths
+from tests.export.medimageinsight.small import END, SMALL, WIDE, random_texts
 from tests.export.medimageinsight.written import (
+    all_in_8_bits,
     beyond_float16,
     constants,
     pytorch,
@@ -25,7 +26,7 @@ from tests.export.medimageinsight.written import (
 )
 
 OPERATORS = ["onnxruntime", "standard"]
-shared_model = cache(perturbed_model)  # not to be changed
+shared_model = cache(lambda config=SMALL: random_model(config))  # not to be changed
 
 
 def texts(*lengths, pad=END):
@@ -71,7 +72,7 @@ def written_int8(tmp_path_factory):
         model,
         path,
         precision="int8",
-        ranges=activation_ranges(model.lang_encoder, TextEncoderGraph(model), CASES.values()),
+        integer_layers=all_in_8_bits(model.lang_encoder, TextEncoderGraph(model), list(CASES.values())),
     )
     return path
 
@@ -121,9 +122,9 @@ def test_fp16_keeps_its_bound_with_every_result_rounded(tmp_path, operators):
     write_text_encoder(model, path, precision="fp16", operators=operators)
     reference = TextEncoderGraph(model)
     feeds = {"texts": CASES["unequal lengths"]}
-    rows = compare("text_encoder", reference, NodeByNode(path), reference.OUTPUTS, feeds)
-    check_parity(rows, BOUNDS["fp16"])
-    assert rows[0].max_abs > 1e-5  # rounded indeed: float32 is 1e-7 off
+    rows = compare("text_encoder", truths(reference, reference.OUTPUTS, feeds), NodeByNode(path))
+    check_parity(rows, "fp16", BOUNDS["fp16"])
+    assert rows[0].export.max_abs > 1e-5  # rounded indeed: float32 is 1e-7 off
 
 
 @pytest.mark.parametrize("operators", OPERATORS)
@@ -155,9 +156,9 @@ def test_fp16_normalises_in_float32_where_eps_is_a_number(tmp_path, operators):
 def test_int8_keeps_its_bound_and_a_vector_does_not_depend_on_its_neighbours(written_int8, feed):
     reference = TextEncoderGraph(shared_model())
     session = cpu_session(written_int8)
-    rows = compare("text_encoder", reference, session, reference.OUTPUTS, {"texts": feed})
-    check_parity(rows, BOUNDS["int8"])
-    assert rows[0].max_abs > 1e-5  # 8 bits indeed
+    rows = compare("text_encoder", truths(reference, reference.OUTPUTS, {"texts": feed}), session)
+    check_parity(rows, "int8", BOUNDS["int8"])
+    assert rows[0].export.max_abs > 1e-5  # 8 bits indeed
     np.testing.assert_allclose(run_rows_alone(written_int8, feed), run(written_int8, feed)[0], rtol=0, atol=1e-6)
 
 

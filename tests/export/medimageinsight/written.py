@@ -1,6 +1,6 @@
 """What an encoder's ONNX file answers, and what it holds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,12 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from medimage_export.parity import cpu_session
+from medimage_export.medimageinsight.calibration import observe, quantize
+from medimage_export.medimageinsight.davit import DaViT
+from medimage_export.medimageinsight.integer_layers import integer_layers
+from medimage_export.medimageinsight.quantization import Quantization
+from medimage_export.medimageinsight.text_transformer import TextTransformer
+from medimage_export.parity import Feed, cpu_session
 
 PRODUCTS = ("Conv", "Gemm", "MatMul", "MatMulIntegerToFloat")
 
@@ -59,3 +64,12 @@ def beyond_float16(path: Path) -> list[str]:
             for name, array in constants(path).items()
             if array.dtype.kind == "f" and not np.isfinite(array.astype(np.float16)).all()
         ]
+
+
+def all_in_8_bits(
+    encoder: DaViT | TextTransformer, reference: nn.Module, feeds: Sequence[Feed]
+) -> dict[str, Quantization]:
+    """How each layer of an encoder is quantized; migrates its outliers."""
+    layers = list(integer_layers(encoder))
+    seen, _ = observe(layers, reference, feeds)
+    return {layer.name: quantize(layer, seen[layer.name]) for layer in layers}

@@ -1,0 +1,142 @@
+"""An encoder in 8 bits: quantized layer by layer, and with as few branches in float32 as its bound needs."""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from medimage_export.medimageinsight.calibration import observe, quantize
+from medimage_export.medimageinsight.davit import ChannelBlock, PatchEmbed, SpatialBlock
+from medimage_export.medimageinsight.encoders import Encoder
+from medimage_export.medimageinsight.integer_layers import IntegerLayer, integer_layers
+from medimage_export.medimageinsight.quantization import Quantization
+from medimage_export.medimageinsight.text_transformer import ResidualAttentionBlock
+from medimage_export.parity import Bound, Feed, Session, Truth, compare, cpu_session, yardsticks
+
+TIMED_RUNS = 3
+STEPS = (PatchEmbed, SpatialBlock, ChannelBlock, ResidualAttentionBlock)  # one after the other make an encoder
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A graph with some branches in float32, and what it gives."""
+
+    session: Session
+    min_cosine: float
+    allowed: float
+
+    @property
+    def holds(self) -> bool:
+        return self.min_cosine >= self.allowed  # false for NaN
+
+
+def write_int8(encoder: Encoder, path: Path, truth: Mapping[str, Truth], bound: Bound) -> tuple[Session, list[str]]:
+    """Write the graph; a session of it, and the names of the layers that stay in float32.
+
+    Outliers are migrated into the weights of the encoder's own modules, which changes no bit of what they compute.
+    All layers are in 8 bits if the bound then holds on the feeds of `truth` and on those of the calibration. Else
+    branches are left in float32, those first that harm a vector most by themselves: the fewest that make it hold.
+
+    Raises:
+        ExportError: a layer's input is not finite.
+    """
+    layers, feeds = list(integer_layers(encoder.layers)), encoder.calibration_feeds()
+    seen, features = observe(layers, encoder.reference, feeds)
+    how = {layer.name: quantize(layer, seen.pop(layer.name)) for layer in layers}
+    checks = dict(truth)
+    for number, (feed, output) in enumerate(zip(feeds, features, strict=True)):
+        known = {encoder.reference.OUTPUTS[0]: output.numpy()}  # by float32, which is as good for this
+        checks[f"calibration {number}"] = Truth(feed, known, known)
+
+    def attempt(left: Sequence[str]) -> Attempt:
+        integer = {layer.name: how[layer.name] for layer in layers if layer.branch not in left}
+        encoder.write(path, precision="int8", integer_layers=integer)
+        session = cpu_session(path)
+        rows = compare(encoder.name, checks, session)
+        output = encoder.reference.OUTPUTS[0]
+        allowed = bound.beside(yardsticks(rows)[encoder.name, output]).min_cosine
+        return Attempt(session, min(row.export.min_cosine for row in rows if row.output == output), allowed)
+
+    whole = attempt([])
+    if whole.holds:
+        return whole.session, []
+    one_row = {name: array[:1] for name, array in truth[encoder.probe].feed.items()}
+    before = seconds(whole.session, one_row)
+    whole = Attempt(None, whole.min_cosine, whole.allowed)
+    harm = harm_of_branches(encoder, layers, how, truth[encoder.probe].feed)
+    ranked = sorted(harm, key=harm.__getitem__, reverse=True)
+    count = bisect_left(range(len(ranked)), True, key=lambda count: attempt(ranked[:count]).holds)
+    found = attempt(ranked[:count])
+    left = [layer.name for layer in layers if layer.branch in ranked[:count]]
+    print(
+        f"{encoder.name}: {len(left)} of {len(layers)} layers stay in fp32: {', '.join(ranked[:count])}; least cosine "
+        f"{found.min_cosine:.6f}, without them {whole.min_cosine:.6f}; one row takes "
+        f"{seconds(found.session, one_row):.3f} s, without them {before:.3f} s",
+        flush=True,
+    )
+    return found.session, left
+
+
+def seconds(session: Session, feed: Feed) -> float:
+    """The least of a few runs."""
+
+    def timed() -> float:
+        started = perf_counter()
+        session.run(None, dict(feed))
+        return perf_counter() - started
+
+    return min(timed() for _ in range(TIMED_RUNS))
+
+
+def harm_of_branches(
+    encoder: Encoder, layers: Sequence[IntegerLayer], how: Mapping[str, Quantization], feed: Feed
+) -> dict[str, float]:
+    """By how much the worst vector's cosine falls if one branch alone is in 8 bits, by the branch's name.
+
+    What comes before the branch is not computed again.
+    """
+    tensors = [torch.from_numpy(array) for array in feed.values()]
+    steps = {name: module for name, module in encoder.layers.named_modules() if isinstance(module, STEPS)}
+    outputs: dict[str, Tensor] = {}
+    harm = {}
+    with torch.inference_mode(), ExitStack() as replaced:
+        with ExitStack() as hooks:
+            for name, step in steps.items():
+                hook = step.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output}))
+                hooks.callback(hook.remove)
+            wanted = encoder.reference(*tensors)[0]
+        for name, step in steps.items():
+            for branch in dict.fromkeys(layer.branch for layer in layers if _is_in(layer.branch, name)):
+                with ExitStack() as rounded:
+                    for layer in layers:
+                        if layer.branch == branch:
+                            rounded.enter_context(in_8_bits(layer, how[layer.name]))
+                    found = encoder.reference(*tensors)[0]
+                harm[branch] = 1 - float((wanted * found).sum(-1).min())
+            step.forward = lambda *_, name=name: outputs[name]
+            replaced.callback(delattr, step, "forward")
+    return harm
+
+
+def _is_in(branch: str, step: str) -> bool:
+    return f"{branch}.".startswith(f"{step}.")
+
+
+@contextmanager
+def in_8_bits(layer: IntegerLayer, how: Quantization) -> Iterator[None]:
+    """A block in which the PyTorch module rounds as the graph does."""
+    handle = layer.module.register_forward_pre_hook(
+        lambda _, inputs: (layer.rounded_inputs(inputs[0], how), *inputs[1:])
+    )
+    exact = layer.weight
+    layer.set_weight(layer.rounded_weight(how))
+    try:
+        yield
+    finally:
+        layer.set_weight(exact)
+        handle.remove()
