@@ -1,6 +1,7 @@
 """Training of the phantom checkpoint, on a model small enough to train in a test."""
 
 import io
+import math
 
 import numpy as np
 import pytest
@@ -72,7 +73,10 @@ def test_unicl_loss_equals_the_published_formula_when_a_caption_comes_twice():
         texts = model.encode_text(TOKENS.input_ids, TOKENS.attention_mask).double().numpy()[labels]
 
     cosines = np.array([[image @ text for text in texts] for image in images])
-    image_to_text, text_to_image = (log_softmax(scores / 0.07) for scores in (cosines, cosines.T))
+    image_to_text, text_to_image = (
+        log_softmax(math.exp(4.513362407684326) * scores)
+        for scores in (cosines, cosines.T)  # the published scale
+    )
     expected = 0.0
     for i, label in enumerate(labels):
         positives = [k for k, other in enumerate(labels) if other == label]
