@@ -140,7 +140,7 @@ def test_options_for_large_images_give_vectors(commands_of_the_checkpoint, run, 
 def test_other_precisions_are_exported(run, workplace, unexported):
     _, (_, command) = blocks("## Bring your own checkpoint")
     shutil.copytree(unexported, workplace / "other_repository")
-    assert "5.0e-02" in run(f"{command.strip()} --repository other_repository")  # the bound of int8
+    assert "bound: cosine 0.995, " in run(f"{command.strip()} --repository other_repository")  # the bound of int8
 
 
 @pytest.mark.parametrize(
