@@ -150,9 +150,9 @@ def check_parity(rows: Sequence[ParityRow], precision: str, bound: Bound) -> Non
         cosines = f"{r.pytorch.min_cosine:>13.8f}{r.export.min_cosine:>13.8f}"
         print(f"{r.model:<20}{r.output:<15}{r.inputs:<15}{r.batch:>4}{distances}{cosines}")
     print(f"bound: {bound}, and {MULTIPLE} times PyTorch's own error", flush=True)
-    failed = []
+    failed, pytorch = [], yardsticks(rows)
     for row in rows:
-        allowed = bound.beside(yardsticks(rows)[row.model, row.output])
+        allowed = bound.beside(pytorch[row.model, row.output])
         if not allowed.allows(row.export):
             found = f"max |err| {row.export.max_abs:.1e}, cosine {row.export.min_cosine:.6f}; allowed {allowed}"
             failed.append(f"{row.model} {row.output} ({row.inputs}) has {found}")

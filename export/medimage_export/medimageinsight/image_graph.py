@@ -213,7 +213,7 @@ class ImageEncoderWriter(EncoderWriter):
     def _integer_convolution(self, x: str, name: str, module: PatchEmbed, grid: Grid, new: Grid) -> str:
         """The convolution as one integer product over the neighbours of each new token, side by side."""
         kernel, stride, padding = module.proj.kernel_size[0], module.proj.stride[0], module.proj.padding[0]
-        values, scale, zero_point, divisors = self.quantized(x, f"{name}.proj")
+        values, scale, zero_point, _ = self.quantized(x, f"{name}.proj")
         pads = self.integers(0, padding, padding, 0, 0, padding, padding, 0)
         padded = self.node("Pad", [self.reshape(values, *grid.shape), pads, zero_point], f"{name}/padded")
         neighbours = []
@@ -230,6 +230,5 @@ class ImageEncoderWriter(EncoderWriter):
             self.node("Concat", neighbours, f"{name}/neighbours", axis=3), -1, kernel**2 * grid.channels
         )
         weight = module.proj.weight.permute(0, 2, 3, 1).flatten(1)  # (out, kernel * kernel * in), as the neighbours lie
-        if divisors is not None:
-            divisors = divisors.repeat(kernel**2)
-        return self.linear(Quantized(values, scale, zero_point, divisors), f"{name}.proj", weight, module.proj.bias)
+        # without divisors: a norm comes before it, into which factors go
+        return self.linear(Quantized(values, scale, zero_point, None), f"{name}.proj", weight, module.proj.bias)

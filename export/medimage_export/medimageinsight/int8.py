@@ -66,8 +66,8 @@ def write_int8(encoder: Encoder, path: Path, truth: Mapping[str, Truth], bound: 
     if whole.holds:
         return whole.session, []
     one_row = {name: array[:1] for name, array in truth[encoder.probe].feed.items()}
-    before = seconds(whole.session, one_row)
-    whole = Attempt(None, whole.min_cosine, whole.allowed)
+    before, cosine_before = seconds(whole.session, one_row), whole.min_cosine
+    del whole  # its session's memory is needed
     harm = harm_of_branches(encoder, layers, how, truth[encoder.probe].feed)
     ranked = sorted(harm, key=harm.__getitem__, reverse=True)
     count = bisect_left(range(len(ranked)), True, key=lambda count: attempt(ranked[:count]).holds)
@@ -75,7 +75,7 @@ def write_int8(encoder: Encoder, path: Path, truth: Mapping[str, Truth], bound: 
     left = [layer.name for layer in layers if layer.branch in ranked[:count]]
     print(
         f"{encoder.name}: {len(left)} of {len(layers)} layers stay in fp32: {', '.join(ranked[:count])}; least cosine "
-        f"{found.min_cosine:.6f}, without them {whole.min_cosine:.6f}; one row takes "
+        f"{found.min_cosine:.6f}, without them {cosine_before:.6f}; one row takes "
         f"{seconds(found.session, one_row):.3f} s, without them {before:.3f} s",
         flush=True,
     )

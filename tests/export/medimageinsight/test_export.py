@@ -267,7 +267,7 @@ def test_outlier_channels_are_no_reason_to_refuse_or_to_leave_a_layer(phantom, o
 
 
 def test_layers_that_hurt_stay_in_fp32_the_fewest_that_hold_the_bound(tmp_path, capsys):
-    """An amplifying checkpoint: with all layers in 8 bits it is far off, with one branch fewer in fp32 just so."""
+    """An amplifying checkpoint, which all layers in 8 bits do not hold."""
     config = replace(SMALL, image=small_config((100, 70)).image)
     model = random_model(config, gain=2.5)
     tokenizer = byte_tokenizer(config)
