@@ -9,6 +9,8 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 INSTALL := $(PIP_INSTALL) --require-hashes --no-deps --no-build-isolation --use-pep517
 # PyTorch's build for CPUs where pip finds it, else PyPI's with its CUDA. One lock of both would not do: pip prefers the
 # file whose index tells the right hash, and a folder of PIP_FIND_LINKS tells none.
+# OpenVINO says that it needs its telemetry, which no lock has.
+CHECK_INSTALLED := ! $(BIN)/python -m pip check | grep -v -e '^No broken requirements' -e '^openvino .* openvino-telemetry'
 CPU_TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements/cpu.lock)
 TORCH_LOCK = $(if $(shell $(PIP_INSTALL) --dry-run --no-deps '$(CPU_TORCH)' 2>/dev/null && echo found),cpu,cuda)
 UV_VERSION := 0.13.9
@@ -44,25 +46,25 @@ fix: $(VENV)/.dev  ## what check asks for, as far as a tool can do it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-perf: $(VENV)/.perf  ## MedImageInsight against PyTorch and OpenVINO, side by side; takes about 20 minutes on two cores
+perf: $(VENV)/.dev  ## MedImageInsight against PyTorch and OpenVINO, side by side; takes about 20 minutes on two cores
 	$(BIN)/python -m perf.suite
 
 perf-gpu: $(VENV)/.perf-gpu  ## the same on a GPU, in fp16; puts onnxruntime-gpu in place of onnxruntime
 	$(BIN)/python -m perf.suite --device cuda
 
-perf-scaling: $(VENV)/.perf  ## how cost grows, of what model_repository holds: by batch, by concurrency, from a cold start
+perf-scaling: $(VENV)/.dev  ## how cost grows, of what model_repository holds: by batch, by concurrency, from a cold start
 	$(BIN)/python -m perf.scaling
 
-perf-overhead: $(VENV)/.perf  ## what Triton adds to the bare sessions of what model_repository holds
+perf-overhead: $(VENV)/.dev  ## what Triton adds to the bare sessions of what model_repository holds
 	$(BIN)/python -m perf.overhead
 
-perf-preprocessing: $(VENV)/.perf  ## each step from an encoded image to pixels
+perf-preprocessing: $(VENV)/.dev  ## each step from an encoded image to pixels
 	$(BIN)/python -m perf.preprocessing
 
-perf-client: $(VENV)/.perf  ## resize="client" and shared_memory=True against neither
+perf-client: $(VENV)/.dev  ## resize="client" and shared_memory=True against neither
 	$(BIN)/python -m perf.client_transport
 
-perf-endpoint: $(VENV)/.perf  ## the endpoint against gRPC, its way to Triton, and five minutes of four times too many callers
+perf-endpoint: $(VENV)/.dev  ## the endpoint against gRPC, its way to Triton, and five minutes of four times too many callers
 	$(BIN)/python -m perf.socket_hop
 	$(BIN)/python -m perf.endpoint_overhead
 	$(BIN)/python -m perf.endpoint_load
@@ -87,24 +89,20 @@ $(BIN)/python:
 $(VENV)/.runtime: pyproject.toml $(foreach name,runtime cpu cuda,requirements/$(name).lock) | $(BIN)/python
 	$(INSTALL) --requirement requirements/runtime.lock --requirement requirements/$(TORCH_LOCK).lock
 	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
-	$(BIN)/python -m pip check
+	$(CHECK_INSTALLED)
 	@$(FIND_TRITON) 2>/dev/null || $(GET_LIBPYTHON)
 	@$(FIND_TRITON)
 	touch $@
 
-$(VENV)/.dev: requirements/dev.lock $(VENV)/.runtime
-	$(INSTALL) --requirement $<
-	$(BIN)/python -m pip check
-	touch $@
-
-$(VENV)/.perf: requirements/openvino.lock $(VENV)/.dev
-	$(INSTALL) --requirement $<
+$(VENV)/.dev: requirements/dev.lock requirements/openvino.lock $(VENV)/.runtime
+	$(INSTALL) --requirement requirements/dev.lock --requirement requirements/openvino.lock
+	$(CHECK_INSTALLED)
 	touch $@
 
 # onnxruntime has no CUDA, and onnxruntime-gpu has the same files: one of them must go before the other comes, also an
 # older onnxruntime-gpu that .runtime has written over. It computes on a CPU as well. 1.31.1 is built for CUDA 13, and
 # takes CUDA and cuDNN from a PyTorch for CUDA 13.
-$(VENV)/.perf-gpu: requirements/onnxruntime-gpu.lock $(VENV)/.perf
+$(VENV)/.perf-gpu: requirements/onnxruntime-gpu.lock $(VENV)/.dev
 	$(BIN)/python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu
 	$(INSTALL) --requirement $<
 	touch $@

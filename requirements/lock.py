@@ -20,8 +20,8 @@ ABOUT = {
     "runtime": "What exports and serves, but for torch, and what builds this project.",
     "cpu": "PyTorch's build of torch for CPUs, of https://download.pytorch.org/whl/cpu.",
     "cuda": "PyPI's build of torch, and what it needs beyond runtime.lock.",
-    "dev": "What tests, checks and benchmarks need beyond runtime.lock.",
-    "openvino": "A baseline of the benchmarks, without its telemetry.",
+    "dev": "What tests, checks and benchmarks need beyond runtime.lock and openvino.lock.",
+    "openvino": "OpenVINO, which serves bf16 and is a baseline of the benchmarks, without its telemetry.",
     "onnxruntime-gpu": "Takes the place of onnxruntime, which has no CUDA.",
 }
 UV = (

@@ -37,6 +37,7 @@ NEEDED = [  # what an installation of the Makefile has, and what it has to have
     *((RUNTIME, Requirement(text)) for text in (*PROJECT["dependencies"], *PYPROJECT["build-system"]["requires"])),
     *((RUNTIME, requirement) for extra in ("cli", "export", "triton") for requirement in requirements_of(extra)),
     *((RUNTIME | DEV, requirement) for requirement in requirements_of("dev")),
+    *((read_lock(ROOT / "requirements/openvino.lock"), requirement) for requirement in requirements_of("openvino")),
 ]
 
 

@@ -15,7 +15,8 @@ import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from medimage_server.errors import InferenceFailed, InvalidInput
-from medimage_server.onnx_settings import ModelLoadError, cuda_options, open_session, session_options
+from medimage_server.onnx_settings import ModelLoadError, configured_session
+from medimage_server.openvino_session import OpenVINOSession
 
 log = logging.getLogger(__name__)
 
@@ -75,9 +76,10 @@ class OnnxModel:
         path = version_directory / (config["default_model_filename"] or "model.onnx")
         if not path.is_file():
             raise ModelLoadError(f"{self.name} has no exported weights ({path.name}): run `medimage export`")
-        options, cuda = session_options(config), cuda_options(config)
         try:
-            self.session = open_session(self.name, path, options, kind=kind, device_id=device_id, cuda_options=cuda)
+            self.session = configured_session(config, path, kind=kind, device_id=device_id)
+        except ModelLoadError:
+            raise
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise ModelLoadError(f"{self.name}: onnxruntime cannot load {path.name}: {_first_line(error)}") from error
         self._check_agrees_with(self.session)
@@ -138,7 +140,7 @@ class OnnxModel:
         rows = {request[expected.name].shape[0] for expected in self.inputs} if self.can_batch else {1}
         return InvalidInput(f"inputs differ in their number of rows: {sorted(rows)}") if len(rows) > 1 else None
 
-    def _check_agrees_with(self, session: ort.InferenceSession) -> None:
+    def _check_agrees_with(self, session: ort.InferenceSession | OpenVINOSession) -> None:
         graph_inputs = {node.name: node for node in session.get_inputs()}
         graph_outputs = {node.name: node for node in session.get_outputs()}
         unfed = sorted(graph_inputs.keys() - {tensor.name for tensor in self.inputs})

@@ -1,4 +1,4 @@
-"""What a model config says of onnxruntime's session and CUDA provider, as onnxruntime takes it, and such a session.
+"""What a model config says of onnxruntime's session, CUDA provider and OpenVINO, and the session that it asks for.
 
 Names, numbers and defaults are those of Triton's native onnxruntime backend (its README.md and src/onnxruntime.cc), so
 that one config.pbtxt serves both. A config comes as Triton passes it to a Python model: proto field names, JSON types.
@@ -8,9 +8,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnxruntime as ort
+
+from medimage_server.openvino_session import PRECISIONS, OpenVINOMissing, OpenVINOSession
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +54,6 @@ def session_options(config: Mapping[str, Any]) -> ort.SessionOptions:
     """
     parameters, optimization = config.get("parameters", {}), config.get("optimization", {})
     ignored = sorted(parameters.keys() - SESSION_PARAMETERS - CUDA_PARAMETERS.keys())
-    if optimization.get("execution_accelerators", {}).get("cpu_execution_accelerator"):
-        ignored.append("cpu_execution_accelerator")
     _warn_of_ignored(config, ignored)
 
     options = ort.SessionOptions()
@@ -109,6 +109,58 @@ def cuda_options(config: Mapping[str, Any]) -> dict[str, str]:
             raise ModelLoadError(f"{config['name']}: parameter {key} is {number}; expected 0 to {len(names) - 1}")
         options[key] = names[number] if names else str(number)
     return options
+
+
+class OpenVINOWanted(NamedTuple):
+    """That a config has the CPU accelerator "openvino", and in which precision: None is for OpenVINO to choose."""
+
+    precision: str | None
+
+
+def openvino_wanted(config: Mapping[str, Any]) -> OpenVINOWanted | None:
+    """What the config says of the CPU accelerator "openvino"; None where it is not named.
+
+    Its parameter `precision`, bf16 or fp32, is ours: the native backend reads none.
+
+    Raises:
+        ModelLoadError: the precision is another one.
+    """
+    accelerators = config.get("optimization", {}).get("execution_accelerators", {}).get("cpu_execution_accelerator", [])
+    wanted, ignored = None, []
+    for accelerator in accelerators:
+        if accelerator["name"] != "openvino":
+            ignored.append(f"cpu_execution_accelerator {accelerator['name']}")
+            continue
+        parameters = accelerator.get("parameters", {})
+        wanted = OpenVINOWanted(parameters.get("precision"))
+        ignored += [f"openvino's {key}" for key in sorted(parameters.keys() - {"precision"})]
+        if wanted.precision not in (None, *PRECISIONS):
+            raise ModelLoadError(
+                f"{config['name']}: openvino's precision is {wanted.precision!r}; expected one of {sorted(PRECISIONS)}"
+            )
+    _warn_of_ignored(config, ignored)
+    return wanted
+
+
+def configured_session(
+    config: Mapping[str, Any], path: Path, *, kind: str, device_id: int
+) -> ort.InferenceSession | OpenVINOSession:
+    """Load an ONNX file as the config says. Where OpenVINO cannot be had, onnxruntime's fp32 and a warning.
+
+    Args:
+        kind, device_id: see `execution_providers`; OpenVINO is for CPU instances alone.
+
+    Raises:
+        ModelLoadError: a value of the config is not one that can be taken.
+        Exception: onnxruntime's and OpenVINO's own, which share no base class, when they cannot load the file.
+    """
+    options, cuda, openvino = session_options(config), cuda_options(config), openvino_wanted(config)
+    if openvino and kind == "CPU":
+        try:
+            return OpenVINOSession(path, openvino.precision, threads=options.intra_op_num_threads)
+        except OpenVINOMissing as missing:
+            log.warning("%s: %s, so onnxruntime computes fp32", config["name"], missing)
+    return open_session(config["name"], path, options, kind=kind, device_id=device_id, cuda_options=cuda)
 
 
 def open_session(

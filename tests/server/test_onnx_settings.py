@@ -100,13 +100,11 @@ def test_option_that_the_native_backend_reads_from_parameters_alone_is_not_taken
 def test_what_is_not_honoured_is_named_in_a_warning(caplog):
     with caplog.at_level(logging.WARNING):
         session_options(with_parameters(share_session_between_instances="1", gpu_mem_limit="1"))
-        session_options(with_accelerators("cpu_execution_accelerator", '{ name: "openvino" }'))
         cuda_options(with_accelerators("gpu_execution_accelerator", '{ name: "tensorrt" }'))
     assert [record.getMessage() for record in caplog.records] == [
         f"encoder: {what} not honoured by the python-based onnxruntime backend"
         for what in (
             "share_session_between_instances",
-            "cpu_execution_accelerator",
             "gpu_execution_accelerator tensorrt",
         )
     ]
