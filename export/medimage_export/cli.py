@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from medimage_export.errors import ExportError
+from medimage_export.errors import ExportError, OpenVINOMissing
 
 if TYPE_CHECKING:
     from medimage_export.cxrreportgen.decoder_graph import Precision as ReportPrecision
@@ -41,10 +41,10 @@ def repository_option(command: F) -> F:
 @click.option("--random-weights", is_flag=True, help="Full size without a checkpoint, for benchmarks.")
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "int8"]),
+    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
     default="fp32",
     show_default=True,
-    help="fp16 is for GPUs, int8 for CPUs.",
+    help="fp16 is for GPUs, int8 for CPUs, bf16 for CPUs with instructions for it (else it is fp32, and says so).",
 )
 @click.option(
     "--format",
@@ -77,8 +77,17 @@ def medimageinsight(
 ) -> None:
     """Export MedImageInsight, and check it against PyTorch."""
     # here and below, so that `medimage export --help` need not wait for torch
+    from medimage_export.cpu import faster_precisions
     from medimage_export.medimageinsight.export import export_medimageinsight
+    from medimage_export.openvino_session import check_bf16
 
+    advice = faster_precisions() if (precision, format) == ("fp32", "onnx") else ""
+    if precision == "bf16" and format == "onnx":
+        try:
+            check_bf16()
+        except OpenVINOMissing as missing:
+            click.echo(f"{missing}: exporting fp32", err=True)
+            precision = "fp32"
     with running(checkpoint, random_weights, repository):
         files = sorted(file for file in calibration.iterdir() if file.is_file()) if calibration else []
         if calibration and not files:
@@ -86,6 +95,8 @@ def medimageinsight(
         export_medimageinsight(
             checkpoint, repository, precision=precision, format=format, images=images, calibration=files
         )
+        if advice:
+            click.echo(advice)
 
 
 @export.command()

@@ -7,7 +7,8 @@ ExportError
 ├── ParityError       the exported model is further from PyTorch than its precision allows
 ├── UnsupportedByTensorRT   the graph holds what TensorRT's ONNX parser does not document as supported
 ├── TensorRTMissing   neither the tensorrt package nor trtexec is here; says what to run where they are
-└── PlanError         TensorRT refused to build or to run a plan
+├── PlanError         TensorRT refused to build or to run a plan
+└── OpenVINOMissing   this machine does not compute bf16: its CPU, or the package openvino
 """
 
 
@@ -41,3 +42,7 @@ class TensorRTMissing(ExportError):
 
 class PlanError(ExportError):
     """TensorRT refused to build or to run a plan."""
+
+
+class OpenVINOMissing(ExportError):
+    """This machine does not compute bf16: its CPU has no instructions for it, or the package openvino is not here."""

@@ -1,4 +1,4 @@
-"""Make the config of a served model say what an export wrote: ONNX as committed, or a TensorRT plan."""
+"""Make the config of a served model say what an export wrote: ONNX as committed, for OpenVINO, or a TensorRT plan."""
 
 import re
 from dataclasses import dataclass
@@ -28,6 +28,10 @@ SERVED: dict[Format, Served] = {
     "tensorrt": Served('platform: "tensorrt_plan"', "model.plan", "model.plan"),
 }
 
+# Triton's own words; the parameter is for the python-based onnxruntime backend, the native one reads none
+OPENVINO = 'cpu_execution_accelerator [ { name: "openvino" parameters { key: "precision" value: "bf16" } } ] '
+ACCELERATORS = r"(?m)^([^#\n]*\bexecution_accelerators \{ )"
+
 
 @dataclass(frozen=True)
 class ConfigChange:
@@ -52,15 +56,17 @@ def max_batch_size(repository: Path, model: str) -> int:
     return parse_config(path, path.read_bytes().decode()).max_batch_size
 
 
-def config_change(repository: Path, model: str, written: Format) -> ConfigChange:
+def config_change(repository: Path, model: str, written: Format, *, bf16: bool = False) -> ConfigChange:
     """What points a model's config to the file that an export is going to write; changes nothing itself.
 
     Of the text only the backend or platform, the file's name and the optimisation profiles of the instance groups
-    change; comments and the rest stay byte for byte, and back in ONNX the config is what it was. KIND_AUTO stays:
-    Triton makes it KIND_GPU where there is a GPU, and without one says itself that TensorRT needs one.
+    change, or with `bf16`, for ONNX, the CPU accelerator openvino comes in; comments and the rest stay byte for byte,
+    and back in ONNX of another precision the config is what it was. KIND_AUTO stays: Triton makes it KIND_GPU where
+    there is a GPU, and without one says itself that TensorRT needs one.
 
     Raises:
-        RepositoryError: the config runs on the CPU, or is written so that these cannot be changed in it.
+        RepositoryError: the config runs on the CPU, where a plan cannot, or on a GPU, where bf16 cannot; it has a CPU
+            accelerator already; or it is written so that these cannot be changed in it.
     """
     path = repository / model / "config.pbtxt"
     edited = as_onnx(path.read_bytes().decode())  # bytes, so that line ends stay
@@ -75,19 +81,28 @@ def config_change(repository: Path, model: str, written: Format) -> ConfigChange
         wanted.default_model_filename = SERVED["tensorrt"].file
         for group in wanted.instance_group:
             group.profile[:] = profiles
+    elif bf16:
+        if any(group.kind == ModelInstanceGroup.KIND_GPU for group in wanted.instance_group):
+            raise RepositoryError(f"{path}: instance_group is KIND_GPU; bf16 needs KIND_CPU or KIND_AUTO")
+        edited = re.sub(ACCELERATORS, rf"\1{OPENVINO}", edited)
+        accelerators = wanted.optimization.execution_accelerators.cpu_execution_accelerator
+        if accelerators:
+            raise RepositoryError(f"{path}: has a cpu_execution_accelerator already; bf16 needs its place for openvino")
+        accelerators.add(name="openvino", parameters={"precision": "bf16"})
     if parse_config(path, edited) != wanted or wanted.default_model_filename != SERVED[written].file:
         raise RepositoryError(
-            f"{path}: cannot be edited for {written}; it must have, each once and on a line of its own, "
-            f'{SERVED["onnx"].runner}, default_model_filename: "{SERVED["onnx"].file}", and a kind in its '
-            "instance_group"
+            f"{path}: cannot be edited for {'bf16' if bf16 else written}; it must have, each once and on a line of its "
+            f'own, {SERVED["onnx"].runner}, default_model_filename: "{SERVED["onnx"].file}", a kind in its '
+            "instance_group, and execution_accelerators { in its optimization"
         )
     other: Format = "onnx" if written == "tensorrt" else "tensorrt"
     return ConfigChange(model, edited, SERVED[other].files)
 
 
 def as_onnx(text: str) -> str:
-    """The text of a config as it was before a plan was exported; one for ONNX, or for another model, stays."""
+    """The text of a config as it was before a plan or bf16 was exported; any other stays."""
     text = _renamed(text, "tensorrt", "onnx")
+    text = re.sub(ACCELERATORS + re.escape(OPENVINO), r"\1", text)
     return re.sub(r"(?m)^([^#\n]*\bkind: KIND_\w+) profile: \[[^\]]*\]", r"\1", text)
 
 

@@ -22,9 +22,9 @@ def text_of(repository, model):
     return (repository / model / "config.pbtxt").read_bytes().decode()
 
 
-def serve(repository, model, written):
+def serve(repository, model, written, **options):
     """Change the config as at the end of an export that wrote nothing."""
-    put_in_place(repository / "no staging", repository, [config_change(repository, model, written)])
+    put_in_place(repository / "no staging", repository, [config_change(repository, model, written, **options)])
 
 
 def rewrite(repository, model, old, new):
@@ -98,6 +98,56 @@ def test_groups_that_an_operator_chose_keep_their_kind(repository):
     assert text_of(repository, "image_encoder") == before
 
 
+@pytest.mark.parametrize("model", ENCODERS)
+def test_bf16_config_differs_in_the_accelerator_alone(repository, model):
+    before = text_of(repository, model)
+    serve(repository, model, "onnx", bf16=True)
+    wanted = text_format.Parse(before, ModelConfig())
+    (accelerator,) = [wanted.optimization.execution_accelerators.cpu_execution_accelerator.add()]
+    accelerator.name = "openvino"
+    accelerator.parameters["precision"] = "bf16"
+    after = text_of(repository, model)
+    assert text_format.Parse(after, ModelConfig()) == wanted
+    assert sum(old != new for old, new in zip(before.splitlines(), after.splitlines(), strict=True)) == 1
+
+
+@pytest.mark.parametrize("model", ENCODERS)
+@pytest.mark.parametrize("between", [[], ["tensorrt"], ["bf16"], ["tensorrt", "bf16"]], ids=" and ".join)
+def test_config_is_byte_for_byte_what_it_was_after_bf16(repository, model, between):
+    comment = '  # execution_accelerators { cpu_execution_accelerator [ { name: "openvino" } ]\r\n'
+    rewrite(repository, model, "optimization {\n", f"optimization {{\n{comment}")
+    before = text_of(repository, model)
+    for step in ["bf16", *between]:
+        serve(repository, model, "tensorrt" if step == "tensorrt" else "onnx", bf16=step == "bf16")
+    serve(repository, model, "onnx")
+    assert text_of(repository, model) == before
+
+
+def test_bf16_leaves_an_accelerator_of_the_operators_alone(repository):
+    own = 'execution_accelerators { cpu_execution_accelerator [ { name: "other" } ] '
+    rewrite(repository, "image_encoder", "execution_accelerators { ", own)
+    before = text_of(repository, "image_encoder")
+    with pytest.raises(RepositoryError, match="has a cpu_execution_accelerator already"):
+        serve(repository, "image_encoder", "onnx", bf16=True)
+    serve(repository, "image_encoder", "onnx")
+    assert text_of(repository, "image_encoder") == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("KIND_AUTO", "KIND_GPU", "KIND_GPU; bf16 needs KIND_CPU or KIND_AUTO"),
+        ("execution_accelerators { ", "execution_accelerators {", "cannot be edited for bf16"),
+    ],
+)
+def test_config_that_cannot_be_edited_for_bf16_is_an_error_and_stays(repository, old, new, message):
+    rewrite(repository, "text_encoder", old, new)
+    before = text_of(repository, "text_encoder")
+    with pytest.raises(RepositoryError, match=f"text_encoder/config.pbtxt: .*{message}"):
+        serve(repository, "text_encoder", "onnx", bf16=True)
+    assert text_of(repository, "text_encoder") == before
+
+
 def test_files_of_the_other_format_go_when_the_new_one_is_served(repository):
     folder = repository / "image_encoder" / "1"
     for name in ("model.onnx", "model.onnx.data", "model.plan", "notes.txt"):
@@ -120,6 +170,14 @@ def test_change_of_a_config_changes_nothing_until_it_is_put_in_place(repository,
     config_change(repository, "image_encoder", written)
     assert text_of(repository, "image_encoder") == before
     assert {"model.onnx", "model.plan"} <= {path.name for path in (repository / "image_encoder" / "1").iterdir()}
+
+
+def test_copy_of_a_repository_that_serves_bf16_is_as_committed(repository, tmp_path):
+    before = {config.parent.name: config.read_bytes() for config in repository.glob("*/config.pbtxt")}
+    for model in ENCODERS:
+        serve(repository, model, "onnx", bf16=True)
+    copy = copy_unexported(repository, tmp_path / "copy")
+    assert {config.parent.name: config.read_bytes() for config in copy.glob("*/config.pbtxt")} == before
 
 
 def test_copy_of_a_repository_that_serves_plans_is_as_committed(repository, tmp_path):

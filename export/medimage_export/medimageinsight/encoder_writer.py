@@ -5,6 +5,7 @@
           because TensorRT 11 and onnxruntime take the types as they are written
     int8  linear layers multiply 8-bit integers (per output channel for weights, per tensor with a calibrated range for
           activations) but for those that are left out, all else is float32; needs onnxruntime on a CPU
+    bf16  written in float32, for OpenVINO to round; no spare columns, where a bias would be rounded with the weights
 
 Shapes: T rows (tokens of the whole batch), C channels.
 """
@@ -21,7 +22,7 @@ from torch.nn.functional import pad
 from medimage_export.medimageinsight.quantization import Quantization, quantize_channels
 from medimage_export.onnx_writer import MICROSOFT, OnnxWriter
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Operators = Literal["onnxruntime", "standard"]  # standard: ONNX's own alone, for TensorRT
 
 OPSET = 20  # 17 brought LayerNormalization, 20 Gelu: both are one node for every runtime

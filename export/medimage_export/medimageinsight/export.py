@@ -20,6 +20,7 @@ from medimage_export.medimageinsight.int8 import write_int8
 from medimage_export.medimageinsight.tokenizer import build_tokenizer, write_byte_vocabulary
 from medimage_export.medimageinsight.unicl import MedImageInsight
 from medimage_export.node_by_node import NodeByNode
+from medimage_export.openvino_session import OpenVINOSession, check_bf16
 from medimage_export.parity import Bound, ParityRow, Session, check_parity, compare, cpu_session, truths
 from medimage_export.repository import check_configs, check_is_repository, put_in_place, staging_folder, write_json
 from medimage_export.served_config import Format, config_change, max_batch_size
@@ -34,6 +35,7 @@ CUDA = "CUDAExecutionProvider"
 BOUNDS: dict[Precision, Bound] = {
     "fp32": Bound(max_abs=1e-6),
     "fp16": Bound(min_cosine=0.9999),
+    "bf16": Bound(min_cosine=0.9999),
     "int8": Bound(min_cosine=0.995),
 }
 
@@ -59,18 +61,20 @@ def export_medimageinsight(
         RepositoryError: not this project's model repository, or its configs do not fit the checkpoint or the format.
         ParityError: the exported model is further from PyTorch in float64 than its precision allows.
         ExportError: the options exclude each other, or an image file cannot be read.
+        OpenVINOMissing: this machine does not compute bf16.
         TensorRTMissing, UnsupportedByTensorRT, PlanError: see `tensorrt_plan`.
     """
-    if precision == "int8" and format == "tensorrt":
-        raise ExportError("int8 is for CPUs; TensorRT takes --precision fp16 or fp32")
+    if precision in ("bf16", "int8") and format == "tensorrt":
+        raise ExportError(f"{precision} is for CPUs; TensorRT takes --precision fp16 or fp32")
     if calibration and precision != "int8":
         raise ExportError(f"{precision} needs no calibration images; only --precision int8 takes them")
+    openvino = check_bf16() if precision == "bf16" else None
     toolkit = find_toolkit() if format == "tensorrt" else None
     check_is_repository(repository, MODELS)
     model, tokenizer, source = _full_size_random() if checkpoint is None else _loaded(find_checkpoint(checkpoint))
     check_configs(repository, _dims(model.config))
     encoders = encoders_of(model, tokenizer, images, calibration)
-    changes = [config_change(repository, encoder.name, format) for encoder in encoders]
+    changes = [config_change(repository, encoder.name, format, bf16=precision == "bf16") for encoder in encoders]
     with staging_folder(repository, MODELS) as staging:
         parity, in_float32 = [], {}
         for encoder in encoders:
@@ -97,6 +101,8 @@ def export_medimageinsight(
         versions = {module.__name__: module.__version__ for module in (torch, onnx, onnxruntime)}
         if toolkit is not None:
             versions["tensorrt"] = toolkit.version
+        if openvino is not None:
+            versions["openvino"] = openvino
         manifest = {
             "checkpoint": source,
             "format": format,
@@ -114,6 +120,8 @@ def _write_onnx(encoder: Encoder, path: Path, precision: Precision) -> Session:
     encoder.write(path, precision=precision)
     if precision == "fp16":
         return _open_on_gpu(path) or NodeByNode(path)
+    if precision == "bf16":
+        return OpenVINOSession(path)
     return cpu_session(path)
 
 

@@ -138,7 +138,7 @@ def test_options_that_exclude_each_other_fail_in_one_line(repository, pictures, 
 
 @pytest.mark.parametrize(
     "options",
-    [("--precision", "bf16"), ("--format", "openvino"), ("--calibration", "absent")],
+    [("--precision", "fp8"), ("--format", "openvino"), ("--calibration", "absent")],
     ids=["precision", "format", "calibration"],
 )
 def test_unknown_values_are_bad_use(repository, options):
