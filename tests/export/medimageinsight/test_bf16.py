@@ -39,7 +39,6 @@ def repository(tmp_path):
 def with_bf16(monkeypatch):
     """A CPU that has the instructions; where it has not, OpenVINO computes fp32 under that name."""
     if not server.has_bf16():
-        monkeypatch.setattr(cpu, "instructions", lambda: frozenset(["avx512_bf16"]))
         monkeypatch.setattr(openvino_session, "instructions", lambda: frozenset(["avx512_bf16"]))
         monkeypatch.setattr(
             export_module, "OpenVINOSession", partial(openvino_session.OpenVINOSession, precision="f32")
@@ -129,7 +128,8 @@ def test_openvino_is_what_the_parity_check_asks(repository, monkeypatch):
         (
             {"amx_bf16"},
             ["openvino"],
-            "bf16 needs the package openvino, which is missing (pip install 'medimage-triton[openvino]'): exporting fp32",
+            "bf16 needs the package openvino, which is missing (pip install 'medimage-triton[openvino]'): "
+            "exporting fp32",
         ),
     ],
     ids=["instructions", "package"],
