@@ -18,15 +18,17 @@ from pathlib import Path
 import click
 import numpy as np
 
+from medimage_export.errors import OpenVINOMissing
 from medimage_export.medimageinsight.checkpoint import find_checkpoint, load_model, random_model
 from medimage_export.medimageinsight.config import MedImageInsightConfig
 from medimage_export.medimageinsight.export import export_medimageinsight
 from medimage_export.medimageinsight.unicl import MedImageInsight
+from medimage_export.openvino_session import check_bf16
 from medimage_export.repository import copy_unexported
 from perf.machine import exported
 from perf.suite import accuracy, encoders, plots, tables, whole_path
 from perf.suite.baselines import ImageEncoder, eager, in_dtype
-from perf.suite.device import DEVICES, SHORT, Device, Precision
+from perf.suite.device import DEVICES, SHORT, Device, Precision, runtime_of, without_bf16
 from perf.suite.floor import IMAGE_GFLOP, floor_ms, matrix_rates
 from perf.suite.results import Results, about
 from perf.suite.rounds import Timing, compare
@@ -53,6 +55,7 @@ def _earlier_export(precision: Precision) -> Callable[[Callable], Callable]:
 @click.option("--quick", is_flag=True, help="The phantom checkpoint, two rounds, few drawings; results in build/perf.")
 @_earlier_export("fp32")
 @_earlier_export("fp16")
+@_earlier_export("bf16")
 @_earlier_export("int8")
 def main(device_name: str, quick: bool, **earlier: Path | None) -> None:
     """Measure both encoders and the whole path, side by side with PyTorch.
@@ -65,6 +68,12 @@ def main(device_name: str, quick: bool, **earlier: Path | None) -> None:
     repositories = {precision: path for precision, path in earlier.items() if path}
     for precision, path in repositories.items():
         check_export(path, precision)
+    if "bf16" in device.precisions:
+        try:
+            check_bf16()
+        except OpenVINOMissing as missing:
+            print(f"without bf16: {missing}")
+            device = without_bf16(device)
     folder, pictures = ROOT / "perf" / "results", ROOT / "docs"
     if quick:
         device = replace(device, encoder_rounds=2, path_rounds=2)
@@ -182,7 +191,7 @@ def measure_whole_path(
         for width, height in sizes:
             file = whole_path.film_file(width, height)
             calls = {f"PyTorch eager {SHORT[dtype]}": reference}
-            calls |= {f"OnnxRuntime {precision}": embed for precision, embed in embeds.items()}
+            calls |= {runtime_of(precision): embed for precision, embed in embeds.items()}
             timings = compare({name: partial(call, file) for name, call in calls.items()}, device.path_rounds)
             decoding = compare({"decode": lambda file=file: np.asarray(whole_path.decode(file))}, DECODE_ROUNDS)
             cases[f"{width} x {height}"] = {

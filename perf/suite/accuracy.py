@@ -18,7 +18,7 @@ from medimage_export.phantoms import CAPTIONS, TEST_SEEDS, phantom
 from medimage_export.phantoms.generator import EXAMS
 from medimage_server.text_tokenizer import TextTokenizer
 from perf.suite.baselines import Encode, ImageEncoder, TextEncoder, eager, in_dtype
-from perf.suite.device import SHORT, Device, Precision
+from perf.suite.device import SHORT, Device, Precision, runtime_of
 from perf.suite.rounds import difference
 from perf.suite.sessions import rounded, session
 from perf.suite.whole_path import reference_pixels, served_profile
@@ -67,7 +67,7 @@ def encoders(model: MedImageInsight, repositories: Mapping[Precision, Path], dev
             else session(repository, name, device)
             for name in ("image_encoder", "text_encoder")
         )
-        candidates[f"OnnxRuntime {precision}"] = Encoders(image, text)
+        candidates[runtime_of(precision)] = Encoders(image, text)
     return candidates
 
 

@@ -1,11 +1,12 @@
 """What is measured on a CPU and what on a GPU: the same code, other precisions and batches."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from medimage_export.medimageinsight.encoder_writer import Precision
 
 Dtype = Literal["float32", "bfloat16", "float16"]  # PyTorch's names
+OURS = ("OnnxRuntime ", "OpenVINO as served ")  # how names of runtimes begin; other OpenVINOs are baselines
 SHORT: dict[Dtype, str] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -31,8 +32,8 @@ CPU = Device(
     torch="cpu",
     provider="CPUExecutionProvider",
     eager=("float32", "bfloat16"),
-    precisions=("fp32", "int8"),
-    accuracies=("fp32", "fp16", "int8"),
+    precisions=("fp32", "bf16", "int8"),
+    accuracies=("fp32", "fp16", "bf16", "int8"),
     image_batches=(1,),
     encoder_rounds=5,
     path_rounds=3,  # seconds each
@@ -52,4 +53,21 @@ CUDA = Device(
     with_openvino=False,
     plot="latency-cuda.png",
 )
+
+
+def without_bf16(device: Device) -> Device:
+    """What is worth measuring where no bf16 is multiplied: it would be emulated, or be fp32 under another name."""
+    return replace(
+        device,
+        eager=tuple(dtype for dtype in device.eager if dtype != "bfloat16"),
+        precisions=tuple(precision for precision in device.precisions if precision != "bf16"),
+        accuracies=tuple(precision for precision in device.accuracies if precision != "bf16"),
+    )
+
+
+def runtime_of(precision: Precision) -> str:
+    """The name of what serves an export."""
+    return OURS[precision == "bf16"] + precision
+
+
 DEVICES = {device.name: device for device in (CPU, CUDA)}

@@ -22,7 +22,7 @@ from perf.suite.baselines import (
     in_dtype,
     openvino,
 )
-from perf.suite.device import SHORT, Device, Precision
+from perf.suite.device import SHORT, Device, Precision, runtime_of
 from perf.suite.floor import IMAGE_GFLOP, TEXT_GFLOP
 from perf.suite.rounds import Call
 from perf.suite.sessions import session
@@ -81,7 +81,7 @@ def runtimes(
         except NotMeasured as reason:
             not_measured[name] = str(reason)
     for precision, repository in repositories.items():
-        calls[f"OnnxRuntime {precision}"] = bound(session(repository, served, device), inputs)
+        calls[runtime_of(precision)] = bound(session(repository, served, device), inputs)
     return calls, not_measured
 
 

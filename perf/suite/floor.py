@@ -54,8 +54,9 @@ def _rate(product: Callable[[], object], shape: tuple[int, int, int]) -> float:
 def _products(shape: tuple[int, int, int], precision: Precision, device: Device) -> Iterator[Callable[[], object]]:
     """The product by each library that could run it at this precision."""
     if precision != "int8":
-        yield _torch_product(shape, torch.float16 if precision == "fp16" else torch.float32, device.torch)
-    if device.torch == "cpu" and precision != "fp16":  # which ONNX Runtime computes in fp32 there
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+        yield _torch_product(shape, dtype, device.torch)
+    if device.torch == "cpu" and precision in ("fp32", "int8"):  # the others ONNX Runtime computes in fp32 there
         yield _onnx_product(shape, precision)
 
 

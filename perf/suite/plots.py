@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-COLOURS = ("#999999", "#0072B2", "#009E73", "#D55E00")  # Okabe and Ito: told apart with any colour vision
-BAR_WIDTH = 0.26
+COLOURS = ("#999999", "#0072B2", "#009E73", "#D55E00", "#CC79A7")  # Okabe and Ito: told apart with any colour vision
+GROUP_WIDTH = 0.8
 
 
 def latency_by_size(path: Mapping[str, Any]) -> Figure:
@@ -17,6 +17,7 @@ def latency_by_size(path: Mapping[str, Any]) -> Figure:
     seconds = any(case["runtimes"][runtimes[0]]["median_ms"] >= 1000 for case in cases.values())
     scale, unit = (1e-3, "s") if seconds else (1, "ms")
     places = np.arange(len(cases))
+    width = GROUP_WIDTH / len(runtimes)
 
     figure = Figure(figsize=(8, 4), dpi=150, layout="constrained")
     axes = figure.subplots()
@@ -26,9 +27,9 @@ def latency_by_size(path: Mapping[str, Any]) -> Figure:
         below = medians - scale * np.array([timing["min_ms"] for timing in timings])
         above = scale * np.array([timing["max_ms"] for timing in timings]) - medians
         bars = axes.bar(
-            places + (index - (len(runtimes) - 1) / 2) * BAR_WIDTH,
+            places + (index - (len(runtimes) - 1) / 2) * width,
             medians,
-            BAR_WIDTH * 0.92,
+            width * 0.92,
             yerr=(below, above),
             color=colour,
             ecolor="#444444",
@@ -37,7 +38,7 @@ def latency_by_size(path: Mapping[str, Any]) -> Figure:
         )
         axes.bar_label(bars, fmt="%.2f" if seconds else "%.0f", padding=2, fontsize=8)
     decoding = scale * np.array([case["decode"]["median_ms"] for case in cases.values()])
-    half = BAR_WIDTH * len(runtimes) / 2
+    half = GROUP_WIDTH / 2
     axes.hlines(decoding, places - half, places + half, color="black", linewidth=1.5, label="decoding the PNG alone")
 
     axes.set_xticks(places, [f"{size} px" for size in cases])

@@ -11,7 +11,8 @@ from onnx import TensorProto, helper
 
 from medimage_export.node_by_node import NodeByNode
 from medimage_server.model_repository import read_configs
-from medimage_server.onnx_settings import cuda_options, open_session, session_options
+from medimage_server.onnx_settings import configured_session
+from medimage_server.openvino_session import OpenVINOSession
 from perf.suite.baselines import Encode
 from perf.suite.device import Device
 
@@ -45,26 +46,22 @@ def check_present(device: Device) -> None:
 
 
 def session(repository: Path, model: str, device: Device) -> Encode:
-    """Arrays in host memory to the model's first output there; inputs and outputs are bound on the device.
+    """Arrays in host memory to the model's first output there; with onnxruntime they are bound on the device.
 
-    With the session and provider options of the model's config, as it is served.
+    With the session and provider options of the model's config, as it is served: bf16 by OpenVINO.
 
     Raises:
         RuntimeError: onnxruntime computes on the CPU in place of the device.
     """
     config = json_format.MessageToDict(read_configs(repository)[0][model], preserving_proto_field_name=True)
-    ort = open_session(
-        model,
-        repository / model / "1" / "model.onnx",
-        session_options(config),
-        kind="GPU" if device.torch == "cuda" else "CPU",
-        device_id=0,
-        cuda_options=cuda_options(config),
-    )
-    if ort.get_providers()[0] != device.provider:  # that only warns, and a CPU's time would be taken for a GPU's
-        raise RuntimeError(f"onnxruntime runs {model} without {device.provider}: install onnxruntime-gpu and its CUDA")
+    kind = "GPU" if device.torch == "cuda" else "CPU"
+    ort = configured_session(config, repository / model / "1" / "model.onnx", kind=kind, device_id=0)
     inputs = [tensor.name for tensor in ort.get_inputs()]
     outputs = [tensor.name for tensor in ort.get_outputs()]
+    if isinstance(ort, OpenVINOSession):
+        return lambda *arrays: ort.run(outputs[:1], dict(zip(inputs, arrays, strict=True)))[0]
+    if ort.get_providers()[0] != device.provider:  # that only warns, and a CPU's time would be taken for a GPU's
+        raise RuntimeError(f"onnxruntime runs {model} without {device.provider}: install onnxruntime-gpu and its CUDA")
 
     def encode(*arrays: np.ndarray) -> np.ndarray:
         binding = ort.io_binding()

@@ -6,12 +6,13 @@ Everything is read from the JSON of a run. Sections that a run has not measured 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from perf.suite.device import OURS
 from perf.suite.floor import floor_ms
 
 Content = Mapping[str, Any]
 
 # Points by which an export may differ from PyTorch in fp32, of Accuracy, BACC and mAUC.
-GOALS = {"fp16": (0.2, 0.2, 0.1), "int8": (0.5, 0.5, 0.5)}
+GOALS = {"fp16": (0.2, 0.2, 0.1), "bf16": (0.2, 0.2, 0.1), "int8": (0.5, 0.5, 0.5)}
 CARD = ("**Image size**", "**Model**", "**Latency** (ms)", "**Speed-up**", "**Accuracy**", "**BACC**", "**mAUC**")
 NONE = "-"
 
@@ -57,7 +58,7 @@ def card(path: Content, scores: Content) -> str:
         rows.append((f"**{size}**", f"**Baseline** ({baseline[0]})", *_card_cells(baseline, None, scores)))
         rows += [("", name, *_card_cells((name, timing), baseline[1], scores)) for name, timing in others]
     return (
-        f"One PNG in, its vector out, batch 1; OnnxRuntime {path['through']}. Speed-up is the reduction of the "
+        f"One PNG in, its vector out, batch 1; ours {path['through']}. Speed-up is the reduction of the "
         "baseline's latency. Accuracy, BACC and mAUC are of the phantom checkpoint, measured once for each precision "
         f"on {scores['drawings']:,} drawings of 512 x 512.\n\n" + table(CARD, rows, left=2)
     )
@@ -85,7 +86,7 @@ def encoders(cases: Content, rates: Content) -> str:
     for name, case in cases.items():
         baseline_ms = next(iter(case["runtimes"].values()))["median_ms"]
         for runtime, timing in case["runtimes"].items():
-            rate = rates.get(runtime.split()[-1])  # by precision; there is none of bf16
+            rate = rates.get(runtime.split()[-1])  # by precision; none of bf16 where it was not measured
             share = NONE
             if rate and case["gflop"] and _does_the_counted_work(name, runtime):
                 share = f"{floor_ms(case['gflop'], rate['gflop_per_s']) / timing['median_ms']:.0%}"
@@ -109,7 +110,7 @@ def encoders(cases: Content, rates: Content) -> str:
 
 def _does_the_counted_work(case: str, runtime: str) -> bool:
     """Texts are counted without their padding, which the exports cut; the baselines compute all 77 tokens."""
-    return runtime.startswith("OnnxRuntime") or not case.endswith("tokens")
+    return runtime.startswith(OURS) or not case.endswith("tokens")
 
 
 def whole_path(path: Content) -> str:
@@ -170,8 +171,8 @@ def _points(fraction: float, reference: float) -> float:
 
 def _goal(runtime: str, points: Sequence[float]) -> str:
     """Whether an export meets the goal of its precision; of fp32, and of what is not ours, nothing is asked."""
-    library, *_, precision = runtime.split()
-    if library != "OnnxRuntime" or precision not in GOALS:
+    precision = runtime.split()[-1]
+    if not runtime.startswith(OURS) or precision not in GOALS:
         return NONE
     met = all(abs(moved) <= goal for moved, goal in zip(points, GOALS[precision], strict=True))
     return "met" if met else "missed"

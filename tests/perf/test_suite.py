@@ -1,6 +1,7 @@
 """What `make perf` measures, on the phantom checkpoint: every runtime really computes the model's vectors."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from io import BytesIO
@@ -22,11 +23,12 @@ from medimage_export.medimageinsight.unicl import MedImageInsight
 from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_export.phantoms.generator import TRAIN_SEEDS, VALIDATION_SEEDS
 from medimage_export.repository import copy_unexported
+from medimage_export.served_config import config_change
 from medimage_server.errors import LaunchError
 from medimage_server.image_preprocessing import ImagePreprocessor, Settings
-from perf.suite import accuracy, baselines, encoders, floor, whole_path
+from perf.suite import accuracy, baselines, encoders, floor, sessions, whole_path
 from perf.suite.__main__ import main
-from perf.suite.device import CPU, CUDA
+from perf.suite.device import CPU, CUDA, OURS, runtime_of, without_bf16
 from perf.suite.results import Results
 from perf.suite.rounds import compare, difference
 from perf.suite.sessions import check_present, session
@@ -59,7 +61,7 @@ def _without_compilation(monkeypatch):
 
 
 @pytest.mark.usefixtures("_without_compilation")
-@pytest.mark.parametrize("device", [CPU, CUDA_ON_CPU], ids=["cpu", "the path of cuda"])
+@pytest.mark.parametrize("device", [without_bf16(CPU), CUDA_ON_CPU], ids=["cpu", "the path of cuda"])
 def test_every_runtime_gives_the_models_vectors(device, model, repositories, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     exports = {precision: repositories[precision] for precision in device.precisions}
@@ -98,6 +100,42 @@ def test_a_baseline_that_is_not_there_is_named_with_its_reason(model, repositori
         "OpenVINO fp32": "OpenVINO is not installed: `make perf` installs it",
     }
     assert list(case.calls) == ["PyTorch eager fp32", "PyTorch eager bf16", "OnnxRuntime fp32"]
+
+
+@pytest.mark.usefixtures("_without_compilation")
+def test_openvino_is_measured_as_the_config_asks_for_it(model, repositories, tmp_path, monkeypatch):
+    """In fp32, so that any CPU can; with the accelerator that an export of bf16 leaves in the config."""
+    repository = tmp_path / "served"
+    shutil.copytree(repositories["fp32"], repository)
+    change = config_change(repository, "text_encoder", "onnx", bf16=True)
+    (repository / "text_encoder" / "config.pbtxt").write_text(change.config.replace('"bf16"', '"fp32"'))
+    inputs = encoders.texts(repository / "text_tokenizer" / "1" / "tokenizer.json")
+    opened = []
+    real = sessions.OpenVINOSession.run
+    monkeypatch.setattr(
+        sessions.OpenVINOSession, "run", lambda self, names, feed: opened.append(names) or real(self, names, feed)
+    )
+    found = session(repository, "text_encoder", CPU)(*inputs)
+    assert opened == [["text_features"]]
+    want = session(repositories["fp32"], "text_encoder", CPU)(*inputs)
+    assert len(opened) == 1  # which was onnxruntime
+    np.testing.assert_allclose(found, want, rtol=0, atol=1e-5)
+
+
+def test_names_tell_what_serves_from_the_baselines():
+    assert [runtime_of(precision) for precision in CPU.precisions] == [
+        "OnnxRuntime fp32",
+        "OpenVINO as served bf16",
+        "OnnxRuntime int8",
+    ]
+    assert not any(name.startswith(OURS) for name in ("OpenVINO fp32", "PyTorch eager bf16"))
+
+
+def test_bf16_is_measured_nowhere_on_a_cpu_without_it():
+    device = without_bf16(CPU)
+    assert (device.eager, device.precisions) == (("float32",), ("fp32", "int8"))
+    assert device.accuracies == ("fp32", "fp16", "int8")
+    assert without_bf16(CUDA) == CUDA
 
 
 def test_texts_have_ten_real_tokens_each(repositories):

@@ -5,7 +5,7 @@
           because TensorRT 11 and onnxruntime take the types as they are written
     int8  linear layers multiply 8-bit integers (per output channel for weights, per tensor with a calibrated range for
           activations) but for those that are left out, all else is float32; needs onnxruntime on a CPU
-    bf16  written in float32, for OpenVINO to round; no spare columns, where a bias would be rounded with the weights
+    bf16  written in float32, for OpenVINO to round; without spare columns, which are for onnxruntime's fp32 product
 
 Shapes: T rows (tokens of the whole batch), C channels.
 """
