@@ -81,7 +81,7 @@ class OnnxModel:
         except ModelLoadError:
             raise
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            raise ModelLoadError(f"{self.name}: onnxruntime cannot load {path.name}: {_first_line(error)}") from error
+            raise ModelLoadError(f"{self.name}: cannot load {path.name}: {_first_line(error)}") from error
         self._check_agrees_with(self.session)
 
     def run(self, requests: Sequence[Tensors]) -> list[Answer]:

@@ -53,7 +53,11 @@ class OpenVINOSession:
         properties: dict[str, object] = {"INFERENCE_NUM_THREADS": threads, "CPU_DENORMALS_OPTIMIZATION": True}
         if precision is not None:
             properties["INFERENCE_PRECISION_HINT"] = PRECISIONS[precision]
-        self._model = load_openvino().Core().compile_model(str(path), "CPU", properties)
+        core = load_openvino().Core()
+        try:
+            self._model = core.compile_model(str(path), "CPU", properties)
+        except RuntimeError as error:  # the lines before the last one are places in OpenVINO's sources
+            raise RuntimeError(f"OpenVINO: {str(error).strip().splitlines()[-1]}") from error
         self.precision: str = self._model.get_property("INFERENCE_PRECISION_HINT").to_string()
         if precision is not None and self.precision != PRECISIONS[precision]:  # a hint is no more than that
             raise OpenVINOMissing(f"OpenVINO computes {self.precision} here instead of {precision}")

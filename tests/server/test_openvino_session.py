@@ -106,6 +106,23 @@ def test_numbers_are_those_of_the_formula_for_every_batch(encoder, rows):
     np.testing.assert_array_equal(total[:, 7], (batch["input_ids"] * batch["attention_mask"]).sum(1))
 
 
+def test_index_outside_a_table_counts_as_zeros(encoder):
+    """The one difference from onnxruntime, which refuses it."""
+    batch = feed(1)
+    inside = (batch["input_ids"] * batch["attention_mask"]).sum() - batch["input_ids"][0, 5] * batch["attention_mask"][
+        0, 5
+    ]
+    batch["input_ids"][0, 5] = VOCABULARY + 3
+    (total,) = OpenVINOSession(encoder, "fp32").run(["text_features"], batch)
+    assert total[0, 0] == inside
+
+
+def test_file_that_openvino_cannot_read_is_an_error_of_one_line(encoder):
+    encoder.write_bytes(b"no model")
+    with pytest.raises(RuntimeError, match=r"^OpenVINO: Unable to read the model[^\n]+$"):
+        OpenVINOSession(encoder, "fp32")
+
+
 def test_answers_of_one_run_outlive_the_next(encoder):
     session = OpenVINOSession(encoder, "fp32")
     (first,) = session.run(["scaling_factor"], feed(2))
