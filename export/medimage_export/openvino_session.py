@@ -52,8 +52,7 @@ class OpenVINOSession:
     """
 
     def __init__(self, path: Path, precision: str = "bf16") -> None:
-        properties = {"INFERENCE_PRECISION_HINT": precision, "CPU_DENORMALS_OPTIMIZATION": True}
-        model = load_openvino().Core().compile_model(str(path), "CPU", properties)
+        model = load_openvino().Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": precision})
         found = model.get_property("INFERENCE_PRECISION_HINT").to_string()
         if found != precision:  # a hint is no more than that
             raise OpenVINOMissing(f"OpenVINO computes {found} on this CPU instead of {precision}")

@@ -123,6 +123,11 @@ def test_file_that_openvino_cannot_read_is_an_error_of_one_line(encoder):
         OpenVINOSession(encoder, "fp32")
 
 
+def test_arithmetic_of_the_caller_stays_as_it_is(encoder):
+    OpenVINOSession(encoder, "fp32").run(["text_features"], feed(1))
+    assert np.float32(1e-39) * np.float32(0.5) > 0
+
+
 def test_answers_of_one_run_outlive_the_next(encoder):
     session = OpenVINOSession(encoder, "fp32")
     (first,) = session.run(["scaling_factor"], feed(2))
