@@ -27,6 +27,7 @@ from tests.export.medimageinsight.small import random_texts
 from tests.paths import PHANTOM_CHECKPOINT, REPOSITORY
 
 ENCODERS = ["image_encoder", "text_encoder"]
+LARGEST_DIFFERENCE = 0.01  # of a number of a unit vector, which goes with a cosine of 0.9999
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def some_input(model):
 def test_what_is_exported_is_served_by_openvino_within_the_bound(repository, tmp_path, caplog):
     rows = export_medimageinsight(PHANTOM_CHECKPOINT, repository, precision="bf16")
     assert {row.output for row in rows} == {"image_features", "text_features", "scaling_factor"}
-    assert all(row.min_cosine >= 0.9999 for row in rows)
+    assert all(row.export.min_cosine >= 0.9999 for row in rows)
     found = manifest(repository)
     assert (found["format"], found["precision"]) == ("onnx", "bf16")
     assert found["versions"]["openvino"] == server.load_openvino().__version__
@@ -84,7 +85,7 @@ def test_what_is_exported_is_served_by_openvino_within_the_bound(repository, tmp
         assert isinstance(ours.session, server.OpenVINOSession)
         (answer,), (wanted,) = ours.run([some_input(model)]), reference.run([some_input(model)])
         for name, values in wanted.items():
-            np.testing.assert_allclose(answer[name], values, rtol=0, atol=BOUNDS["bf16"].max_abs)
+            np.testing.assert_allclose(answer[name], values, rtol=0, atol=LARGEST_DIFFERENCE)
     assert not caplog.messages
 
 
@@ -98,7 +99,7 @@ def test_server_without_the_instructions_serves_the_same_files_in_fp32(repositor
         assert ours.session.get_providers() == ["CPUExecutionProvider"]
         (answer,) = ours.run([some_input(model)])
         for name, values in openvino[model].items():
-            np.testing.assert_allclose(answer[name], values, rtol=0, atol=BOUNDS["bf16"].max_abs)
+            np.testing.assert_allclose(answer[name], values, rtol=0, atol=LARGEST_DIFFERENCE)
     assert [message.partition(":")[0] for message in caplog.messages] == ENCODERS
 
 
@@ -114,7 +115,7 @@ def test_export_of_another_precision_after_bf16_leaves_the_configs_as_committed(
 
 @pytest.mark.usefixtures("with_bf16")
 def test_openvino_is_what_the_parity_check_asks(repository, monkeypatch):
-    monkeypatch.setitem(BOUNDS, "bf16", Bound(max_abs=0, min_cosine=1))
+    monkeypatch.setitem(BOUNDS, "bf16", Bound(max_abs=-1))  # which nothing keeps
     with pytest.raises(ParityError, match="image_encoder image_features"):
         export_medimageinsight(PHANTOM_CHECKPOINT, repository, precision="bf16")
     assert not list(repository.rglob("model.onnx"))
