@@ -82,9 +82,10 @@ def export_medimageinsight(
             feeds = encoder.parity_feeds if toolkit is None else with_largest_profile(encoder.parity_feeds)
             truth = truths(encoder.reference, encoder.reference.OUTPUTS, feeds)  # before a session takes memory, too
             if precision == "int8":
-                session, left = write_int8(encoder, folder / "model.onnx", truth, BOUNDS["int8"])
-                in_float32[encoder.name] = left
-            elif toolkit is None:
+                rows, in_float32[encoder.name] = write_int8(encoder, folder / "model.onnx", truth, BOUNDS["int8"])
+                parity += rows
+                continue
+            if toolkit is None:
                 session = _write_onnx(encoder, folder / "model.onnx", precision)
             else:
                 session = _write_plan(encoder, folder / "model.plan", precision, toolkit, repository)

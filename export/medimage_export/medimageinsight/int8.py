@@ -1,9 +1,8 @@
 """An encoder in 8 bits: quantized layer by layer, and with as few branches in float32 as its bound needs."""
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -16,27 +15,16 @@ from medimage_export.medimageinsight.encoders import Encoder
 from medimage_export.medimageinsight.integer_layers import IntegerLayer, integer_layers
 from medimage_export.medimageinsight.quantization import Quantization
 from medimage_export.medimageinsight.text_transformer import ResidualAttentionBlock
-from medimage_export.parity import Bound, Feed, Session, Truth, compare, cpu_session, yardsticks
+from medimage_export.parity import Bound, Feed, ParityRow, Session, Truth, compare, cpu_session, yardsticks
 
 TIMED_RUNS = 3
 STEPS = (PatchEmbed, SpatialBlock, ChannelBlock, ResidualAttentionBlock)  # one after the other make an encoder
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """A graph with some branches in float32, and what it gives."""
-
-    session: Session
-    min_cosine: float
-    allowed: float
-
-    @property
-    def holds(self) -> bool:
-        return self.min_cosine >= self.allowed  # false for NaN
-
-
-def write_int8(encoder: Encoder, path: Path, truth: Mapping[str, Truth], bound: Bound) -> tuple[Session, list[str]]:
-    """Write the graph; a session of it, and the names of the layers that stay in float32.
+def write_int8(
+    encoder: Encoder, path: Path, truth: Mapping[str, Truth], bound: Bound
+) -> tuple[list[ParityRow], list[str]]:
+    """Write the graph; how far it is from `truth`, and the names of the layers that stay in float32.
 
     Outliers are migrated into the weights of the encoder's own modules, which changes no bit of what they compute.
     All layers are in 8 bits if the bound then holds on the feeds of `truth` and on those of the calibration. Else
@@ -48,38 +36,47 @@ def write_int8(encoder: Encoder, path: Path, truth: Mapping[str, Truth], bound: 
     layers, feeds = list(integer_layers(encoder.layers)), encoder.calibration_feeds()
     seen, features = observe(layers, encoder.reference, feeds)
     how = {layer.name: quantize(layer, seen.pop(layer.name)) for layer in layers}
+    vectors = encoder.reference.OUTPUTS[0]
     checks = dict(truth)
     for number, (feed, output) in enumerate(zip(feeds, features, strict=True)):
-        known = {encoder.reference.OUTPUTS[0]: output.numpy()}  # by float32, which is as good for this
+        known = {vectors: output.numpy()}  # by float32, which is as good for this
         checks[f"calibration {number}"] = Truth(feed, known, known)
 
-    def attempt(left: Sequence[str]) -> Attempt:
+    def written(left: Sequence[str]) -> Session:
         integer = {layer.name: how[layer.name] for layer in layers if layer.branch not in left}
         encoder.write(path, precision="int8", integer_layers=integer)
-        session = cpu_session(path)
-        rows = compare(encoder.name, checks, session)
-        output = encoder.reference.OUTPUTS[0]
-        allowed = bound.beside(yardsticks(rows)[encoder.name, output]).min_cosine
-        return Attempt(session, min(row.export.min_cosine for row in rows if row.output == output), allowed)
+        return cpu_session(path)
 
-    whole = attempt([])
-    if whole.holds:
-        return whole.session, []
+    def cosines(rows: Iterable[ParityRow]) -> Iterator[float]:
+        return (row.export.min_cosine for row in rows if row.output == vectors)
+
+    session = written([])
+    rows = compare(encoder.name, checks, session)
+    allowed = bound.beside(yardsticks(rows)[encoder.name, vectors]).min_cosine
+    if all(cosine >= allowed for cosine in cosines(rows)):
+        return [row for row in rows if row.inputs in truth], []
     one_row = {name: array[:1] for name, array in truth[encoder.probe].feed.items()}
-    before, cosine_before = seconds(whole.session, one_row), whole.min_cosine
-    del whole  # its session's memory is needed
+    before, least_before = seconds(session, one_row), min(cosines(rows))
+    del session  # its memory is needed
     harm = harm_of_branches(encoder, layers, how, truth[encoder.probe].feed)
     ranked = sorted(harm, key=harm.__getitem__, reverse=True)
-    count = bisect_left(range(len(ranked)), True, key=lambda count: attempt(ranked[:count]).holds)
-    found = attempt(ranked[:count])
+
+    def holds(count: int) -> bool:
+        session = written(ranked[:count])
+        found = (row for kind, check in checks.items() for row in compare(encoder.name, {kind: check}, session))
+        return all(cosine >= allowed for cosine in cosines(found))  # up to the first that is not
+
+    count = bisect_left(range(len(ranked)), True, key=holds)
+    session = written(ranked[:count])
+    rows = compare(encoder.name, checks, session)
     left = [layer.name for layer in layers if layer.branch in ranked[:count]]
     print(
         f"{encoder.name}: {len(left)} of {len(layers)} layers stay in fp32: {', '.join(ranked[:count])}; least cosine "
-        f"{found.min_cosine:.6f}, without them {cosine_before:.6f}; one row takes "
-        f"{seconds(found.session, one_row):.3f} s, without them {before:.3f} s",
+        f"{min(cosines(rows)):.6f}, without them {least_before:.6f}; one row takes {seconds(session, one_row):.3f} s, "
+        f"without them {before:.3f} s",
         flush=True,
     )
-    return found.session, left
+    return [row for row in rows if row.inputs in truth], left
 
 
 def seconds(session: Session, feed: Feed) -> float:

@@ -22,7 +22,6 @@ from medimage_export.medimageinsight.export import BOUNDS, export_medimageinsigh
 from medimage_export.medimageinsight.graphs import ImageEncoderGraph, TextEncoderGraph
 from medimage_export.medimageinsight.image_graph import write_image_encoder
 from medimage_export.medimageinsight.int8 import write_int8
-from medimage_export.medimageinsight.integer_layers import integer_layers
 from medimage_export.medimageinsight.text_graph import write_text_encoder
 from medimage_export.medimageinsight.tokenizer import build_tokenizer, write_byte_vocabulary
 from medimage_export.node_by_node import NodeByNode
@@ -248,37 +247,43 @@ def test_int8_whose_ranges_do_not_fit_leaves_layers_in_fp32_and_says_which(repos
 @pytest.mark.parametrize(
     "outliers", [{"factor": 16, "share": 0.02}, {"factor": 64, "share": 0.005}, {"factor": 256, "share": 0.01}], ids=str
 )
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_outlier_channels_are_no_reason_to_refuse_or_to_leave_a_layer(phantom, outliers, precision, tmp_path):
+def test_outlier_channels_are_no_reason_to_refuse_or_to_leave_a_layer(phantom, outliers, tmp_path):
     model = with_outliers(phantom, **outliers, seed=7)
     tokenizer = build_tokenizer(find_checkpoint(PHANTOM_CHECKPOINT).tokenizer, model.config.text.context_length)
+    path = tmp_path / "model.onnx"
     for encoder in encoders_of(model, tokenizer, [], []):
-        path = tmp_path / "model.onnx"
         truth = truths(encoder.reference, encoder.reference.OUTPUTS, encoder.parity_feeds)
-        if precision == "int8":
-            session, left = write_int8(encoder, path, truth, BOUNDS["int8"])
-            assert left == []
-        else:
+        for precision in ("fp32", "fp16"):
             encoder.write(path, precision=precision)
-            session = cpu_session(path)
-        rows = compare(encoder.name, truth, session)
-        check_parity(rows, precision, BOUNDS[precision])
-        assert precision != "int8" or min(row.export.min_cosine for row in rows) >= 0.998
+            check_parity(compare(encoder.name, truth, cpu_session(path)), precision, BOUNDS[precision])
+        rows, left = write_int8(encoder, path, truth, BOUNDS["int8"])
+        assert left == []
+        assert min(row.export.min_cosine for row in rows) >= 0.998
 
 
 def test_layers_that_hurt_stay_in_fp32_the_fewest_that_hold_the_bound(tmp_path, capsys):
-    """An amplifying checkpoint, which all layers in 8 bits do not hold."""
+    """An amplifying checkpoint, which all layers in 8 bits do not hold, nor those with one more branch."""
+    path, tried = tmp_path / "model.onnx", []
     config = replace(SMALL, image=small_config((100, 70)).image)
-    model = random_model(config, gain=2.5)
-    tokenizer = byte_tokenizer(config)
-    encoder, _ = encoders_of(model, tokenizer, [], [])
+    encoder, _ = encoders_of(random_model(config, gain=2.5), byte_tokenizer(config), [], [])
+
+    def write(path, *, precision, integer_layers):
+        tried.append(integer_layers)
+        encoder.write(path, precision=precision, integer_layers=integer_layers)
+
     truth = truths(encoder.reference, encoder.reference.OUTPUTS, encoder.parity_feeds)
-    session, left = write_int8(encoder, tmp_path / "model.onnx", truth, BOUNDS["int8"])
-    check_parity(compare(encoder.name, truth, session), "int8", BOUNDS["int8"])
-    assert f"{len(left)} of 43 layers stay in fp32: " in capsys.readouterr().out
-    assert 0 < len(left) < sum(1 for _ in integer_layers(model.image_encoder))
-    in_8_bits = [w for w in weights_of_products(tmp_path / "model.onnx") if w.dtype == np.int8]
-    assert in_8_bits
+    rows, left = write_int8(replace(encoder, write=write), path, truth, BOUNDS["int8"])
+    check_parity(rows, "int8", BOUNDS["int8"])
+    branches = re.search(rf"{len(left)} of 43 layers stay in fp32: (.*?);", capsys.readouterr().out)[1].split(", ")
+    chosen = tried[-1].keys()
+    assert 0 < len(chosen) == 43 - len(left)
+    assert {np.dtype(np.int8), np.dtype(np.float32)} <= {w.dtype for w in weights_of_products(path)}
+
+    *_, one_more = sorted((layers for layers in tried if layers.keys() > chosen), key=len, reverse=True)
+    assert {name for name in one_more.keys() - chosen if not name.startswith(branches[-1])} == set()
+    encoder.write(path, precision="int8", integer_layers=one_more)
+    with pytest.raises(ParityError):
+        check_parity(compare(encoder.name, truth, cpu_session(path)), "int8", BOUNDS["int8"])
 
 
 def test_drawings_for_calibration_are_not_those_of_the_parity_check(phantom):
