@@ -15,7 +15,7 @@ import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from medimage_server.errors import InferenceFailed, InvalidInput
-from medimage_server.onnx_settings import ModelLoadError, configured_session
+from medimage_server.onnx_settings import ModelLoadError, configured_session, rows_at_once
 from medimage_server.openvino_session import OpenVINOSession
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ class OnnxModel:
         self.can_batch: bool = config["max_batch_size"] > 0
         self.inputs = _signatures(config["input"], can_batch=self.can_batch)
         self.outputs = _signatures(config["output"], can_batch=self.can_batch)
+        self._rows_at_once = rows_at_once(config, kind=kind)
         path = version_directory / (config["default_model_filename"] or "model.onnx")
         if not path.is_file():
             raise ModelLoadError(f"{self.name} has no exported weights ({path.name}): run `medimage export`")
@@ -116,6 +117,16 @@ class OnnxModel:
             return error
 
     def _infer(self, tensors: Tensors) -> Tensors:
+        rows, most = _rows(tensors), self._rows_at_once
+        if not 0 < most < rows:
+            return self._infer_at_once(tensors)
+        pieces = [
+            self._infer_at_once({name: values[start : start + most] for name, values in tensors.items()})
+            for start in range(0, rows, most)
+        ]
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+    def _infer_at_once(self, tensors: Tensors) -> Tensors:
         names = [output.name for output in self.outputs]
         feed = {name: _as_text(name, values) if values.dtype == object else values for name, values in tensors.items()}
         try:

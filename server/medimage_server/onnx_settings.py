@@ -30,6 +30,7 @@ SESSION_PARAMETERS = {
     "enable_mem_arena",
     "enable_mem_pattern",
 }
+ROWS_PARAMETER = "cpu_max_batch_size"  # ours: the native backend takes no notice of it
 # Options of the CUDA provider that the native backend reads from `parameters` and nowhere else: what the accelerator
 # named "cuda" says of these is overwritten. It numbers the choices that have names in onnxruntime.
 CUDA_PARAMETERS: Mapping[str, Sequence[str]] = {
@@ -53,7 +54,7 @@ def session_options(config: Mapping[str, Any]) -> ort.SessionOptions:
         ModelLoadError: a value is not one that the native backend takes.
     """
     parameters, optimization = config.get("parameters", {}), config.get("optimization", {})
-    ignored = sorted(parameters.keys() - SESSION_PARAMETERS - CUDA_PARAMETERS.keys())
+    ignored = sorted(parameters.keys() - SESSION_PARAMETERS - CUDA_PARAMETERS.keys() - {ROWS_PARAMETER})
     _warn_of_ignored(config, ignored)
 
     options = ort.SessionOptions()
@@ -75,6 +76,15 @@ def session_options(config: Mapping[str, Any]) -> ort.SessionOptions:
     # A blank image has attention weights so small that they are denormal: products with those take 60 times as long.
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     return options
+
+
+def rows_at_once(config: Mapping[str, Any], *, kind: str) -> int:
+    """How many rows of a batch an instance computes at once, 0 for all: `cpu_max_batch_size` on a CPU.
+
+    Raises:
+        ModelLoadError: it is no whole number.
+    """
+    return _whole_number(config, ROWS_PARAMETER) if kind == "CPU" and config["max_batch_size"] > 0 else 0
 
 
 def has_vnni() -> bool:

@@ -34,6 +34,7 @@ DOCUMENTED_PARAMETERS = {
         "session.use_device_allocator_for_initializers",
         # "Deprecated Parameters", which are the only place where src/onnxruntime.cc reads these
         *("cudnn_conv_algo_search", "gpu_mem_limit", "arena_extend_strategy", "do_copy_in_default_stream"),
+        "cpu_max_batch_size",  # ours: the native backend does not look for it
     },
     "python": {
         *("profile", "max_encoded_bytes", "max_pixels"),

@@ -61,6 +61,19 @@ def test_run_batches_all_requests_into_one_session_run(model, monkeypatch):
     assert rows == [3]
 
 
+@pytest.mark.parametrize(("kind", "sizes"), [("CPU", [2, 2, 1]), ("GPU", [5])])
+def test_cpu_computes_no_more_rows_at_once_than_the_config_says(config, tmp_path, monkeypatch, kind, sizes):
+    write_text_encoder(tmp_path / "model.onnx")
+    config["parameters"] = {"cpu_max_batch_size": {"string_value": "2"}}
+    model, rows = OnnxModel(config, tmp_path, kind=kind, device_id=0), []
+    session = model.session
+    spy = SimpleNamespace(run=lambda names, feed: rows.append(len(feed["input_ids"])) or session.run(names, feed))
+    monkeypatch.setattr(model, "session", spy)
+    answers = model.run([request(5), request(7, 9, 11), request(4)])
+    assert [sums(answer) for answer in answers] == [[5], [7, 9, 11], [4]]
+    assert rows == sizes
+
+
 def test_run_does_not_copy_the_tensors_of_a_single_request(model, monkeypatch):
     fed = {}
     session = model.session

@@ -33,7 +33,7 @@ class Encoder:
         layers: those that int8 quantizes.
         write: see `write_image_encoder`.
         parity_feeds: by what they are.
-        probe: of them, the one by which int8 finds the layers that hurt.
+        probe: the batch by which int8 finds the layers that hurt.
         calibration_feeds: for int8; an image file that cannot be read is an ExportError.
     """
 
@@ -42,7 +42,7 @@ class Encoder:
     layers: DaViT | TextTransformer
     write: Callable[..., None]
     parity_feeds: Mapping[str, Feed]
-    probe: str
+    probe: Feed
     calibration_feeds: Callable[[], Sequence[Feed]]
 
 
@@ -58,7 +58,7 @@ def encoders_of(
             model.image_encoder,
             partial(write_image_encoder, model),
             image_feeds(model.config.image, images),
-            "phantoms",
+            {"pixels": _drawing(CAPTIONS[-1], 0, model.config.image)},
             lambda: list(calibration_images(model.config.image, calibration)),
         ),
         Encoder(
@@ -67,7 +67,7 @@ def encoders_of(
             model.lang_encoder,
             partial(write_text_encoder, model),
             texts,
-            "edge cases",
+            texts["edge cases"],
             lambda: list(texts.values()),
         ),
     )

@@ -55,10 +55,10 @@ def write_int8(
     allowed = bound.beside(yardsticks(rows)[encoder.name, vectors]).min_cosine
     if all(cosine >= allowed for cosine in cosines(rows)):
         return [row for row in rows if row.inputs in truth], []
-    one_row = {name: array[:1] for name, array in truth[encoder.probe].feed.items()}
+    one_row = {name: array[:1] for name, array in encoder.probe.items()}
     before, least_before = seconds(session, one_row), min(cosines(rows))
     del session  # its memory is needed
-    harm = harm_of_branches(encoder, layers, how, truth[encoder.probe].feed)
+    harm = harm_of_branches(encoder, layers, how)
     ranked = sorted(harm, key=harm.__getitem__, reverse=True)
 
     def holds(count: int) -> bool:
@@ -91,13 +91,13 @@ def seconds(session: Session, feed: Feed) -> float:
 
 
 def harm_of_branches(
-    encoder: Encoder, layers: Sequence[IntegerLayer], how: Mapping[str, Quantization], feed: Feed
+    encoder: Encoder, layers: Sequence[IntegerLayer], how: Mapping[str, Quantization]
 ) -> dict[str, float]:
     """By how much the worst vector's cosine falls if one branch alone is in 8 bits, by the branch's name.
 
     What comes before the branch is not computed again.
     """
-    tensors = [torch.from_numpy(array) for array in feed.values()]
+    tensors = [torch.from_numpy(array) for array in encoder.probe.values()]
     steps = {name: module for name, module in encoder.layers.named_modules() if isinstance(module, STEPS)}
     outputs: dict[str, Tensor] = {}
     harm = {}
