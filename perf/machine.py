@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+import click
 import onnxruntime
 import torch
 
@@ -76,3 +77,17 @@ def exported(repository: Path) -> dict[str, object]:
         "format": manifest["format"],
         "precision": manifest["precision"],
     }
+
+
+def exported_for_onnxruntime(repository: Path) -> dict[str, object]:
+    """What `exported` tells of a repository that onnxruntime serves.
+
+    Raises:
+        ClickException: another runtime does.
+    """
+    found = exported(repository)
+    if found["format"] != "onnx":
+        raise click.ClickException(f"{repository} holds {found['format']} plans; export it with --format onnx")
+    if found["precision"] == "bf16":
+        raise click.ClickException(f"{repository} holds bf16, which OpenVINO computes: only onnxruntime is measured")
+    return found

@@ -4,7 +4,7 @@ Both encoders as they are served from ONNX, over gRPC, against `InferenceSession
 process, on CUDA where onnxruntime has it. The two take turns, so that a noisy machine disturbs them alike. One request
 at a time: the difference in milliseconds, of which `max_queue_delay_microseconds` is a part. Busy: the share of the
 session's rate that is lost. The session is given as many rows at once as there are requests in flight, or one,
-whichever is faster.
+whichever is faster. So is the whole path, from a PNG to its vector, against the session of the image encoder.
 
 Run: make perf-overhead     Result: perf/results/overhead.json, and the tables on stdout
 """
@@ -24,7 +24,8 @@ from tritonclient.utils import np_to_triton_dtype
 
 from medimage_server.launcher import run_triton
 from perf.load import requests_for, run_load
-from perf.machine import exported, machine
+from perf.machine import exported_for_onnxruntime, machine
+from perf.pictures import film, png
 from perf.scaling import encoder_inputs
 from perf.session_process import session_as_served
 
@@ -32,7 +33,8 @@ ROOT = Path(__file__).parents[1]
 BUSY = (4, 8, 16)  # requests in flight
 REST_S = 0.02  # between two turns: the threads of a session spin for a while before they sleep
 TURNS = 40  # at most, of one request
-LIMIT_MS, LIMIT_SHARE = 15, 0.03  # the goals
+WHOLE_PATH, IN_FLIGHT = "PNG to vector", 8
+LIMIT_MS, LIMIT_SHARE, WHOLE_PATH_LIMIT_SHARE = 15, 0.03, 0.07  # the goals
 
 
 @click.command()
@@ -47,14 +49,12 @@ LIMIT_MS, LIMIT_SHARE = 15, 0.03  # the goals
 @click.option("--output", type=click.Path(path_type=Path), default=ROOT / "perf" / "results" / "overhead.json")
 def main(repository: Path, seconds: float, rounds: int, output: Path) -> None:
     """Measure both encoders of an exported repository."""
-    weights = exported(repository)
-    if weights["format"] != "onnx":
-        raise click.ClickException(f"{repository} holds {weights['format']} plans; export it with --format onnx")
+    weights = exported_for_onnxruntime(repository)
     report: dict = {"machine": machine(), "exported": weights, "one": [], "busy": []}
     with tempfile.TemporaryDirectory() as scratch:
-        encoders = ("image_encoder", "text_encoder")
+        models = ("medimageinsight_image", "text_encoder")
         with (
-            run_triton(repository, models=encoders, log=Path(scratch) / "triton.log") as server,
+            run_triton(repository, models=models, log=Path(scratch) / "triton.log") as server,
             grpc.InferenceServerClient(server.url.removeprefix("grpc://")) as client,
         ):
             for tower, inputs in encoder_inputs(repository, max(BUSY)).items():
@@ -66,8 +66,17 @@ def main(repository: Path, seconds: float, rounds: int, output: Path) -> None:
                     {"tower": tower, **busy(session, ask, inputs, concurrency, seconds / rounds, rounds)}
                     for concurrency in BUSY
                 ]
+                if tower == "image":
+                    ask = served(client, "medimageinsight_image", {"image": films(IN_FLIGHT)})
+                    found = busy(session, ask, inputs, IN_FLIGHT, seconds / rounds, rounds)
+                    report["busy"].append({"tower": WHOLE_PATH, **found})
                 output.write_text(json.dumps(report, indent=2) + "\n")
     print_tables(report)
+
+
+def films(number: int) -> np.ndarray:
+    """PNG files of 512 x 512, (number, 1) of bytes."""
+    return np.array([[png(film(512, 512, seed))] for seed in range(number)], dtype=object)
 
 
 def served(
@@ -163,11 +172,12 @@ def print_tables(report: dict) -> None:
             f"| {r['tower']} | {r['turns']} | {r['session_ms']:.1f} | {r['triton_ms']:.1f} "
             f"| {r['overhead_ms']:.1f} | {met} |"
         )
-    print("\n| encoder, busy | in flight | session, one row | session, so many | Triton | lost | goal: 3 % |")
+    print("\n| encoder, busy | in flight | session, one row | session, so many | Triton | lost | goal |")
     print("|---|---:|---:|---:|---:|---:|---|")
     for r in report["busy"]:
         rates = " | ".join(f"{rate:.2f}" for rate in r["rows_per_second"].values())
-        met = "met" if r["lost_share"] <= LIMIT_SHARE else "missed"
+        limit = WHOLE_PATH_LIMIT_SHARE if r["tower"] == WHOLE_PATH else LIMIT_SHARE
+        met = f"{limit:.0%}, {'met' if r['lost_share'] <= limit else 'missed'}"
         print(f"| {r['tower']} | {r['concurrency']} | {rates} | {r['lost_share']:.1%} | {met} |")
     print("\nRows per second; medians.")
 

@@ -28,7 +28,7 @@ from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_server.model_repository import read_configs
 from medimage_server.text_tokenizer import TextTokenizer
 from perf.load import Load, requests_for, run_load
-from perf.machine import children, exported, machine, memory, peak_memory
+from perf.machine import children, exported_for_onnxruntime, machine, memory, peak_memory
 from perf.pictures import png
 from perf.scaling_plots import plot
 from perf.timing import spread
@@ -65,7 +65,8 @@ QUICK = Effort(seconds=1, rounds=1, starts=1)
 def main(repository: Path, quick: bool, output: Path, picture: Path) -> None:
     """Measure both towers of an exported repository."""
     effort = QUICK if quick else FULL
-    report: dict = {"machine": machine(), "exported": exported(repository), "effort": effort._asdict()}
+    weights = exported_for_onnxruntime(repository)
+    report: dict = {"machine": machine(), "exported": weights, "effort": effort._asdict()}
     for name, measure in (("batches", batches), ("serving", serving)):
         report[name] = measure(repository, effort)
         output.write_text(json.dumps(report, indent=2) + "\n")  # at once, should the rest fail

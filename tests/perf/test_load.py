@@ -1,10 +1,12 @@
 """The load generator and the repeats of scaling.py and overhead.py, on calls of known length; and the picture."""
 
 import json
+import re
 import subprocess
 import sys
 import threading
 
+import click
 import numpy as np
 import onnx
 import pytest
@@ -12,7 +14,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from perf.load import Load, requests_for, run_load
-from perf.machine import memory, peak_memory
+from perf.machine import exported_for_onnxruntime, memory, peak_memory
 from perf.overhead import busy, one_at_a_time
 from perf.scaling_plots import plot
 from perf.session_process import repeat
@@ -119,6 +121,22 @@ def test_what_is_lost_is_lost_against_the_faster_session(clock):
     found = busy(Session(clock), lambda number: clock.sleep(1), inputs, 4, seconds=8, rounds=3)
     assert found["rows_per_second"] == pytest.approx({"session_alone": 0.5, "session_batched": 2.0, "triton": 1.0})
     assert found["lost_share"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ({"format": "tensorrt", "precision": "fp16"}, "holds tensorrt plans; export it with --format onnx"),
+        ({"format": "onnx", "precision": "bf16"}, "holds bf16, which OpenVINO computes: only onnxruntime is measured"),
+    ],
+    ids=["plans", "bf16"],
+)
+def test_what_another_runtime_serves_is_not_measured_as_onnxruntime(tmp_path, found, message):
+    manifest = tmp_path / "medimageinsight" / "1" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"checkpoint": {"weights": "random"}, **found}))
+    with pytest.raises(click.ClickException, match=f"^{re.escape(str(tmp_path))} {message}$"):
+        exported_for_onnxruntime(tmp_path)
 
 
 def test_memory_counts_children():
