@@ -1,7 +1,7 @@
 """Writes the tables of docs/performance.md and README.md from perf/results/*.json.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; everything else on the page is written by hand.
-A number of a measurement stands in a table or in a line under it, never in the text by hand.
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; the rest of a page is written by hand. A
+measured number stands in a table or beside it, between those marks, and never in the text written by hand.
 
 Run: python -m perf.page          with --check: changes nothing, and fails if a page differs from the results
 """
@@ -161,9 +161,8 @@ def preprocessing(report: Content) -> str:
             (row["image"], f"{row['bytes'] / 1e6:.1f}", f"{ms['plain']:.1f}", f"{ms['ours']:.1f}", saved, *of_it)
         )
     header = ("image", "MB", "plain Pillow, ms", "ours, ms", "saved", "of ours: decode", "resize", "inflate alone")
-    return f"{measured(report)}; processor time of one thread, medians of {report['rounds']} rounds.\n\n" + tables.table(
-        header, rows, left=1
-    )
+    about = f"{measured(report)}; processor time of one thread, medians of {report['rounds']} rounds."
+    return f"{about}\n\n{tables.table(header, rows, left=1)}"
 
 
 def endpoint_overhead(report: Content) -> str:
@@ -244,12 +243,12 @@ def reports(report: Content) -> str:
     header = ("tokens in a slot", "studies", "step ms", "min-max ms", "tokens/s", "x one study", "floor ÷ step")
     theirs, same, step_s = report["transformers"], report["same_tokens"], report["steps"][0]["median_s"]
     return (
-        f"{measured(report)}. The floor, in which memory delivers {report['weight_bytes'] / 1e9:.2f} GB of weights once "
-        f"at {report['bandwidth_gb_s']:.1f} GB/s, is {floor_s * 1e3:.0f} ms.\n\n"
+        f"{measured(report)}. The floor, in which memory delivers {report['weight_bytes'] / 1e9:.2f} GB of weights "
+        f"once at {report['bandwidth_gb_s']:.1f} GB/s, is {floor_s * 1e3:.0f} ms.\n\n"
         + tables.table((*header, "with the KV cache read"), rows, left=0)
         + f"\n\nOne image ({report['steps'][0]['context']:,} tokens of prompt): first token after "
-        f"{report['first_token_s']:.0f} s, and {report['image_encoder_s']:.0f} s for the image encoder; transformers in "
-        f"fp32 {theirs['first_token_s']:.0f} s. After that a token takes {step_s * 1e3:,.0f} ms, with transformers "
+        f"{report['first_token_s']:.0f} s, and {report['image_encoder_s']:.0f} s for the image encoder; transformers "
+        f"in fp32 {theirs['first_token_s']:.0f} s. After that a token takes {step_s * 1e3:,.0f} ms, with transformers "
         f"{theirs['step_s'] * 1e3:,.0f} ms ({theirs['step_s'] / step_s:.1f} times as long). Of {same['tokens']} tokens "
         f"of {same['studies']} studies, {same['same']} are the same whether the studies are answered alone or together."
     )

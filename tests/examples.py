@@ -1,4 +1,4 @@
-"""The fenced blocks of README.md and of the pages in docs/: which of them are run as they stand there, and which are not.
+"""The fenced blocks of README.md and of the pages in docs/: which are run as they stand there, and which are not.
 
 tests/triton/test_readme.py runs them; tests/test_docs.py sees to it that each stands in one of the two tables.
 """
