@@ -33,5 +33,11 @@ def literal_code(app: Sphinx, kind: str, name: str, obj: object, options: Any, l
     lines[:] = [re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", line) for line in lines]
 
 
+def plain_default(app: Sphinx, context: object, lines: list[str]) -> None:
+    """A default that is a path is shown as it is typed."""
+    lines[:] = [re.sub(r"PosixPath\(('[^']*')\)", r"\1", line) for line in lines]
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("sphinx-click-process-options", plain_default)
     app.connect("autodoc-process-docstring", literal_code)

@@ -245,9 +245,9 @@ def test_one_command_serves_with_the_endpoint(served, run):
         assert words(run(status.replace("5001", port))) == words(printed)
 
 
-def test_clean_has_nothing_to_say(run):
+def test_clean_says_what_it_removed(run):
     (command,) = examples("docs/security.md", "## What lies where, and for how long")
-    run(command)
+    assert all(line.startswith(("removed ", "nothing to remove")) for line in run(command).splitlines())
 
 
 @pytest.mark.parametrize(("page", "heading"), [(README, "## Two commands"), (QUICK_START, "## Run the demo")])
