@@ -32,7 +32,9 @@ def main(check: bool) -> None:
     for page in PAGES:
         old = page.read_text(encoding="utf-8")
         new = filled(old)
-        if check and new != old:
+        if new == old:
+            continue
+        if check:
             raise click.ClickException(f"{page.relative_to(ROOT)} differs from perf/results; run `python -m perf.page`")
         page.write_text(new, encoding="utf-8")
 
