@@ -43,7 +43,7 @@ def filled(text: str) -> str:
     """The page with the tables of today's results.
 
     Raises:
-        ClickException: the page asks for a table that does not exist.
+        ClickException: the page asks for a table that does not exist, or a result lacks what a table shows.
     """
 
     def written(match: re.Match[str]) -> str:
@@ -51,7 +51,11 @@ def filled(text: str) -> str:
         if name not in TABLES:
             raise click.ClickException(f"there is no table {name!r}; expected one of {', '.join(TABLES)}")
         file, write = TABLES[name]
-        return f"{begin}\n{write(read(file)).strip()}\n\n{end}"
+        try:
+            table = write(read(file)).strip()
+        except KeyError as missing:
+            raise click.ClickException(f"{file} has no {missing} for {name}; was its measurement stopped?") from missing
+        return f"{begin}\n{table}\n\n{end}"
 
     return TABLE.sub(written, text)
 

@@ -28,6 +28,13 @@ def test_unknown_table_is_refused():
         page.filled("<!-- table: nothing -->\n<!-- end of table -->\n")
 
 
+def test_result_of_a_stopped_measurement_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "socket_hop.json").write_text('{"rounds": 300}')
+    monkeypatch.setattr(page, "RESULTS", tmp_path)
+    with pytest.raises(ClickException, match=r"socket_hop\.json has no 'requests' for socket"):
+        page.filled("<!-- table: socket -->\n<!-- end of table -->\n")
+
+
 @pytest.fixture
 def outdated(tmp_path, monkeypatch):
     """A page that shows another number than the results, in place of the real ones."""
