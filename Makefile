@@ -24,7 +24,7 @@ LIBPYTHON = libpython$(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.v
 GET_LIBPYTHON = { cd $(VENV) && apt-get download --quiet $(LIBPYTHON) && dpkg --extract $(LIBPYTHON)_*.deb deb \
 	&& cp --no-dereference deb/usr/lib/*/$(LIBPYTHON).so.1.0 lib/ && rm -r deb $(LIBPYTHON)_*.deb; } || true
 
-.PHONY: demo test test-soak check fix lock perf perf-gpu perf-scaling perf-overhead perf-preprocessing perf-client \
+.PHONY: demo test test-soak check fix docs lock perf perf-gpu perf-scaling perf-overhead perf-preprocessing perf-client \
 	perf-endpoint perf-reports phantom-reports clean
 
 demo: $(VENV)/.runtime  ## the whole way on a real Triton, with the phantom checkpoint
@@ -75,6 +75,10 @@ perf-reports: $(VENV)/.runtime  ## the report decoder at full size; takes 20 GB 
 phantom-reports: $(VENV)/.dev  ## the phantom report checkpoint on unseen studies, through Triton
 	$(BIN)/python -m perf.phantom_reports
 
+docs: $(VENV)/.docs  ## the site in build/docs; fails at any warning, and if a table differs from perf/results
+	$(BIN)/python -m perf.page --check
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet docs build/docs
+
 lock:  ## write requirements/*.lock anew; options of uv as in `make lock UPGRADE="--upgrade-package numpy"`
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
@@ -96,6 +100,11 @@ $(VENV)/.runtime: pyproject.toml $(foreach name,runtime cpu cuda,requirements/$(
 
 $(VENV)/.dev: requirements/dev.lock requirements/openvino.lock $(VENV)/.runtime
 	$(INSTALL) --requirement requirements/dev.lock --requirement requirements/openvino.lock
+	$(CHECK_INSTALLED)
+	touch $@
+
+$(VENV)/.docs: requirements/docs.lock $(VENV)/.dev
+	$(INSTALL) --requirement $<
 	$(CHECK_INSTALLED)
 	touch $@
 

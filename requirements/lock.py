@@ -21,6 +21,7 @@ ABOUT = {
     "cpu": "PyTorch's build of torch for CPUs, of https://download.pytorch.org/whl/cpu.",
     "cuda": "PyPI's build of torch, and what it needs beyond runtime.lock.",
     "dev": "What tests, checks and benchmarks need beyond runtime.lock and openvino.lock.",
+    "docs": "What builds the site of docs/, beyond runtime.lock and dev.lock.",
     "openvino": "OpenVINO, which serves bf16 and is a baseline of the benchmarks, without its telemetry.",
     "onnxruntime-gpu": "Takes the place of onnxruntime, which has no CUDA.",
 }
@@ -37,15 +38,17 @@ Lock = dict[str, str]  # by package: the line name==version and those of its has
 def main(options: Sequence[str]) -> None:
     build = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["build-system"]["requires"]
     old = [pin for path in FOLDER.glob("*.lock") for pin in PIN.findall(path.read_text(encoding="utf-8"))]
-    everything = resolve(build, old, [str(PYPROJECT), "--extra=dev", *options])
+    everything = resolve(build, old, [str(PYPROJECT), "--extra=dev", "--extra=docs", *options])
     pins = [pin_of(package) for package in everything.values()]
     runtime = resolve(build, pins, [str(PYPROJECT), *(f"--extra={extra}" for extra in RUNTIME_EXTRAS)])
+    dev = resolve(build, pins, [str(PYPROJECT), "--extra=dev"])
     torch = pin_of(everything["torch"])
     hash_of_cpu_build, needs_of_cpu_build = cpu_build(torch)
     cuda = {"torch", *(resolve([torch], pins).keys() - needs_of_cpu_build)}
     onnxruntime_gpu = pin_of(everything["onnxruntime"]).replace("onnxruntime", "onnxruntime-gpu")
     write("runtime", runtime, runtime.keys() - cuda)
-    write("dev", everything, everything.keys() - runtime.keys())
+    write("dev", everything, dev.keys() - runtime.keys())
+    write("docs", everything, everything.keys() - dev.keys())
     write("cuda", everything, cuda)
     write("cpu", {"torch": f"{torch}+cpu \\\n    --hash=sha256:{hash_of_cpu_build}\n"}, {"torch"})
     write("openvino", resolve(["openvino"], old, ["--no-deps", *options]), {"openvino"})

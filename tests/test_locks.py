@@ -32,17 +32,18 @@ def requirements_of(extra: str) -> Iterator[Requirement]:
 
 CPU, CUDA = (read_lock(ROOT / f"requirements/{name}.lock") for name in ("cpu", "cuda"))
 RUNTIME = read_lock(ROOT / "requirements/runtime.lock") | CPU
-DEV = read_lock(ROOT / "requirements/dev.lock")
+DEV, DOCS = (read_lock(ROOT / f"requirements/{name}.lock") for name in ("dev", "docs"))
 NEEDED = [  # what an installation of the Makefile has, and what it has to have
     *((RUNTIME, Requirement(text)) for text in (*PROJECT["dependencies"], *PYPROJECT["build-system"]["requires"])),
     *((RUNTIME, requirement) for extra in ("cli", "export", "triton") for requirement in requirements_of(extra)),
     *((RUNTIME | DEV, requirement) for requirement in requirements_of("dev")),
+    *((RUNTIME | DEV | DOCS, requirement) for requirement in requirements_of("docs")),
     *((read_lock(ROOT / "requirements/openvino.lock"), requirement) for requirement in requirements_of("openvino")),
 ]
 
 
 def test_locks_are_all_there():
-    assert [path.stem for path in LOCKS] == ["cpu", "cuda", "dev", "onnxruntime-gpu", "openvino", "runtime"]
+    assert [path.stem for path in LOCKS] == ["cpu", "cuda", "dev", "docs", "onnxruntime-gpu", "openvino", "runtime"]
 
 
 @pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.stem)

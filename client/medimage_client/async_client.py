@@ -34,20 +34,19 @@ T = TypeVar("T")
 class AsyncMedImageInsight:
     """MedImageInsight on a Triton server or behind a scoring URI, for asyncio.
 
-    Many inputs are sent as several requests at once and answered in order. Of several things that are wrong, the first
-    one noticed is raised, and requests not yet answered are given up.
+    Many inputs are sent as several concurrent requests, and results are in the order of the inputs. The first error is
+    raised, and requests that have no answer yet are cancelled.
 
-    Azure's JSON, which a scoring URI takes, has no `resize` and no empty texts.
+    A scoring URI takes Azure's JSON, which has no `resize` and no empty texts.
 
     Args:
-        url: a Triton's, `grpc://host:port`, `grpcs://…`, `http://…` or `https://…`, or a scoring URI, `https://…/score`.
+        url: of a Triton, `grpc://host:port`, `grpcs://…`, `http://…` or `https://…`, or a scoring URI, `https://…/score`.
         api_key: of the scoring URI, if it has one.
         timeout: seconds for one request with its retries. A call with many inputs makes many requests; bound it as a
             whole with `asyncio.timeout`.
         retries: attempts after the first, made after failed connections and when the server is overloaded.
         concurrency: requests in flight, over all calls of this client.
-        shared_memory: hand images of 1 MiB and more over through the memory of this machine, on which the server has to
-            run too; see `shared_memory.py`.
+        shared_memory: pass images of 1 MiB and more through shared memory; the server must run on the same machine.
         transport: a connection to use instead of one to `url`.
 
     Raises:
@@ -104,18 +103,18 @@ class AsyncMedImageInsight:
         """Embeddings of images, (n, 1024) float32, L2-normalised; (0, 1024) for none.
 
         Args:
-            images: paths, bytes, base64 text, Pillow images, arrays or DICOM files, mixed as you like; see `images.py`.
-            window: (low, high) for deep arrays and DICOM files; see `images.encode_image`.
+            images: any mix of paths, bytes, base64 text, Pillow images, arrays and DICOM files.
+            window: (low, high), for arrays that are not uint8 and for DICOM files.
             frame: of multi-frame DICOM files, from 0; the first if None.
             image_standardization_image_size: Azure's parameter, side in pixels; 0 for the server's own, 512.
             image_standardization_jpeg_compression_ratio: Azure's parameter, JPEG quality; 0 for the server's own, 75.
-            resize: where large images become the square that the preprocessing begins with. `client` sends a PNG of it,
-                far fewer bytes, for the same vectors; see `client_resize.py`.
+            resize: where large images are resized to the square that preprocessing starts with. `client` sends a PNG of
+                the square: far fewer bytes, and the same vectors.
             timeout: seconds for one request, instead of the client's.
 
         Raises:
             InvalidInput: names the image by its index, as `images[3]: …`.
-            MedImageError: see `errors.py`.
+            MedImageError: any other failure.
         """
         check_list(images, "images")
         params = RequestParams(
@@ -139,7 +138,7 @@ class AsyncMedImageInsight:
 
         Raises:
             InvalidInput: names the text by its index, as `texts[3]: …`.
-            MedImageError: see `errors.py`.
+            MedImageError: any other failure.
         """
         check_list(texts, "texts")
         return (await self._embed_texts(texts, name="texts[{}]".format, timeout=timeout)).features
@@ -159,14 +158,14 @@ class AsyncMedImageInsight:
         Args:
             images: what `embed_images` takes, or its result, a floating-point (n, 1024) array.
             labels: texts such as `x-ray chest anteroposterior Pneumonia`, the pattern the model was trained on.
-            multilabel: rate each label by itself (sigmoid); else the labels exclude each other and a row sums to 1.
-            template: text around each label, which takes the place of `{}`.
+            multilabel: rate each label independently (sigmoid); otherwise a row sums to 1 (softmax).
+            template: text around each label, which replaces `{}`.
             resize: as in `embed_images`.
             timeout: seconds for one request, instead of the client's.
 
         Raises:
             InvalidInput: no labels, a template without `{}`, or as for `embed_images` and `embed_texts`.
-            MedImageError: see `errors.py`.
+            MedImageError: any other failure.
         """
         check_list(labels, "labels")
         if not labels:
@@ -192,7 +191,7 @@ class AsyncMedImageInsight:
         resize: Resize = "server",
         timeout: float | None = None,
     ) -> Answer:
-        """Answer a request of Azure's MedImageInsight endpoint in its own JSON; see `azure_embeddings.py`.
+        """Answer a request of Azure's MedImageInsight endpoint in its own JSON.
 
         Args:
             request: the decoded object, its JSON text, the path (`os.PathLike`) of a JSON file, or what `read_request`
@@ -203,7 +202,7 @@ class AsyncMedImageInsight:
 
         Raises:
             InvalidInput: names row and column, as `row 2, column 'image': …`.
-            MedImageError: see `errors.py`.
+            MedImageError: any other failure.
         """
         if layout not in get_args(Layout):
             raise InvalidInput(f"layout is {layout!r}; expected one of {list(get_args(Layout))}")

@@ -19,15 +19,15 @@ from medimage_client.transport import Outputs, Transport
 class AsyncCXRReportGen:
     """CXRReportGen on a Triton server or behind a scoring URI, for asyncio.
 
-    Azure's JSON, which a scoring URI takes, has no `mode`, `phrase`, `max_new_tokens` and `constrained`. Azure's own
-    endpoint tells no status either, so it has `score` alone.
+    A scoring URI takes Azure's JSON, which has no `mode`, `phrase`, `max_new_tokens` and `constrained`. Azure's own
+    endpoint returns no status either, so only `score` works with it.
 
     Args:
-        url: a Triton's, `grpc://host:port`, `grpcs://…`, `http://…` or `https://…`, or a scoring URI, `https://…/score`.
+        url: of a Triton, `grpc://host:port`, `grpcs://…`, `http://…` or `https://…`, or a scoring URI, `https://…/score`.
         api_key: of the scoring URI, if it has one.
         timeout: seconds for one report with its retries, or for one stream to its end.
         retries: attempts after the first, made after failed connections and when the server is overloaded; a stream is
-            not tried again once a piece of it has come.
+            not retried once a piece of it has arrived.
         concurrency: reports in flight, over all calls of this client; streams are not counted.
         transport: a connection to use instead of one to `url`.
 
@@ -89,20 +89,19 @@ class AsyncCXRReportGen:
         """The findings of a chest X-ray study.
 
         Args:
-            frontal: the current frontal image; a path, bytes, base64 text, a Pillow image, an array or a DICOM file,
-                see `images.py`.
+            frontal: the current frontal image; a path, bytes, base64 text, a Pillow image, an array or a DICOM file.
             lateral, prior: the current lateral image, and the frontal image of an earlier study.
             indication, technique, comparison: sections of the request form; empty ones are not sent.
-            prior_report: the report of the earlier study; of no effect without `prior`.
+            prior_report: the report of the earlier study; has no effect without `prior`.
             mode: `grounded` for findings with boxes, `findings` for plain text, `phrase` to locate one finding.
             phrase: the finding to locate, in mode `phrase` and only there.
-            max_new_tokens: where to cut the answer; None for the server's default of the mode.
+            max_new_tokens: length at which the answer is cut; None for the server's default of the mode.
             constrained: keep the model to its grammar, so that no answer is malformed.
             timeout: seconds for this report, instead of the client's.
 
         Raises:
             InvalidInput: names the input at fault, as `lateral_image: …`.
-            MedImageError: see `errors.py`.
+            MedImageError: any other failure.
         """
         request = ReportRequest(
             frontal_image=frontal,
@@ -136,10 +135,10 @@ class AsyncCXRReportGen:
         constrained: bool = False,
         timeout: float | None = None,
     ) -> "AsyncReportStream":
-        """The same as it is written: an iterator of pieces of text, to be read by `report_grammar.FindingParser`.
+        """The report as it is written: an iterator of pieces of text, which `report_grammar.FindingParser` can parse.
 
-        Arguments and errors are those of `report`; those of images and of the server come with the first piece. The
-        request is sent when the first piece is asked for, and ends on the server when the stream is closed.
+        Arguments and errors are those of `report`. The request is sent when the first piece is read; errors of
+        images and of the server are raised there. Closing the stream cancels the request on the server.
         """
         request = ReportRequest(
             frontal_image=frontal,
@@ -157,28 +156,28 @@ class AsyncCXRReportGen:
         return AsyncReportStream(self._reporter.responses(request, timeout))
 
     async def score(self, request: Request, *, timeout: float | None = None) -> list[dict[str, str]]:
-        """Answer a request of Azure's CXRReportGen endpoint in its own JSON; see `azure_reports.py`.
+        """Answer a request of Azure's CXRReportGen endpoint in its own JSON.
 
         Args:
             request: the decoded object, its JSON text, or the path (`os.PathLike`) of a JSON file.
             timeout: seconds for one report, instead of the client's.
 
         Returns:
-            One object a row, in order, whose `output` is the JSON text of `[[text, null or boxes], …]`.
+            One object per row, in order, whose `output` is the JSON text of `[[text, null or boxes], …]`.
 
         Raises:
             InvalidInput: names row and column, as `row 2, column 'lateral_image': …`.
-            MedImageError: see `errors.py`.
+            MedImageError: any other failure.
         """
 
         return render_reports(await self._reporter.outputs(read_report_requests(request), timeout))
 
 
 class AsyncReportStream:
-    """A report as it is written: an asynchronous iterator of pieces of text, whose `report` is there after the last.
+    """A report as it is written: an asynchronous iterator of pieces of text. `report` is available after the last one.
 
-    To leave it early is to cancel the request on the server. That happens with `aclose()`, at the end of an
-    `async with` block, or else when the stream is garbage: at once after `break` from a loop that alone holds it.
+    Leaving it early cancels the request on the server: with `aclose()`, at the end of an `async with` block, or when
+    the stream is collected, such as after `break` from a loop that holds the only reference.
     """
 
     def __init__(self, responses: AsyncGenerator[Outputs, None]) -> None:

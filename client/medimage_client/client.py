@@ -23,10 +23,10 @@ from medimage_client.windowing import Window
 class MedImageInsight:
     """MedImageInsight on a Triton server or behind a scoring URI.
 
-    Every method is that of `AsyncMedImageInsight`, without `await`; arguments, results and errors are described there.
-    One client may be used by several threads; a forked process needs one of its own. gRPC itself does not survive a
-    fork after its first call: fork earlier, start processes by `spawn`, or use HTTP. Close a client with `close()` or
-    a `with` block; one that is forgotten is closed when it is collected or the interpreter ends.
+    The methods are those of `AsyncMedImageInsight`, without `await`; arguments, results and errors are described there.
+    Several threads may share a client; a forked process needs its own. gRPC does not survive a fork after its first
+    call: fork earlier, start processes with `spawn`, or use HTTP. Close a client with `close()` or a `with` block;
+    otherwise it is closed when it is collected or the interpreter exits.
 
     Raises:
         InvalidInput: the url or an option is not valid.

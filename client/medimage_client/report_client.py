@@ -17,8 +17,8 @@ from medimage_client.transport import Transport
 class CXRReportGen:
     """CXRReportGen on a Triton server or behind a scoring URI.
 
-    Every method is that of `AsyncCXRReportGen`, without `await`; arguments, results and errors are described there.
-    What `MedImageInsight` says of threads, forks and closing holds here too.
+    The methods are those of `AsyncCXRReportGen`, without `await`; arguments, results and errors are described there.
+    Threads, forks and closing are as with `MedImageInsight`.
 
     Raises:
         InvalidInput: the url or an option is not valid.
@@ -104,7 +104,7 @@ class CXRReportGen:
         constrained: bool = False,
         timeout: float | None = None,
     ) -> "ReportStream":
-        """The same as it is written, an iterator of pieces of text; see `AsyncCXRReportGen.stream`."""
+        """The report as it is written, an iterator of pieces of text; see `AsyncCXRReportGen.stream`."""
         return ReportStream(
             self._client.stream(
                 frontal,
@@ -128,10 +128,10 @@ class CXRReportGen:
 
 
 class ReportStream:
-    """A report as it is written: an iterator of pieces of text, whose `report` is there after the last.
+    """A report as it is written: an iterator of pieces of text. `report` is available after the last piece.
 
-    To leave it early is to cancel the request on the server. That happens with `close()`, at the end of a `with` block,
-    by Ctrl-C while it waits, or else when the stream is garbage: at once after `break` from a loop that alone holds it.
+    Leaving it early cancels the request on the server: with `close()`, at the end of a `with` block, by Ctrl-C while
+    it waits, or when the stream is collected, such as after `break` from a loop that holds the only reference.
     """
 
     def __init__(self, stream: AsyncReportStream) -> None:
@@ -158,9 +158,9 @@ class ReportStream:
 
     @property
     def report(self) -> Report:
-        """The report, when the last piece has been read.
+        """The report, available when the last piece has been read.
 
         Raises:
-            MedImageError: it has not.
+            MedImageError: the last piece has not been read yet.
         """
         return self._stream.report

@@ -36,7 +36,7 @@ def repository_option(command: F) -> F:
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path),
-    help="Published folder (config.yaml, vision_model/, language_model/), or an MLflow package that holds it.",
+    help="Published folder (config.yaml, vision_model/, language_model/), or an MLflow package that contains it.",
 )
 @click.option("--random-weights", is_flag=True, help="Full size without a checkpoint, for benchmarks.")
 @click.option(
@@ -44,7 +44,7 @@ def repository_option(command: F) -> F:
     type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
     default="fp32",
     show_default=True,
-    help="fp16 is for GPUs, int8 for CPUs, bf16 for CPUs with instructions for it (else it is fp32, and says so).",
+    help="fp16 is for GPUs, int8 for CPUs, bf16 for CPUs with bf16 instructions (without them, fp32 with a message).",
 )
 @click.option(
     "--format",
@@ -59,12 +59,12 @@ def repository_option(command: F) -> F:
     "images",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     multiple=True,
-    help="An image file to add to the parity check; may be repeated.",
+    help="Image file to add to the parity check; may be repeated.",
 )
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder of image files from which int8 takes its ranges, in place of drawings; a dozen typical ones will do.",
+    help="Folder of a dozen typical images: int8 takes its ranges from them instead of from drawings.",
 )
 def medimageinsight(
     checkpoint: Path | None,
@@ -104,7 +104,7 @@ def medimageinsight(
     "--checkpoint",
     type=click.Path(path_type=Path),
     help="Hugging Face folder of MAIRA-2 or of a CXRReportGen (config.json, tokenizer.json, safetensors), or an MLflow "
-    "package that holds it.",
+    "package that contains it.",
 )
 @click.option("--random-weights", is_flag=True, help="CXRReportGen's size without a checkpoint, for benchmarks.")
 @click.option(

@@ -12,9 +12,9 @@ from medimage_server.run_folder import RunFolder, remove_dead, run_folder, share
 
 @click.command()
 def clean() -> None:
-    """Remove what killed servers and clients of this user have left in /dev/shm and the temporary directory.
+    """Remove what killed servers and clients of this user left in /dev/shm and the temporary directory.
 
-    That can be images and texts of the last requests. What a running server uses is left alone.
+    This can include images and texts of the last requests. What running servers use is kept.
     """
     removed = remove_dead()
     click.echo("\n".join([f"removed {path}" for path in removed] or ["nothing to remove"]))

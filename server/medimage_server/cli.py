@@ -31,34 +31,34 @@ PORT_OPTIONS = ("host", "http_port", "grpc_port", "metrics_port", "http")
     "--repository",
     type=click.Path(path_type=Path),
     default=Path("model_repository"),
-    help="Folder of models, after `medimage export`.",
+    help="The model repository that `medimage export` wrote into.",
 )
 @option(
     "--models",
     multiple=True,
     metavar="NAME",
-    help="Serve only this model and the models it is made of; may be repeated. Default: all that were exported.",
+    help="Serve only this model and the models that it needs; may be repeated. Default: everything exported.",
 )
-@option("--host", default="127.0.0.1", help="Address that Triton listens on; 0.0.0.0 is the network.")
-@option("--http-port", type=PORT, default=8000, help="0 picks a free port.")
-@option("--grpc-port", type=PORT, default=8001, help="0 picks a free port.")
-@option("--metrics-port", type=PORT, default=8002, help="0 picks a free port.")
-@option("--http/--no-http", default=True, help="Whether Triton's HTTP port is opened.")
+@option("--host", default="127.0.0.1", help="Address of Triton; 0.0.0.0 is every interface.")
+@option("--http-port", type=PORT, default=8000, help="Triton's HTTP port; 0 picks a free one.")
+@option("--grpc-port", type=PORT, default=8001, help="Triton's gRPC port; 0 picks a free one.")
+@option("--metrics-port", type=PORT, default=8002, help="Triton's metrics port; 0 picks a free one.")
+@option("--http/--no-http", default=True, help="Whether to open Triton's HTTP port.")
 @option(
     "--text-cache-mb",
     type=click.IntRange(0, 2**20),
     default=64,
-    help="Memory for the vectors of texts asked before; 0 computes them anew each time.",
+    help="Cache for the vectors of texts; 0 turns it off.",
 )
 @option(
     "--score-port",
     type=PORT,
-    help="Port of the endpoint for clients of Azure's; without it there is none. With it, Triton opens no port at all.",
+    help="Also start the endpoint for Azure's clients, on this port. Triton then opens no port.",
 )
 @option(
     "--restart/--no-restart",
     default=True,
-    help="Start what ends by itself again, with growing delays; else everything ends, with exit code 1.",
+    help="Restart processes that die, with growing delays; otherwise stop everything with exit code 1.",
 )
 @endpoint_options
 @click.pass_context
@@ -78,9 +78,9 @@ def serve(
 ) -> None:
     """Start Triton Inference Server and serve the exported models until Ctrl-C or SIGTERM.
 
-    With --score-port, also start the endpoint that answers clients of Azure's unchanged; the options after it in this
-    list are the endpoint's. Triton then listens on a socket that only this user reaches. Triton's own log goes to
-    stderr. Exit code 1 if something cannot start, or ends by itself with --no-restart.
+    With --score-port, also start the endpoint, which answers clients of Azure unchanged; the options after it in this
+    list are the endpoint's. Triton then listens on a socket that only this user can reach. Triton's own log goes to
+    stderr. Exit code 1 if something cannot start or, with --no-restart, dies.
     """
     given = [name for name in PORT_OPTIONS if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
     if score_port is not None and given:

@@ -1,4 +1,4 @@
-"""The README's commands and examples run as they stand there, against the server that its own commands start."""
+"""Examples of README.md and docs/ run as they stand there, against servers that their own commands start."""
 
 import json
 import os
@@ -11,33 +11,25 @@ from base64 import encodebytes
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_export.phantoms.chest_study import TEST_SEEDS, chest_study
 from medimage_server.listening import choose_ports
+from tests.examples import examples
 from tests.paths import PHANTOM_CHECKPOINT, REPORT_CHECKPOINT, ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+README, CLIENT, COMMANDS = "README.md", "docs/client.md", "docs/cli.md"
+ENDPOINT, MODELS, QUICK_START = "docs/endpoint.md", "docs/models.md", "docs/quickstart.md"
 WAIT_S = 120.0  # for any one command
 KEY = "a-key-for-the-readme"
 
 
-def blocks(heading: str) -> list[tuple[str, str]]:
-    """(language, content) of the fenced blocks under a heading, subheadings included."""
-    level = heading.split()[0]
-    section = README[README.index(f"\n{heading}\n") + len(heading) + 1 :]
-    section = re.split(rf"^#{{2,{len(level)}}} ", section, maxsplit=1, flags=re.MULTILINE)[0]
-    found = BLOCK.findall(section)
-    assert found, f"no example under {heading}"
-    return found
-
-
 @pytest.fixture(scope="module")
 def workplace(unexported, tmp_path_factory):
-    """A folder with the files that the README's reader has: the repository, a checkpoint, images, a request."""
+    """A folder with the files that the reader has: the repository, a checkpoint, images, a request."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(unexported, folder / "model_repository")
     (folder / "studies").mkdir()
@@ -61,7 +53,7 @@ def workplace(unexported, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(workplace):
-    """Run a command as the README's reader would: in the active environment; returns its stdout."""
+    """Run a command as the reader would: in the active environment; returns its stdout."""
     ports = choose_ports("127.0.0.1", {"http": 0, "grpc": 0, "metrics": 0, "score": 0})
     score_port = ports.pop("score")
     environment = {
@@ -79,9 +71,11 @@ def run(workplace):
         command = re.sub(
             r"^(medimage (?:score|embed|classify|report) .*)", rf"\1 --url grpc://localhost:{ports['grpc']}", command
         )
-        serve = "medimage serve " + " ".join(f"--{name}-port {port}" for name, port in ports.items())
+        command = command.replace("$(openssl rand -hex 24)", KEY)
         command = command.replace("/data/medimageinsight", str(PHANTOM_CHECKPOINT))
-        return command.replace("/data/maira-2", str(REPORT_CHECKPOINT)).replace("medimage serve", serve)
+        command = command.replace("/data/maira-2", str(REPORT_CHECKPOINT))
+        serve = "medimage serve " + " ".join(f"--{name}-port {port}" for name, port in ports.items())
+        return re.sub(r"medimage serve$", serve, command)  # with the endpoint, Triton has no ports
 
     def start(command: str, **options) -> subprocess.Popen:
         return subprocess.Popen(["bash", "-c", local(command)], cwd=workplace, env=environment, text=True, **options)
@@ -94,7 +88,8 @@ def run(workplace):
 
     @contextmanager
     def served(command: str, first_line: str = "ready: "):
-        with start(f"exec {command}", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        command = re.sub(r"^(?=medimage )", "exec ", command.strip(), flags=re.MULTILINE)
+        with start(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
             try:
                 assert process.stdout.readline().startswith(first_line)
                 yield
@@ -108,37 +103,53 @@ def run(workplace):
 
 
 @pytest.fixture(scope="module")
-def commands_of_the_checkpoint(run):
-    """The server of "Bring your own checkpoint", started by its own commands; gives the last one's output."""
-    (_, commands), *_ = blocks("## Bring your own checkpoint")
-    *exports, serve, score = commands.splitlines()
+def served(run):
+    """The server of "Your own checkpoint", started by its own commands."""
+    (commands,) = examples(README, "## Your own checkpoint")
+    *exports, serve = commands.splitlines()
     for export in exports:
         assert "max |err|" in run(export)
     with run.served(serve):
-        yield run(score)
+        yield
 
 
-def test_commands_give_the_azure_answer(commands_of_the_checkpoint):
-    (row,) = json.loads(commands_of_the_checkpoint)
+def test_score_gives_the_azure_answer(served, run):
+    command, *_ = examples(COMMANDS, "## Embeddings and labels")[0].splitlines()
+    (row,) = json.loads(run(command))
     assert [len(row["image_features"]), len(row["image_features"][0]), len(row["text_features"])] == [1, 1024, 1024]
 
 
-@pytest.mark.parametrize("heading", ["### Python", "### gRPC with NVIDIA's own client", "### Report in Python"])
-def test_python_example_prints_what_stands_below_it(commands_of_the_checkpoint, run, workplace, heading):
-    (_, code), (_, printed), *_ = blocks(heading)
+def test_quick_start_leaves_a_vector(served, run, workplace):
+    _, command = examples(QUICK_START, "## Serve the phantom checkpoints")
+    run(command)
+    assert np.load(workplace / "vector.npy").shape == (1, 1024)
+
+
+PYTHON = {  # page, heading and number of an example, what it prints below it
+    "medimageinsight": (CLIENT, "## MedImageInsight", 0),
+    "report": (CLIENT, "## CXRReportGen", 0),
+    "nvidia": (MODELS, "### gRPC with NVIDIA's own client", 0),
+    "readme-embeddings": (README, "## Python", 0),
+    "readme-report": (README, "## Python", 1),
+}
+
+
+@pytest.mark.parametrize(("page", "heading", "number"), PYTHON.values(), ids=PYTHON)
+def test_python_example_prints_what_stands_below_it(served, run, workplace, page, heading, number):
+    code, printed = examples(page, heading)[2 * number : 2 * number + 2]
     (workplace / "example.py").write_text(run.local(code))
     assert run("python example.py") == printed
 
 
-def test_options_for_large_images_give_vectors(commands_of_the_checkpoint, run, workplace):
-    *_, (_, code) = blocks("### Python")
+def test_options_for_large_images_give_vectors(served, run, workplace):
+    (code,) = examples(CLIENT, "### Large images")
     assert "resize" in code and "shared_memory" in code
     (workplace / "example.py").write_text(run.local(code) + "    print(vectors.shape)\n")
     assert run("python example.py") == "(1, 1024)\n"
 
 
 def test_other_precisions_are_exported(run, workplace, unexported):
-    _, (_, command) = blocks("## Bring your own checkpoint")
+    (command,) = examples("docs/checkpoints.md", "## MedImageInsight")
     shutil.copytree(unexported, workplace / "other_repository")
     assert "bound: cosine 0.995, " in run(f"{command.strip()} --repository other_repository")  # the bound of int8
 
@@ -147,61 +158,64 @@ def test_other_precisions_are_exported(run, workplace, unexported):
     "command",
     [
         line
-        for heading in ("### Command line", "### Report on the command line")
-        for language, block in blocks(heading)
+        for heading in ("## Embeddings and labels", "## Reports")
+        for block in examples(COMMANDS, heading)
         for line in block.splitlines()
-        if language == "bash"
     ],
 )
-def test_command_line_example_runs(commands_of_the_checkpoint, run, command):
+def test_command_line_example_runs(served, run, command):
     run(command)
 
 
-@pytest.mark.parametrize("number", range(len(blocks("### curl"))), ids=["image", "text"])
-def test_curl_example_is_answered(commands_of_the_checkpoint, run, number):
+@pytest.mark.parametrize("number", range(2), ids=["image", "text"])
+def test_curl_example_is_answered(served, run, number):
     features = ("image_features", "text_features")[number]
-    outputs = {output["name"]: output["data"] for output in json.loads(run(blocks("### curl")[number][1]))["outputs"]}
+    answer = json.loads(run(examples(MODELS, "### curl")[number]))
+    outputs = {output["name"]: output["data"] for output in answer["outputs"]}
     assert outputs.keys() == {features, "scaling_factor"}
     assert len(outputs[features]) == 1024
 
 
-def test_curl_example_streams_a_report(commands_of_the_checkpoint, run):
-    events = [
-        json.loads(line.removeprefix("data: "))
-        for line in run(blocks("### Report with curl")[0][1]).splitlines()
-        if line
-    ]
+def test_curl_example_streams_a_report(served, run):
+    command, _ = examples(MODELS, "### Report with curl")
+    events = [json.loads(line.removeprefix("data: ")) for line in run(command).splitlines() if line]
     text = "".join(event["text_output"] for event in events)
     assert len(events) > 5
     assert events[-1]["status"] == "complete"
     assert [finding[0] for finding in json.loads(events[-1]["output"])] == re.findall(r"<obj>([^<]+)", text)
 
 
-def test_curl_example_gives_a_plain_report(commands_of_the_checkpoint, run):
-    answer = json.loads(run(blocks("### Report with curl")[1][1]))
+def test_curl_example_gives_a_plain_report(served, run):
+    _, command = examples(MODELS, "### Report with curl")
+    answer = json.loads(run(command))
     ((text, boxes),) = json.loads(answer["output"])
     assert "heart" in text and boxes is None
 
 
 @pytest.fixture(scope="module")
-def endpoint(commands_of_the_checkpoint, run):
-    """The endpoint of "Move from Azure", started by its own command."""
-    *_, command = [content for language, content in blocks("## Move from Azure") if "medimage endpoint" in content]
-    with run.served(command.strip(), first_line="score: "):
+def endpoint(served, run):
+    """The endpoint in front of a Triton that runs elsewhere, started by its own command."""
+    *_, command = examples(ENDPOINT, "## Start it")
+    with run.served(command, first_line="score: "):
         yield
 
 
-@pytest.mark.parametrize(
-    "heading", ["### The documentation's sample", "### requests", "### The Python client against the endpoint"]
-)
-def test_code_for_azure_runs_against_the_endpoint(endpoint, run, workplace, heading):
-    (_, code), (_, printed) = blocks(heading)
+AZURE = {
+    "sample": (ENDPOINT, "### The documentation's sample"),
+    "requests": (README, "## Moving from Azure"),
+    "client": (ENDPOINT, "### The Python client against the endpoint"),
+}
+
+
+@pytest.mark.parametrize(("page", "heading"), AZURE.values(), ids=AZURE)
+def test_code_for_azure_runs_against_the_endpoint(endpoint, run, workplace, page, heading):
+    code, printed = examples(page, heading)
     (workplace / "example.py").write_text(run.local(code))
     assert run("python example.py") == printed
 
 
 def test_curl_to_the_endpoint_is_answered(endpoint, run):
-    (_, whole), (_, streamed) = blocks("### curl to the endpoint")
+    whole, streamed = examples(ENDPOINT, "### curl to the endpoint")
     (row,) = json.loads(run(whole))
     assert row.keys() == {"image_features", "text_features", "scaling_factor"}
     events = run(streamed).strip().split("\n\n")
@@ -213,16 +227,32 @@ def test_command_line_takes_a_scoring_uri(endpoint, run):
     assert row.keys() == {"image_features", "text_features", "scaling_factor"}
 
 
+def words(table: str) -> list[list[str]]:
+    """Of what `medimage status` prints, but for the address and, in the last line, the numbers."""
+    return [re.sub(r"(grpc://|unix:)\S+", "…", line).split() for line in table.splitlines()[:-1]]
+
+
 def test_status_prints_the_table_of_the_example(endpoint, run):
-    def words(table):  # but for the address and, in the last line, the numbers
-        return [re.sub(r"(grpc://|unix:)\S+", "…", line).split() for line in table.splitlines()[:-1]]
-
-    _, (_, command), (_, printed), *_ = blocks("## Move from Azure")
-    assert words(run(command)) == words(printed)
+    _, status, printed, _ = examples(ENDPOINT, "## Start it")
+    assert words(run(status)) == words(printed)
 
 
-def test_make_commands_exist():
-    (_, commands), *_ = blocks("## Two commands")
+def test_one_command_serves_with_the_endpoint(served, run):
+    """On a port of its own, beside the endpoint above."""
+    port = str(choose_ports("127.0.0.1", {"score": 0})["score"])
+    serve, status, printed, _ = examples(ENDPOINT, "## Start it")
+    with run.served(serve.replace("5001", port)):
+        assert words(run(status.replace("5001", port))) == words(printed)
+
+
+def test_clean_says_what_it_removed(run):
+    (command,) = examples("docs/security.md", "## What lies where, and for how long")
+    assert all(line.startswith(("removed ", "nothing to remove")) for line in run(command).splitlines())
+
+
+@pytest.mark.parametrize(("page", "heading"), [(README, "## Two commands"), (QUICK_START, "## Run the demo")])
+def test_make_commands_exist(page, heading):
+    commands, *_ = examples(page, heading)
     for line in commands.splitlines():
         dry_run = ["make", "--dry-run", "--directory", str(ROOT), line.split()[1]]
         subprocess.run(dry_run, check=True, capture_output=True)

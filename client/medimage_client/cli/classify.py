@@ -25,10 +25,10 @@ from medimage_client.constants import DEFAULT_TIMEOUT_S
     "--labels",
     "labels_file",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="File of labels, one a line, after those of --label.",
+    help="File of labels, one per line, added after those of --label.",
 )
 @click.option("--template", default="{}", show_default=True, help="Text around each label, which replaces {}.")
-@click.option("--multilabel", is_flag=True, help="Rate each label by itself; else they exclude each other.")
+@click.option("--multilabel", is_flag=True, help="Rate each label independently; otherwise each row sums to 1.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @transfer_options
 @server_options(timeout=DEFAULT_TIMEOUT_S)
@@ -45,10 +45,10 @@ def classify(
     api_key: str | None,
     timeout: float,
 ) -> None:
-    """Probabilities of labels for image files, or folders of them, without training.
+    """Zero-shot probabilities of labels for image files and folders.
 
-    Labels follow the pattern of the model's training, modality anatomy view finding: "x-ray chest anteroposterior
-    Pneumonia". A file that is no image is left out and reported, and the exit code is 1.
+    Labels follow the pattern that the model was trained on, modality anatomy view finding: "x-ray chest anteroposterior
+    Pneumonia". A file that is not an image is skipped and reported, and the exit code is 1.
     """
     all_labels = [*labels, *read_labels(labels_file)]
     if not all_labels:

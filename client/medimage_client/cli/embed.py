@@ -46,9 +46,9 @@ def embed(
 ) -> None:
     """Embed image files, folders of them, and texts.
 
-    Each row of 1024 numbers is named by its file or text: .npz has the arrays `names` and `vectors`, .parquet the
-    columns `name` and `vector`; .npy has the vectors alone, and the names lie beside it, one a line, in .names.txt.
-    A file that is no image is left out and reported, and the exit code is 1.
+    Each row of 1024 numbers is named after its file or text: .npz has the arrays `names` and `vectors`, .parquet the
+    columns `name` and `vector`. With .npy the names are written beside it, one per line, to .names.txt. A file that
+    is not an image is skipped and reported, and the exit code is 1.
     """
     if not paths and not texts:
         raise click.UsageError("nothing to embed; give PATHS, --text or both")

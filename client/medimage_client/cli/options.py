@@ -26,7 +26,7 @@ def server_options(*, timeout: float | None, what: str = "one request") -> Calla
             default=DEFAULT_URL,
             show_default=True,
             is_eager=True,  # for `take_key`
-            help="Triton server, as grpc://, grpcs://, http:// or https://, or a scoring URI, as https://host/score.",
+            help="URL of a Triton server (grpc://, grpcs://, http://, https://), or a scoring URI (https://host/score).",
         )
         key_option = click.option(
             "--api-key",
@@ -60,10 +60,10 @@ def transfer_options(command: F) -> F:
         type=click.Choice(get_args(Resize)),
         default="server",
         show_default=True,
-        help="Where large images become the 512 x 512 pixels that the model begins with; client spares the network.",
+        help="Where large images are resized to 512 x 512 pixels; client sends fewer bytes.",
     )
     shared_memory = click.option(
-        "--shared-memory", is_flag=True, help="Hand images over in memory, to a server on this machine."
+        "--shared-memory", is_flag=True, help="Pass images through shared memory to a server on this machine."
     )
     return resize(shared_memory(command))
 

@@ -29,8 +29,8 @@ MEANING = {
 @click.option("--lateral", type=IMAGE_FILE, help="Lateral image of the same study.")
 @click.option("--prior", type=IMAGE_FILE, help="Frontal image of an earlier study.")
 @click.option("--indication", default="", help="Why the study was made.")
-@click.option("--technique", default="", help="How, such as 'One view chest'.")
-@click.option("--comparison", default="", help="With what it is compared.")
+@click.option("--technique", default="", help="How it was made, such as 'One view chest'.")
+@click.option("--comparison", default="", help="What it is compared with.")
 @click.option("--prior-report", default="", help="Report of the earlier study.")
 @click.option(
     "--mode",
@@ -40,12 +40,12 @@ MEANING = {
     help="Findings with boxes, findings as plain text, or the boxes of --phrase.",
 )
 @click.option("--phrase", help="The finding to locate, in mode phrase.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Where to cut the answer; the mode has a default.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Longest answer; the default depends on the mode.")
 @click.option(
     "--picture",
     type=click.Path(path_type=Path, dir_okay=False, writable=True),
     callback=lambda ctx, parameter, path: check_picture(path),
-    help="Picture to write: the frontal image with its boxes, and the findings below.",
+    help="Picture to write: the frontal image with its boxes, and the findings below it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of text.")
 @server_options(timeout=DEFAULT_REPORT_TIMEOUT_S, what="the end of the report")

@@ -21,7 +21,7 @@ from medimage_client.report_client import CXRReportGen
     type=click.Choice(get_args(Layout)),
     default="rows",
     show_default=True,
-    help="Form of an answer of MedImageInsight; one of CXRReportGen has rows alone.",
+    help="Layout of the answer of MedImageInsight; CXRReportGen has only rows.",
 )
 @server_options(
     timeout=None, what=f"one request; by default {DEFAULT_TIMEOUT_S:g}, and {DEFAULT_REPORT_TIMEOUT_S:g} for a report"
@@ -29,12 +29,12 @@ from medimage_client.report_client import CXRReportGen
 def score(request: BinaryIO, layout: Layout, url: str, api_key: str | None, timeout: float | None) -> None:
     """Answer a request of Azure's MedImageInsight or CXRReportGen endpoint.
 
-    REQUEST.json is the body that the endpoint takes, or - for standard input. Its columns say which model is meant: any
-    of frontal_image, lateral_image, prior_image, indication, technique, comparison and prior_report asks CXRReportGen
-    for reports, else MedImageInsight for embeddings.
+    REQUEST.json is the body that the endpoint takes, or - for standard input. Its columns pick the model: any of
+    frontal_image, lateral_image, prior_image, indication, technique, comparison and prior_report picks CXRReportGen,
+    anything else MedImageInsight.
 
-    The answer goes to standard output: one object a row (rows), the model card's list of objects (card) or the
-    documentation's one object (object).
+    The answer goes to standard output: one object per row (rows), a list of objects as in the model card (card) or
+    one object as in the documentation (object).
     """
     body = read_json(request.read())
     if not is_report_request(body):

@@ -33,10 +33,10 @@ MB = 2**20
 )
 @click.pass_context
 def status(ctx: click.Context, url: str, api_key: str | None, timeout: float) -> None:
-    """State of an endpoint that `medimage serve --score-port` or `medimage endpoint` runs.
+    """Show the state of an endpoint started by `medimage serve --score-port` or `medimage endpoint`.
 
-    URL is its address, http://host:5001, or its scoring URI. Azure's own endpoints do not tell theirs. Exit code 1 if
-    it is not ready or does not answer.
+    URL is its address, http://host:5001, or its scoring URI. Azure's own endpoints do not offer this. Exit code 1 if
+    the endpoint is not ready or does not answer.
     """
     state = asyncio.run(fetch_state(status_endpoint(url, api_key), timeout=timeout))
     try:

@@ -154,7 +154,7 @@ class CXRReportGenConfig:
 
 
 # CXRReportGen by its card ("BiomedCLIP image encoder with a Phi-3-Mini text encoder") and its size: Phi-3-mini-4k,
-# ViT-B/14 at 518 and a 4-layer projector; see README, "What is not known about CXRReportGen".
+# ViT-B/14 at 518 and a 4-layer projector; see docs/cxrreportgen.md.
 PHI3_MINI = DecoderConfig(
     model_type="phi3",
     hidden_size=3072,

@@ -36,20 +36,20 @@ ANSWER_S = 3.0
     required=True,
     multiple=True,
     metavar="URL",
-    help="A Triton: grpc://host:port, http://… or unix:/path; may be repeated. A call goes to the least busy one.",
+    help="A Triton: grpc://host:port, http://… or unix:/path; may be repeated. Calls go to the least busy one.",
 )
 @option(
     "--deployment",
     "deployments",
     type=click.Choice(list(MODELS)),
     multiple=True,
-    help="What is served; may be repeated. Default: what the Tritons are ready for.",
+    help="Deployment to serve; may be repeated. Default: what the Tritons are ready for.",
 )
-@option("--score-port", type=PORT, default=5001, help="0 picks a free port.")
+@option("--score-port", type=PORT, default=5001, help="Port of the endpoint; 0 picks a free one.")
 @option(
     "--triton-metrics",
     metavar="URL",
-    help="Triton's metrics, to be appended to ours: http://host:8002/metrics or unix:/path.",
+    help="Triton's metrics, to add to the endpoint's: http://host:8002/metrics or unix:/path.",
 )
 @endpoint_options
 def endpoint(
@@ -61,7 +61,7 @@ def endpoint(
 ) -> None:
     """Speak Azure's scoring protocol in front of one Triton or several, until Ctrl-C or SIGTERM.
 
-    A worker that ends by itself is started again. Exit code 1 if the endpoint cannot start.
+    A worker that dies is restarted. Exit code 1 if the endpoint cannot start.
     """
     hangups = end_on_signals()
     try:

@@ -115,63 +115,63 @@ def endpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 OPTIONS = (
-    option("--score-host", default="127.0.0.1", help="Address that the endpoint listens on; 0.0.0.0 is the network."),
-    option("--workers", type=click.IntRange(1, 64), default=1, help="Processes of the endpoint."),
+    option("--score-host", default="127.0.0.1", help="Address of the endpoint; 0.0.0.0 is every interface."),
+    option("--workers", type=click.IntRange(1, 64), default=1, help="Number of worker processes."),
     option(
         "--keys-file",
         type=FILE,
-        help="Keys of callers, one a line; changes count within two seconds. Keys may also stand in "
-        f"{KEYS_VARIABLE}, with white space between.",
+        help="File of keys, one per line; changes take effect within two seconds. Keys may also be in "
+        f"{KEYS_VARIABLE}, separated by white space.",
     ),
-    option("--tls-certificate", type=FILE, help="PEM file with the certificate and its chain; the endpoint is https."),
-    option("--tls-key", type=FILE, help="PEM file with its key."),
+    option("--tls-certificate", type=FILE, help="PEM file with the certificate and its chain, for https."),
+    option("--tls-key", type=FILE, help="PEM file with the key of the certificate."),
     option(
         "--layout",
         type=click.Choice(get_args(Layout)),
         default=DEFAULTS.layout,
-        help="Of answers, if no header names one.",
+        help="Layout of answers, unless a request's header names one.",
     ),
     option(
         "--max-requests",
         type=click.IntRange(min=1),
         default=DEFAULTS.max_requests,
-        help="Requests at work or waiting, of each deployment; then 429.",
+        help="Requests running or waiting, per deployment; more get 429.",
     ),
     option(
         "--max-body-mb",
         type=click.IntRange(1, 1024),
         default=DEFAULTS.max_body_bytes // MB,
-        help="Largest body of a request; then 413.",
+        help="Largest request body, in MB; a larger one gets 413.",
     ),
     option(
         "--max-in-flight-mb",
         type=click.IntRange(min=1),
         default=DEFAULTS.max_in_flight_bytes // MB,
-        help="All bodies and answers together; then 429.",
+        help="All bodies and answers together, in MB; more get 429.",
     ),
     option(
         "--timeout",
         type=SECONDS,
         default=DEFAULTS.timeout_s,
-        help="Seconds for the embeddings of a request; then 504.",
+        help="Seconds for a request of embeddings; then it gets 504.",
     ),
     option(
         "--report-timeout",
         type=SECONDS,
         default=DEFAULTS.report_timeout_s,
-        help="Seconds for the reports of a request; then 504.",
+        help="Seconds for a request of reports; then it gets 504.",
     ),
     option(
         "--drain-delay",
         type=click.FloatRange(min=0),
         default=DEFAULTS.drain_delay_s,
-        help="Seconds to serve on, as not ready, when told to end.",
+        help="Seconds to keep serving, reported as not ready, after SIGTERM.",
     ),
     option(
         "--drain-limit",
         type=SECONDS,
         default=DEFAULTS.drain_limit_s,
-        help="Seconds for requests under way to finish after that.",
+        help="Seconds for requests in flight to finish after that.",
     ),
-    option("--access-log", metavar="FILE", help="Append a line of JSON for each request; - is standard output."),
+    option("--access-log", metavar="FILE", help="Append one JSON line per request; - is standard output."),
 )

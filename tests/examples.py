@@ -1,0 +1,68 @@
+"""The fenced blocks of README.md and of the pages in docs/: which are run as they stand there, and which are not.
+
+tests/triton/test_readme.py runs them; tests/test_docs.py sees to it that each stands in one of the two tables.
+"""
+
+import re
+from typing import NamedTuple
+
+from tests.paths import ROOT
+
+FENCE = re.compile(r"^```([^`\n]*)\n(.*?)^```$|^(#+ [^\n]*)$", re.MULTILINE | re.DOTALL)
+CODE = ("bash", "python")
+
+# by page and heading: how many blocks of code stand there
+RUN = {
+    ("README.md", "## Two commands"): 1,
+    ("README.md", "## Your own checkpoint"): 1,
+    ("README.md", "## Python"): 2,
+    ("README.md", "## Moving from Azure"): 1,
+    ("docs/quickstart.md", "## Run the demo"): 1,
+    ("docs/quickstart.md", "## Serve the phantom checkpoints"): 2,
+    ("docs/checkpoints.md", "## MedImageInsight"): 1,
+    ("docs/client.md", "## MedImageInsight"): 1,
+    ("docs/client.md", "### Large images"): 1,
+    ("docs/client.md", "## CXRReportGen"): 1,
+    ("docs/cli.md", "## Embeddings and labels"): 1,
+    ("docs/cli.md", "## Reports"): 1,
+    ("docs/endpoint.md", "## Start it"): 3,
+    ("docs/endpoint.md", "### The documentation's sample"): 1,
+    ("docs/endpoint.md", "### curl to the endpoint"): 2,
+    ("docs/endpoint.md", "### The Python client against the endpoint"): 1,
+    ("docs/models.md", "### curl"): 2,
+    ("docs/models.md", "### gRPC with NVIDIA's own client"): 1,
+    ("docs/models.md", "### Report with curl"): 2,
+    ("docs/security.md", "## What lies where, and for how long"): 1,
+}
+NOT_RUN = {
+    ("docs/bf16.md", "# bf16 on CPUs"): "installs a package, and wants a CPU that multiplies bf16",
+    ("docs/security.md", "## Under systemd"): "wants root and systemd",
+}
+
+
+class Block(NamedTuple):
+    """A fenced block, with the heading that it stands under."""
+
+    heading: str
+    language: str
+    text: str
+
+
+def blocks_of(page: str) -> list[Block]:
+    """Every fenced block of a page, in order."""
+    found, heading = [], ""
+    for match in FENCE.finditer((ROOT / page).read_text(encoding="utf-8")):
+        language, text, new_heading = match.groups()
+        if new_heading is None:
+            found.append(Block(heading, language, text))
+        else:
+            heading = new_heading
+    return found
+
+
+def examples(page: str, heading: str) -> list[str]:
+    """The blocks under a heading, each a command or code or what it prints; subheadings are not looked at."""
+    assert (page, heading) in RUN
+    found = [block.text for block in blocks_of(page) if block.heading == heading]
+    assert found, f"no example under {heading} of {page}"
+    return found
