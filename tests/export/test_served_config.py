@@ -198,7 +198,7 @@ def test_copy_of_a_repository_that_serves_plans_is_as_committed(repository, tmp_
         ("kind: KIND_AUTO", "kind:KIND_AUTO", "cannot be edited for tensorrt"),
         ('backend: "onnxruntime"', 'backend: "other"', "cannot be edited for tensorrt"),
         ('"model.onnx"', '"encoder.onnx"', "cannot be edited for tensorrt"),
-        ("max_batch_size", "max_batch", "line "),
+        ("max_batch_size: 16", "max_batch: 16", "line "),
     ],
 )
 def test_config_that_cannot_be_edited_is_an_error_and_stays(repository, old, new, message):
