@@ -113,6 +113,8 @@ class TritonServer:
             # it listens when all models have been loaded or have failed
             if not self._triton.ServerLive(service_pb2.ServerLiveRequest(), timeout=ANSWER_S).live:
                 return False
+            if not self.listening.is_open():  # gRPC comes first, HTTP and metrics a moment later
+                return False
             self._find_loaded()
         except grpc.RpcError:
             return False

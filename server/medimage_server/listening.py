@@ -8,6 +8,8 @@ from pathlib import Path
 
 from medimage_server.errors import LaunchError
 
+CONNECT_S = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Ports:
@@ -33,6 +35,16 @@ class Ports:
         options += [f"--{name}-port={port}" for name, port in ports.items()]
         return options if self.http is not None else [*options, "--allow-http=false"]
 
+    def is_open(self) -> bool:
+        """Whether connections are taken on each port; Triton opens that of gRPC first."""
+        ports = (self.grpc, self.metrics) if self.http is None else (self.grpc, self.http, self.metrics)
+        try:
+            for port in ports:
+                socket.create_connection((loopback(self.host), port), timeout=CONNECT_S).close()
+        except OSError:
+            return False
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class Sockets:
@@ -56,6 +68,15 @@ class Sockets:
         addresses = {"grpc": self.url.removesuffix(":1"), "metrics": self.metrics_url}
         options = [f"--{name}-address={address}" for name, address in addresses.items()]
         return [*options, *(f"--{name}-port=1" for name in addresses), "--allow-http=false"]
+
+    def is_open(self) -> bool:
+        """Whether connections are taken on each socket; Triton opens that of gRPC first."""
+        for url in (self.url, self.metrics_url):
+            with closing(socket.socket(socket.AF_UNIX)) as connection:
+                connection.settimeout(CONNECT_S)
+                if connection.connect_ex(url.removeprefix("unix:")) != 0:
+                    return False
+        return True
 
     def close(self) -> None:
         """After Triton's end, so that nobody takes it for ready; it leaves its sockets behind."""
