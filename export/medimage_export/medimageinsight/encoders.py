@@ -50,15 +50,15 @@ def encoders_of(
     model: MedImageInsight, tokenizer: Tokenizer, images: Sequence[Path], calibration: Sequence[Path]
 ) -> tuple[Encoder, Encoder]:
     """Image and text encoder; `images` and `calibration` are files, see `export_medimageinsight`."""
-    texts = text_feeds(tokenizer)
+    pictures, texts = image_feeds(model.config.image, images), text_feeds(tokenizer)
     return (
         Encoder(
             "image_encoder",
             ImageEncoderGraph(model).eval(),
             model.image_encoder,
             partial(write_image_encoder, model),
-            image_feeds(model.config.image, images),
-            {"pixels": _drawing(CAPTIONS[-1], 0, model.config.image)},
+            pictures,
+            {"pixels": pictures["phantoms"]["pixels"][-1:]},
             lambda: list(calibration_images(model.config.image, calibration)),
         ),
         Encoder(
