@@ -124,7 +124,8 @@ class AsyncMedImageInsight:
         embedded = await self._embed_images(
             images,
             encode=partial(encode_image, window=window, frame=frame),
-            name="images[{}]".format,
+            rows=range(len(images)),
+            place="images[{}]".format,
             params=params,
             resize=resize,
             timeout=timeout,
@@ -141,7 +142,8 @@ class AsyncMedImageInsight:
             MedImageError: any other failure.
         """
         check_list(texts, "texts")
-        return (await self._embed_texts(texts, name="texts[{}]".format, timeout=timeout)).features
+        embedded = await self._embed_texts(texts, rows=range(len(texts)), place="texts[{}]".format, timeout=timeout)
+        return embedded.features
 
     async def classify(
         self,
@@ -172,9 +174,10 @@ class AsyncMedImageInsight:
             raise InvalidInput("labels is empty; expected at least one label")
         if "{}" not in template:
             raise InvalidInput("template has no {}; expected a text with {} in the place of the label")
-        check_texts(labels, name="labels[{}]".format)
+        rows, place = range(len(labels)), "labels[{}]".format
+        check_texts(labels, rows, place)
         texts = [template.replace("{}", label) for label in labels]
-        label_embedding = await self._embed_texts(texts, name="labels[{}]".format, timeout=timeout)
+        label_embedding = await self._embed_texts(texts, rows=rows, place=place, timeout=timeout)
         assert label_embedding.scaling_factor is not None  # there is a label
         features = (
             check_embeddings(images)
@@ -215,14 +218,13 @@ class AsyncMedImageInsight:
                 self._embed_images(
                     list(images.values()),
                     encode=encode_file,
-                    name=lambda i: f"row {image_rows[i]}, column 'image'",
+                    rows=image_rows,
+                    place=None,
                     params=parsed.params,
                     resize=resize,
                     timeout=timeout,
                 ),
-                self._embed_texts(
-                    list(texts.values()), name=lambda i: f"row {text_rows[i]}, column 'text'", timeout=timeout
-                ),
+                self._embed_texts(list(texts.values()), rows=text_rows, place=None, timeout=timeout),
             ]
         )
         image_features = dict(zip(image_rows, image_embedding.features, strict=True))
@@ -241,7 +243,8 @@ class AsyncMedImageInsight:
         images: Sequence[T],
         *,
         encode: Callable[..., bytes],
-        name: Callable[[int], str],
+        rows: Sequence[int],
+        place: Callable[[int], str] | None,
         params: RequestParams,
         resize: Resize,
         timeout: float | None,
@@ -254,25 +257,31 @@ class AsyncMedImageInsight:
             IMAGES,
             images,
             encode=partial(encode, square_px=square_px),
-            name=name,
+            rows=rows,
+            place=place,
             parameters=parameters,
             timeout=timeout,
         )
 
     async def _embed_texts(
-        self, texts: Sequence[str], *, name: Callable[[int], str], timeout: float | None
+        self,
+        texts: Sequence[str],
+        *,
+        rows: Sequence[int],
+        place: Callable[[int], str] | None,
+        timeout: float | None,
     ) -> Embedded:
-        check_texts(texts, name)
+        check_texts(texts, rows, place)
         first_index: dict[str, int] = {}
         for i, text in enumerate(texts):
             first_index.setdefault(text, i)
         position = {text: i for i, text in enumerate(first_index)}
-        indices = list(first_index.values())
         embedded = await self._embedder.embed(
             TEXTS,
             list(first_index),
             encode=str.encode,
-            name=lambda i: name(indices[i]),
+            rows=[rows[i] for i in first_index.values()],
+            place=place,
             parameters={},
             timeout=timeout,
         )
@@ -285,9 +294,9 @@ def check_list(values: object, name: str) -> None:
         raise InvalidInput(f"{name} is of type {type(values).__name__}; expected a list, also for a single one")
 
 
-def check_texts(texts: Sequence[object], name: Callable[[int], str]) -> None:
-    for i, text in enumerate(texts):
-        check_text(text, name(i))
+def check_texts(texts: Sequence[object], rows: Sequence[int], place: Callable[[int], str] | None) -> None:
+    for row, text in zip(rows, texts, strict=True):
+        check_text(text, row=row, column="text", place=place(row) if place else None)
 
 
 def check_embeddings(array: NDArray[Any]) -> NDArray[Any]:

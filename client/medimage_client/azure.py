@@ -71,7 +71,7 @@ def read_table(request: Request, columns: Sequence[str]) -> Table:
         columns: those that the model knows.
 
     Raises:
-        InvalidInput: not the form above; the message names the row and column.
+        InvalidInput: not the form above; has row and column where it is one cell's.
     """
     request = read_json(request)
     input_data = request.get("input_data")
@@ -174,13 +174,14 @@ def read_columns(columns: object, known: Sequence[str]) -> list[str]:
 def read_row(n: int, row: object, columns: Sequence[str], known: Sequence[str]) -> Mapping[str, object]:
     if isinstance(row, list):
         if len(row) != len(columns):
-            raise InvalidInput(f"row {n}: has {len(row)} cells; expected {len(columns)}, one for each of 'columns'")
+            raise InvalidInput(f"has {len(row)} cells; expected {len(columns)}, one for each of 'columns'", row=n)
         return dict(zip(columns, row, strict=True))
     if not isinstance(row, dict):
-        raise InvalidInput(f"row {n}: is {kind(row)}; expected a list of cells or an object")
+        raise InvalidInput(f"is {kind(row)}; expected a list of cells or an object", row=n)
     for i, name in enumerate(row):
         if name not in columns:
-            raise InvalidInput(f"row {n}: key {i} is {short(name, known)}; expected only those of 'columns', {columns}")
+            reason = f"key {i} is {short(name, known)}; expected only those of 'columns', {columns}"
+            raise InvalidInput(reason, row=n)
     return row
 
 
@@ -189,7 +190,7 @@ def read_cell(n: int, row: Mapping[str, object], column: str) -> str | None:
     if cell is None or cell == "":
         return None
     if not isinstance(cell, str):
-        raise InvalidInput(f"row {n}, column {column!r}: is {kind(cell)}; expected a string, or null if absent")
+        raise InvalidInput(f"is {kind(cell)}; expected a string, or null if absent", row=n, column=column)
     return cell
 
 
@@ -201,7 +202,7 @@ def read_text(n: int, row: Mapping[str, object], column: str) -> str | None:
     try:
         cell.encode()
     except UnicodeEncodeError:  # a decoded object can hold half of a surrogate pair
-        raise InvalidInput(f"row {n}, column {column!r}: is not valid Unicode") from None
+        raise InvalidInput("is not valid Unicode", row=n, column=column) from None
     return cell
 
 
@@ -210,15 +211,17 @@ def read_image(n: int, row: Mapping[str, object], column: str) -> bytes | None:
     cell = read_cell(n, row, column)
     if cell is None:
         return None
-    where = f"row {n}, column {column!r}"
     if cell.lstrip()[:8].lower().startswith(("http://", "https://")):
-        raise InvalidInput(f"{where}: is a URL; nothing is downloaded, send the image file itself as base64")
+        reason = "is a URL; nothing is downloaded, send the image file itself as base64"
+        raise InvalidInput(reason, row=n, column=column)
     try:
         image = decode_base64(cell)
     except ValueError:
-        raise InvalidInput(f"{where}: is not valid base64; expected an image file as base64") from None
+        reason = "is not valid base64; expected an image file as base64"
+        raise InvalidInput(reason, row=n, column=column) from None
     if not image:
-        raise InvalidInput(f"{where}: holds only white space; expected an image file as base64, or null if absent")
+        reason = "holds only white space; expected an image file as base64, or null if absent"
+        raise InvalidInput(reason, row=n, column=column)
     return image
 
 

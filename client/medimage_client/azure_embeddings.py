@@ -77,7 +77,7 @@ def read_request(request: Request) -> EmbeddingRequest:
     """A request as a decoded object, JSON text, or the path of a JSON file.
 
     Raises:
-        InvalidInput: not the schema above; the message names the row and column.
+        InvalidInput: not the schema above; has row and column where it is one cell's.
     """
     table = read_table(request, COLUMNS)
     return EmbeddingRequest(tuple(read_row(n, row) for n, row in enumerate(table.rows)), read_params(table.params))
@@ -86,7 +86,8 @@ def read_request(request: Request) -> EmbeddingRequest:
 def read_row(n: int, row: Mapping[str, object]) -> RequestRow:
     image, text = read_image(n, row, "image"), read_text(n, row, "text")
     if image is None and text is None:
-        raise InvalidInput(f"row {n}, columns 'image' and 'text': both are empty; expected at least one")
+        place = f"row {n}, columns 'image' and 'text'"
+        raise InvalidInput("both are empty; expected at least one", row=n, place=place)
     return RequestRow(image, text)
 
 

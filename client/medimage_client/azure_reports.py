@@ -36,7 +36,7 @@ def read_report_requests(request: Request) -> list[ReportRequest]:
     """One study a row, from a decoded object, JSON text, or the path of a JSON file.
 
     Raises:
-        InvalidInput: not the schema above; the message names the row and column.
+        InvalidInput: not the schema above; has row and column where it is one cell's.
     """
     table = read_table(request, COLUMNS)
     if table.params:
@@ -48,7 +48,7 @@ def read_report_requests(request: Request) -> list[ReportRequest]:
 def read_study(n: int, row: Mapping[str, object]) -> ReportRequest:
     frontal, lateral, prior = (read_image(n, row, column) for column in IMAGE_INPUTS)
     if frontal is None:
-        raise InvalidInput(f"row {n}, column 'frontal_image': is missing; expected an image file as base64")
+        raise InvalidInput("is missing; expected an image file as base64", row=n, column="frontal_image")
     indication, technique, comparison, prior_report = (read_text(n, row, column) for column in SECTIONS)
     return ReportRequest(
         frontal_image=frontal,

@@ -1,7 +1,6 @@
 """Many inputs through one tower of the model: split into requests, sent at once within a bound, answered in order."""
 
 import asyncio
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -17,7 +16,6 @@ from medimage_client.transport import Call
 Embeddings = NDArray[np.float32]
 T = TypeVar("T")
 
-ROW = re.compile(r"row (\d+): ")  # how the server names the input at fault within a request
 SCALING_FACTOR = "scaling_factor"
 
 
@@ -55,7 +53,8 @@ class Embedder:
         inputs: Sequence[T],
         *,
         encode: Callable[[T], bytes],
-        name: Callable[[int], str],
+        rows: Sequence[int],
+        place: Callable[[int], str] | None,
         parameters: Mapping[str, int],
         timeout: float | None,
     ) -> Embedded:
@@ -63,12 +62,13 @@ class Embedder:
 
         Args:
             encode: an input to what the model takes; runs in a thread and may raise InvalidInput.
-            name: an input's index to its name in errors.
+            rows: of each input, its row in what the caller gave, for errors.
+            place: a row to how an error's text names the input; None for row and column.
             parameters: of the Triton requests.
             timeout: seconds for one request, None for the client's.
 
         Raises:
-            InvalidInput: begins with the name of the input at fault.
+            InvalidInput: has row and column of the input at fault.
             MedImageError: see `errors.py`.
         """
 
@@ -76,16 +76,19 @@ class Embedder:
             try:
                 return await self._send(tower, values, parameters, timeout)
             except InvalidInput as error:
-                row = ROW.match(str(error))
-                if row is None:  # the request as a whole, not one input
+                if error.row is None:  # the request as a whole, not one input
                     raise
-                raise InvalidInput(f"{name(start + int(row[1]))}: {str(error)[row.end() :]}") from error
+                raise named(error, start + error.row) from error
+
+        def named(error: InvalidInput, index: int) -> InvalidInput:
+            row = rows[index]
+            return error.at(row=row, column=tower.input_name, place=place(row) if place else None)
 
         def encode_named(index: int) -> bytes:
             try:
                 return encode(inputs[index])
             except InvalidInput as error:
-                raise InvalidInput(f"{name(index)}: {error}") from error
+                raise named(error, index) from error
 
         async def embed_some(indices: range) -> list[Embedded]:
             async with self._connection.slots:

@@ -25,7 +25,7 @@ class ReportRequest:
     """Images, sections of the request form, and options; an empty section, or none, is not sent.
 
     Raises:
-        InvalidInput: an option or a text is wrong; the message names it. Images are looked at by `call`.
+        InvalidInput: an option or a text is wrong, which it names. Images are looked at by `call`.
     """
 
     frontal_image: ImageInput = field(repr=False)
@@ -48,7 +48,7 @@ class ReportRequest:
         for name in (*SECTIONS, "phrase"):
             text = getattr(self, name)
             if text is not None:
-                check_text(text, name)
+                check_text(text, column=name)
         if self.mode == "phrase" and not (self.phrase and self.phrase.strip()):
             raise InvalidInput("phrase is empty; mode 'phrase' needs the finding to locate")
         if self.mode != "phrase" and self.phrase:
@@ -61,7 +61,7 @@ class ReportRequest:
         """The request of Triton; reads and encodes the images.
 
         Raises:
-            InvalidInput: begins with the name of the image at fault, as `lateral_image: …`.
+            InvalidInput: its column is that of the image at fault, `lateral_image: …`.
         """
         inputs = {name: tensor(self._encode(name)) for name in IMAGE_INPUTS if getattr(self, name) is not None}
         inputs |= {name: tensor(text) for name in (*SECTIONS, "mode", "phrase") if (text := getattr(self, name))}
@@ -73,7 +73,7 @@ class ReportRequest:
         try:
             return encode_image(getattr(self, name))
         except InvalidInput as error:
-            raise InvalidInput(f"{name}: {error}") from error
+            raise error.at(column=name) from error
 
 
 def tensor(value: bytes | str) -> NDArray[Any]:

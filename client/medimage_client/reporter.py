@@ -1,11 +1,9 @@
 """Studies to reports over one connection, whole or as they are written."""
 
 import asyncio
-import re
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
-from medimage_client.azure_reports import COLUMNS
 from medimage_client.connection import Connection, gather
 from medimage_client.errors import InvalidInput, ResponseError
 from medimage_client.report_request import ReportRequest
@@ -14,7 +12,6 @@ from medimage_client.transport import Outputs
 WHOLE_MODEL, STREAM_MODEL = "cxrreportgen", "cxrreportgen_stream"
 WHOLE_OUTPUTS, STREAM_OUTPUTS = ("output", "status"), ("text_output", "output", "status")
 SCORE_OUTPUTS = ("output",)  # the status is not Azure's
-COLUMN = re.compile(rf"({'|'.join(COLUMNS)}): ")  # how an error names the input at fault
 
 
 class Reporter:
@@ -43,26 +40,17 @@ class Reporter:
         """The JSON text of each row's findings, in order.
 
         Raises:
-            InvalidInput: names row and column, as `row 2, column 'lateral_image': …`.
+            InvalidInput: has row and column, as `row 2, column 'lateral_image': …`.
             MedImageError: see `errors.py`.
         """
 
         async def output_of(n: int, row: ReportRequest) -> str:
-            with naming_row(n):
+            try:
                 return text_of(await self.infer(row, SCORE_OUTPUTS, timeout), "output")
+            except InvalidInput as error:
+                raise error.at(row=n) from error
 
         return await gather([output_of(n, row) for n, row in enumerate(rows)])
-
-
-@contextmanager
-def naming_row(n: int) -> Iterator[None]:
-    """Put row and column in front of what is wrong with an input of row n."""
-    try:
-        yield
-    except InvalidInput as error:
-        column = COLUMN.match(str(error))
-        where = f"row {n}, column {column[1]!r}" if column else f"row {n}"
-        raise InvalidInput(f"{where}: {str(error)[column.end() if column else 0 :]}") from error
 
 
 def text_of(outputs: Outputs, name: str) -> str:

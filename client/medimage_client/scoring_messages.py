@@ -51,7 +51,7 @@ def check_call(call: Call) -> None:
     for array in call.inputs.values():
         for n, value in enumerate(array.ravel().tolist()):
             if not value:
-                raise InvalidInput(f"row {n}: is empty, which is no input in Azure's JSON; expected some content")
+                raise InvalidInput("is empty, which is no input in Azure's JSON; expected some content", row=n)
 
 
 def request_body(call: Call) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from medimage_client.errors import InvalidInput, MedImageError, ResponseError, Unavailable
@@ -20,7 +20,7 @@ from medimage_client.scoring_messages import (
     request_body,
 )
 from medimage_client.transport import Call, Outputs, Transport, read_object
-from medimage_client.wire_errors import not_scoring, response_error, unified_error
+from medimage_client.wire_errors import not_scoring, scoring_error, unified_error
 
 if TYPE_CHECKING:  # imported by the first connection, for its length
     from aiohttp import ClientResponse
@@ -30,7 +30,6 @@ EVENT_STREAM = "text/event-stream"
 EMBEDDING_HEADERS = {"Accept": "application/json", "medimage-layout": "rows"}  # whatever the endpoint's own layout is
 REPORT_HEADERS = {"Accept": f"{EVENT_STREAM}, application/json"}
 
-AT_FAULT = re.compile(r"^row (?P<row>\d+)(, column '(?P<column>\w+)')?: ")  # how the endpoint names an input
 SECONDS = re.compile(r"[0-9]{1,9}")  # of Retry-After; it may be a date, too, then our own delays have to do
 
 
@@ -158,7 +157,7 @@ class ScoringTransport:
 
     async def _refusal(self, call: Call, response: "ClientResponse") -> MedImageError:
         values = read_object(await response.read()) or {}
-        error = self._error(call, response.status, values.get("message"))
+        error = self._error(call, response.status, {"request_id": response.headers.get("x-request-id"), **values})
         seconds = SECONDS.fullmatch(response.headers.get("Retry-After", ""))
         if seconds and isinstance(error, Unavailable):
             error.retry_after_s = float(seconds[0])
@@ -167,16 +166,26 @@ class ScoringTransport:
     def _event_error(self, call: Call, data: bytes) -> MedImageError:
         values = read_object(data) or {}
         status = values.get("status")
-        return self._error(call, status if isinstance(status, int) and status >= 400 else 500, values.get("message"))
+        return self._error(call, status if isinstance(status, int) and status >= 400 else 500, values)
 
-    def _error(self, call: Call, status: int, message: object) -> MedImageError:
+    def _error(self, call: Call, status: int, values: Mapping[str, Any]) -> MedImageError:
         """An error that the endpoint tells; if not in a text, by its status."""
+        message = values.get("message")
         text = message if isinstance(message, str) and message.strip() else explanation(status)
         if self._endpoint.key is not None:
             text = text.replace(self._endpoint.key, "[api_key]")
         elif status == 401:
             text = f"{text}; expected api_key, which was not given"
-        return response_error(status, AT_FAULT.sub(lambda at_fault: own_name(call, at_fault), text))
+        error = scoring_error(status, text, **{name: values.get(name) for name in ("row", "column", "request_id")})
+        return without_row(error) if is_report(call) else error
+
+
+def without_row(error: MedImageError) -> MedImageError:
+    """Of the one study in a request; its caller has given no rows."""
+    if isinstance(error, InvalidInput):
+        return InvalidInput(error.reason, column=error.column, status=error.status, request_id=error.request_id)
+    error.row = None
+    return error
 
 
 def explanation(status: int) -> str:
@@ -186,10 +195,3 @@ def explanation(status: int) -> str:
     if status in (401, 403):
         return f"HTTP {status}, the server refuses the key or needs one"
     return not_scoring(status)
-
-
-def own_name(call: Call, at_fault: re.Match[str]) -> str:
-    """An input's name in the endpoint's words as in Triton's: an embedding's by its row, a report's by its column."""
-    if not is_report(call):
-        return f"row {at_fault['row']}: "
-    return f"{at_fault['column']}: " if at_fault["column"] else ""

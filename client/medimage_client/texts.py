@@ -3,11 +3,12 @@
 from medimage_client.errors import InvalidInput
 
 
-def check_text(text: object, name: str) -> None:
-    """Raise InvalidInput unless it is a str that UTF-8 can hold."""
+def check_text(text: object, *, column: str, row: int | None = None, place: str | None = None) -> None:
+    """Raise InvalidInput of that place unless it is a str that UTF-8 can hold."""
     if not isinstance(text, str):
-        raise InvalidInput(f"{name}: is of type {type(text).__name__}; expected str")
+        raise InvalidInput(f"is of type {type(text).__name__}; expected str", row=row, column=column, place=place)
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InvalidInput(f"{name}: is not valid Unicode; expected no lone surrogates") from None
+        reason = "is not valid Unicode; expected no lone surrogates"
+        raise InvalidInput(reason, row=row, column=column, place=place) from None

@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from medimage_client.constants import DEFAULT_PORTS, MIN_SHARED_MEMORY_BYTES
 from medimage_client.errors import InvalidInput, MedImageError, ResponseError
 from medimage_client.shared_memory import SharedMemory, tensor_size
-from medimage_client.wire_errors import not_triton, response_error, shared_memory_error, stream_error, unified_error
+from medimage_client.wire_errors import not_triton, shared_memory_error, stream_error, triton_error, unified_error
 
 SCHEMES = ", ".join(f"{scheme}://" for scheme in DEFAULT_PORTS)
 SOCKET = "unix:"
@@ -327,9 +327,9 @@ def refusal(status: int, body: bytes) -> MedImageError:
     """The error of a stream that ended before its first response."""
     event = read_object(body.removeprefix(EVENT))
     if event is None or "error" not in event:
-        return response_error(status, not_triton(status))
+        return triton_error(status, not_triton(status))
     message = str(event["error"])
-    return stream_error(message, has_begun=False) if body.startswith(EVENT) else response_error(status, message)
+    return stream_error(message, has_begun=False) if body.startswith(EVENT) else triton_error(status, message)
 
 
 def read_object(text: bytes) -> dict[str, Any] | None:

@@ -39,9 +39,9 @@ class Endpoint:
         self.left = threading.Event()  # by the client, before the end
         self.healthy = True
 
-    def refuse(self, status, message, **headers):
-        body = json.dumps({"message": message, "status": status, "request_id": "r1"}).encode()
-        self.answers.append((status, {"Content-Type": "application/json", **headers}, body))
+    def refuse(self, status, message, headers=None, **place):
+        body = json.dumps({"message": message, "status": status, "request_id": "r1"} | place).encode()
+        self.answers.append((status, {"Content-Type": "application/json", **(headers or {})}, body))
 
     def bodies(self):
         return [body for _, _, body in self.requests]

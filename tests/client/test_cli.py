@@ -126,7 +126,7 @@ def bad_files(images, triton):
 
     def refuse(call):
         if b"garbage" in values_of(call):
-            raise InvalidInput(f"row {values_of(call).index(b'garbage')}: not an image")
+            raise InvalidInput("not an image", row=values_of(call).index(b"garbage"))
 
     triton.refuse = refuse
     return {

@@ -249,7 +249,8 @@ FAILURES = [  # gRPC code, message, type and status of the error
     ("INTERNAL", "internal error", errors.ServerError, 500),
     ("INTERNAL", "internal error: the image encoder gave no finite values", errors.ServerError, 500),
     ("INTERNAL", "internal error: a step is shutting down", errors.ServerError, 500),
-    ("INTERNAL", "Stub process 'cxrreportgen_stream_0_0' is not healthy.", errors.ServerError, 500),
+    ("INTERNAL", "Stub process 'cxrreportgen_stream_0_0' is not healthy.", errors.ModelLost, 500),
+    ("INTERNAL", "Failed to process the request(s): Stub process 'm_0_0' is not healthy.", errors.ModelLost, 500),
     ("INTERNAL", "Failed to process the request(s) for model 'm', message: MemoryError", errors.ServerError, 500),
     ("UNAVAILABLE", "Server is stopping, scheduler for model has stopped accepting", errors.Unavailable, 503),
     ("NOT_FOUND", "Request for unknown model: 'cxrreportgen_stream' is not found", errors.NotFound, 404),
@@ -269,6 +270,14 @@ def test_refusal_is_the_same_error_over_both_wires(url, script, film, code, mess
         list(client.stream(film))
     assert (type(refused.value), str(refused.value)) == (error_type, message)
     assert refused.value.status == status
+
+
+def test_text_of_the_server_is_read_for_the_column_at_fault(url, script, film):
+    script.refusals = [("INVALID_ARGUMENT", "lateral_image: not an image")]
+    with CXRReportGen(url) as client, pytest.raises(errors.InvalidInput) as refused:
+        list(client.stream(film))
+    error = refused.value
+    assert (error.reason, error.row, error.column) == ("not an image", None, "lateral_image")
 
 
 @pytest.mark.parametrize("message", FULL_SHARED_MEMORY)

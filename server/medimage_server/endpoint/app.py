@@ -112,7 +112,7 @@ class PlainRoute(Route):
 
 async def tell_refusal(request: Request, refusal: Exception) -> Response:
     assert isinstance(refusal, Refusal)
-    return tell(request, refusal.status, refusal.message, refusal.headers)
+    return tell(request, refusal.status, refusal.message, refusal.headers, row=refusal.row, column=refusal.column)
 
 
 async def tell_http(request: Request, error: Exception) -> Response:
@@ -130,7 +130,15 @@ async def tell_nobody(request: Request, error: Exception) -> Response:
     return Response(status_code=CLIENT_GONE)
 
 
-def tell(request: Request, status: int, message: str, headers: Mapping[str, str] | None) -> Response:
+def tell(
+    request: Request,
+    status: int,
+    message: str,
+    headers: Mapping[str, str] | None,
+    *,
+    row: int | None = None,
+    column: str | None = None,
+) -> Response:
     entry = entry_of(request.scope)
     entry.reason = message
-    return error_response(status, message, entry.request_id, headers)
+    return error_response(status, message, entry.request_id, headers, row=row, column=column)

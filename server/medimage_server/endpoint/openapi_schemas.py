@@ -156,13 +156,16 @@ def report_params() -> Schema:
 
 
 def error_schema() -> Schema:
-    return required_all(
-        {
-            "message": {"type": "string", "description": "One line; it shows nothing of images and texts."},
-            "status": {"type": "integer", "minimum": 400, "maximum": 599},
-            "request_id": {"type": "string"},
-        }
-    )
+    always: dict[str, Schema] = {
+        "message": {"type": "string", "description": "One line; it shows nothing of images and texts."},
+        "status": {"type": "integer", "minimum": 400, "maximum": 599},
+        "request_id": {"type": "string"},
+    }
+    place: dict[str, Schema] = {
+        "row": {"type": "integer", "minimum": 0, "description": "Of `data`, from 0, if one row is at fault."},
+        "column": {"type": "string", "description": "Of the cell at fault, if it is one."},
+    }
+    return closed(always | place, required=list(always))
 
 
 def status_schema() -> Schema:

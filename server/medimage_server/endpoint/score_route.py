@@ -19,12 +19,12 @@ from medimage_server.endpoint.authorization import authorize
 from medimage_server.endpoint.body import Body
 from medimage_server.endpoint.door import welcome
 from medimage_server.endpoint.head import listed, only
-from medimage_server.endpoint.json_response import JSONResponse
+from medimage_server.endpoint.json_response import JSONResponse, error_values
 from medimage_server.endpoint.keys import Keyring
 from medimage_server.endpoint.metrics import Stages
 from medimage_server.endpoint.observed import entry_of
 from medimage_server.endpoint.refusal import RUN_FAILED, ClientGone, Refusal, ending, refusal_of
-from medimage_server.endpoint.report_events import MEDIA_TYPE, RowFailed, event
+from medimage_server.endpoint.report_events import MEDIA_TYPE, event
 from medimage_server.endpoint.scoring import Question, Scorer, read_question
 from medimage_server.endpoint.sending import send_parts, unless_gone
 from medimage_server.endpoint.settings import MODELS, REPORTS, EndpointSettings
@@ -138,11 +138,8 @@ class ScoreRoute:
                             has_begun = True
                             await send(stream_start(question.deployment))
                         await send({"type": "http.response.body", "body": part, "more_body": True})
-            except (TimeoutError, RowFailed, MedImageError, asyncio.CancelledError) as error:
-                of_row = {}
+            except (TimeoutError, MedImageError, asyncio.CancelledError) as error:
                 match error:
-                    case RowFailed():
-                        refusal, of_row = refusal_of(error.failure), {"row": error.row}
                     case MedImageError():
                         refusal = refusal_of(error)
                     case TimeoutError():
@@ -151,8 +148,14 @@ class ScoreRoute:
                         refusal = ending()
                 if not has_begun:
                     raise refusal from None
-                told = {"message": refusal.message, "status": refusal.status, "request_id": exchange.entry.request_id}
-                part = event("error", **of_row, **told)
+                told = error_values(
+                    refusal.status,
+                    refusal.message,
+                    exchange.entry.request_id,
+                    row=refusal.row,
+                    column=refusal.column,
+                )
+                part = event("error", **told)
                 await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

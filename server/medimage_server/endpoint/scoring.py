@@ -42,7 +42,7 @@ def read_question(body: bytes, deployment: str | None, deployments: Sequence[str
         deployment: that the caller has named; if None, the only one there is, or the one that has these columns.
 
     Raises:
-        InvalidInput: not the schema of that deployment; the message names row and column.
+        InvalidInput: not the schema of that deployment; has row and column where it is one cell's.
     """
     content = read_json(body)
     if deployment is None:
@@ -64,7 +64,7 @@ def without_dicom(requests: list[ReportRequest]) -> list[ReportRequest]:
         for column in IMAGE_INPUTS:
             image = getattr(request, column)
             if image is not None and is_dicom(image):
-                raise InvalidInput(f"row {n}, column {column!r}: is a DICOM file; expected an image file such as PNG")
+                raise InvalidInput("is a DICOM file; expected an image file such as PNG", row=n, column=column)
     return requests
 
 

@@ -10,6 +10,7 @@ import pytest
 from medimage_client import patience
 from medimage_client.errors import (
     InvalidInput,
+    ModelLost,
     NotFound,
     NotReady,
     RequestTimeout,
@@ -176,7 +177,7 @@ async def test_streams_count_as_load_until_they_end(balance):
         (NotReady("not loaded"), False),
         (NotFound("no such model"), False),
         (Unavailable("full"), True),
-        (ServerError("Stub process 'x' is not healthy"), False),  # Triton 2.51, when a process of a model is gone
+        (ModelLost("Stub process 'x' is not healthy"), False),  # Triton 2.51, when a process of a model is gone
     ],
 )
 async def test_what_another_may_answer_is_tried_there(balance, failure, stays_ready):
@@ -213,7 +214,7 @@ async def test_failure_of_the_last_is_told_after_each_was_tried_once(balance, fa
 
 @pytest.mark.parametrize(
     "failure, told",
-    [(TransportError("reset"), TransportError), (ServerError("Stub process 'x' is not healthy"), NotReady)],
+    [(TransportError("reset"), TransportError), (ModelLost("Stub process 'x' is not healthy"), ModelLost)],
 )
 @pytest.mark.parametrize("asked", [ask, read])
 async def test_call_that_ends_a_triton_ends_no_more_than_two(balance, failure, told, asked):

@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 
 from medimage_client.connection import Connection
-from medimage_client.errors import InvalidInput, ResponseError, ServerError
+from medimage_client.errors import InvalidInput, MedImageError, ResponseError, ServerError
 from medimage_client.report_request import ReportRequest
 from medimage_client.reporter import Reporter
 from medimage_server.endpoint import report_events as module
-from medimage_server.endpoint.report_events import RowFailed, event, report_events, with_comments
+from medimage_server.endpoint.report_events import event, report_events, with_comments
 from tests.client.fake_reports import OUTPUT, PIECES, TEXT, FakeReports, sent
 from tests.client.fake_triton import grey
 
@@ -54,7 +54,7 @@ async def collected(events):
     try:
         async for part in events:
             parts.append(part)
-    except RowFailed as failed:
+    except MedImageError as failed:
         return [*parsed(parts)] if parts else [], failed
     return [*parsed(parts)], None
 
@@ -154,7 +154,7 @@ async def test_failure_of_a_row_ends_the_others():
 
     reports = FakeReports(hang=True, refuse=refuse)
     told, error = await collected(events_of(reports, study(), study("bad"), study()))
-    assert (error.row, type(error.failure)) == (1, ServerError)
+    assert (error.row, type(error)) == (1, ServerError)
     assert not {"row", "end"} & {name for name, _ in told}
     assert reports.closed_early == len(begun) - 1
 
@@ -162,24 +162,25 @@ async def test_failure_of_a_row_ends_the_others():
 async def test_failure_after_the_first_pieces_comes_after_them():
     told, error = await collected(events_of(FakeReports(broken=ServerError("stopped")), study()))
     assert [data["text"] for _, data in told] == [*PIECES[:-1]]
-    assert str(error.failure) == "stopped"
+    assert str(error) == "stopped"
 
 
 async def test_wrong_input_is_named_by_row_and_column():
     def refuse(call):
         if "lateral_image" in sent(call):
-            raise InvalidInput("lateral_image: is no image")
+            raise InvalidInput("is no image", column="lateral_image")
 
     bad = replace(study(), lateral_image=grey(8))
     _, error = await collected(events_of(FakeReports(refuse=refuse), study(), bad))
-    assert (error.row, type(error.failure)) == (1, InvalidInput)
-    assert str(error.failure) == "row 1, column 'lateral_image': is no image"
+    assert (error.row, type(error)) == (1, InvalidInput)
+    assert str(error) == "row 1, column 'lateral_image': is no image"
+    assert error.column == "lateral_image"
 
 
 async def test_stream_that_ends_without_its_report_is_a_failure():
     told, error = await collected(events_of(FakeReports(status=None), study()))
-    assert (error.row, type(error.failure)) == (0, ResponseError)
-    assert str(error.failure) == "the stream ended before its report"
+    assert (error.row, type(error)) == (0, ResponseError)
+    assert str(error) == "the stream ended before its report"
     assert "end" not in [name for name, _ in told]
 
 
@@ -259,4 +260,4 @@ async def test_closing_a_quiet_stream_ends_what_is_being_written(monkeypatch):
 async def test_error_comes_through_the_comments(monkeypatch):
     monkeypatch.setattr(module, "WAIT_S", 0.01)
     _, error = await collected(with_comments(events_of(FakeReports(broken=ServerError("stopped")), study())))
-    assert isinstance(error.failure, ServerError)
+    assert isinstance(error, ServerError)
