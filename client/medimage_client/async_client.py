@@ -1,34 +1,31 @@
 """The asyncio client of MedImageInsight. `client.py` offers the same without asyncio."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medimage_client.azure import Request
-from medimage_client.azure_embeddings import (
-    Answer,
-    EmbeddingRequest,
-    EmbeddingRow,
-    Layout,
-    RequestParams,
-    read_request,
-    render_answer,
-)
-from medimage_client.client_resize import RESIZED_BY_CLIENT, Resize, square_size
-from medimage_client.connection import Connection, gather
+from medimage_client.azure import Request, read_json
+from medimage_client.azure_embeddings import Answer, Layout, RequestParams, read_request
+from medimage_client.client_resize import Resize
+from medimage_client.connection import Connection, connector
 from medimage_client.constants import DEFAULT_CONCURRENCY, DEFAULT_RETRIES, DEFAULT_TIMEOUT_S, EMBEDDING_SIZE
-from medimage_client.embedder import IMAGES, TEXTS, Embedded, Embedder, Embeddings
+from medimage_client.embeddings import (
+    IMAGE_ENCODER,
+    TEXT_ENCODER,
+    Embeddings,
+    check_texts,
+    embed_images,
+    embed_texts,
+    probabilities,
+    score,
+)
 from medimage_client.errors import InvalidInput
-from medimage_client.images import ImageInput, encode_file, encode_image
-from medimage_client.texts import check_text
+from medimage_client.images import ImageInput, encode_image
 from medimage_client.transport import Transport
 from medimage_client.windowing import Window
-from medimage_client.zero_shot import probabilities
-
-T = TypeVar("T")
 
 
 class AsyncMedImageInsight:
@@ -65,15 +62,12 @@ class AsyncMedImageInsight:
         transport: Transport | None = None,
     ) -> None:
         self._connection = Connection(
-            url,
-            api_key=api_key,
+            connector(url, api_key=api_key, shared_memory=shared_memory),
             timeout=timeout,
             retries=retries,
             concurrency=concurrency,
-            shared_memory=shared_memory,
             transport=transport,
         )
-        self._embedder = Embedder(self._connection)
 
     async def __aenter__(self) -> Self:
         return self
@@ -87,7 +81,7 @@ class AsyncMedImageInsight:
 
     async def is_ready(self) -> bool:
         """Whether the server answers now and has the models loaded; not retried."""
-        return await self._connection.is_ready([IMAGES.model, TEXTS.model])
+        return await self._connection.is_ready([IMAGE_ENCODER.model, TEXT_ENCODER.model])
 
     async def embed_images(
         self,
@@ -121,7 +115,8 @@ class AsyncMedImageInsight:
             image_standardization_image_size=image_standardization_image_size,
             image_standardization_jpeg_compression_ratio=image_standardization_jpeg_compression_ratio,
         )
-        embedded = await self._embed_images(
+        embedded = await embed_images(
+            self._connection,
             images,
             encode=partial(encode_image, window=window, frame=frame),
             rows=range(len(images)),
@@ -142,7 +137,9 @@ class AsyncMedImageInsight:
             MedImageError: any other failure.
         """
         check_list(texts, "texts")
-        embedded = await self._embed_texts(texts, rows=range(len(texts)), place="texts[{}]".format, timeout=timeout)
+        embedded = await embed_texts(
+            self._connection, texts, rows=range(len(texts)), place="texts[{}]".format, timeout=timeout
+        )
         return embedded.features
 
     async def classify(
@@ -177,7 +174,7 @@ class AsyncMedImageInsight:
         rows, place = range(len(labels)), "labels[{}]".format
         check_texts(labels, rows, place)
         texts = [template.replace("{}", label) for label in labels]
-        label_embedding = await self._embed_texts(texts, rows=rows, place=place, timeout=timeout)
+        label_embedding = await embed_texts(self._connection, texts, rows=rows, place=place, timeout=timeout)
         assert label_embedding.scaling_factor is not None  # there is a label
         features = (
             check_embeddings(images)
@@ -188,7 +185,7 @@ class AsyncMedImageInsight:
 
     async def score(
         self,
-        request: Request | EmbeddingRequest,
+        request: Request,
         *,
         layout: Layout = "rows",
         resize: Resize = "server",
@@ -197,8 +194,7 @@ class AsyncMedImageInsight:
         """Answer a request of Azure's MedImageInsight endpoint in its own JSON.
 
         Args:
-            request: the decoded object, its JSON text, the path (`os.PathLike`) of a JSON file, or what `read_request`
-                made of one.
+            request: the decoded object, its JSON text, or the path (`os.PathLike`) of a JSON file.
             layout: `rows` as the endpoint answers, `card` as in the model card, `object` as in the documentation.
             resize: as in `embed_images`.
             timeout: seconds for one request to Triton, instead of the client's.
@@ -209,94 +205,15 @@ class AsyncMedImageInsight:
         """
         if layout not in get_args(Layout):
             raise InvalidInput(f"layout is {layout!r}; expected one of {list(get_args(Layout))}")
-        parsed = request if isinstance(request, EmbeddingRequest) else read_request(request)
-        images = {n: row.image for n, row in enumerate(parsed.rows) if row.image is not None}
-        texts = {n: row.text for n, row in enumerate(parsed.rows) if row.text is not None}
-        image_rows, text_rows = list(images), list(texts)
-        image_embedding, text_embedding = await gather(
-            [
-                self._embed_images(
-                    list(images.values()),
-                    encode=encode_file,
-                    rows=image_rows,
-                    place=None,
-                    params=parsed.params,
-                    resize=resize,
-                    timeout=timeout,
-                ),
-                self._embed_texts(list(texts.values()), rows=text_rows, place=None, timeout=timeout),
-            ]
+        return await score(
+            self._connection, read_request(read_json(request)), layout=layout, resize=resize, timeout=timeout
         )
-        image_features = dict(zip(image_rows, image_embedding.features, strict=True))
-        text_features = dict(zip(text_rows, text_embedding.features, strict=True))
-        rows = [
-            EmbeddingRow(image_features=image_features.get(n), text_features=text_features.get(n))
-            for n in range(len(parsed.rows))
-        ]
-        scaling_factor = image_embedding.scaling_factor if images else text_embedding.scaling_factor
-        return render_answer(
-            rows, scaling_factor=scaling_factor if parsed.params.get_scaling_factor else None, layout=layout
-        )
-
-    async def _embed_images(
-        self,
-        images: Sequence[T],
-        *,
-        encode: Callable[..., bytes],
-        rows: Sequence[int],
-        place: Callable[[int], str] | None,
-        params: RequestParams,
-        resize: Resize,
-        timeout: float | None,
-    ) -> Embedded:
-        square_px = square_size(resize, params.image_standardization_image_size)
-        parameters = params.for_images()
-        if square_px is not None:
-            parameters[RESIZED_BY_CLIENT] = True
-        return await self._embedder.embed(
-            IMAGES,
-            images,
-            encode=partial(encode, square_px=square_px),
-            rows=rows,
-            place=place,
-            parameters=parameters,
-            timeout=timeout,
-        )
-
-    async def _embed_texts(
-        self,
-        texts: Sequence[str],
-        *,
-        rows: Sequence[int],
-        place: Callable[[int], str] | None,
-        timeout: float | None,
-    ) -> Embedded:
-        check_texts(texts, rows, place)
-        first_index: dict[str, int] = {}
-        for i, text in enumerate(texts):
-            first_index.setdefault(text, i)
-        position = {text: i for i, text in enumerate(first_index)}
-        embedded = await self._embedder.embed(
-            TEXTS,
-            list(first_index),
-            encode=str.encode,
-            rows=[rows[i] for i in first_index.values()],
-            place=place,
-            parameters={},
-            timeout=timeout,
-        )
-        return Embedded(embedded.features[[position[text] for text in texts]], embedded.scaling_factor)
 
 
 def check_list(values: object, name: str) -> None:
     """Refuse the single input where a list belongs: a str is a sequence too, of characters."""
     if isinstance(values, str | bytes | np.ndarray) or not isinstance(values, Sequence):
         raise InvalidInput(f"{name} is of type {type(values).__name__}; expected a list, also for a single one")
-
-
-def check_texts(texts: Sequence[object], rows: Sequence[int], place: Callable[[int], str] | None) -> None:
-    for row, text in zip(rows, texts, strict=True):
-        check_text(text, row=row, column="text", place=place(row) if place else None)
 
 
 def check_embeddings(array: NDArray[Any]) -> NDArray[Any]:

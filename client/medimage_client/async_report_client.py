@@ -4,15 +4,23 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Self
 
-from medimage_client.azure import Request
+from medimage_client.azure import Request, read_json
 from medimage_client.azure_reports import read_report_requests, render_reports
-from medimage_client.connection import Connection
+from medimage_client.connection import Connection, connector
 from medimage_client.constants import DEFAULT_CONCURRENCY, DEFAULT_REPORT_TIMEOUT_S, DEFAULT_RETRIES
 from medimage_client.errors import MedImageError, ResponseError
 from medimage_client.images import ImageInput
 from medimage_client.report import Report, read_report
+from medimage_client.report_outputs import (
+    STREAM_MODEL,
+    WHOLE_MODEL,
+    WHOLE_OUTPUTS,
+    infer_report,
+    score_reports,
+    stream_report,
+    text_of,
+)
 from medimage_client.report_request import Mode, ReportRequest
-from medimage_client.reporter import STREAM_MODEL, WHOLE_MODEL, WHOLE_OUTPUTS, Reporter, text_of
 from medimage_client.transport import Outputs, Transport
 
 
@@ -46,15 +54,12 @@ class AsyncCXRReportGen:
         transport: Transport | None = None,
     ) -> None:
         self._connection = Connection(
-            url,
-            api_key=api_key,
+            connector(url, api_key=api_key, shared_memory=False),  # a report takes seconds, its images milliseconds
             timeout=timeout,
             retries=retries,
             concurrency=concurrency,
-            shared_memory=False,  # a report takes seconds, its images milliseconds
             transport=transport,
         )
-        self._reporter = Reporter(self._connection)
 
     async def __aenter__(self) -> Self:
         return self
@@ -116,7 +121,7 @@ class AsyncCXRReportGen:
             max_new_tokens=max_new_tokens,
             constrained=constrained,
         )
-        outputs = await self._reporter.infer(request, WHOLE_OUTPUTS, timeout)
+        outputs = await infer_report(self._connection, request, WHOLE_OUTPUTS, timeout)
         return read_report(text_of(outputs, "output"), text_of(outputs, "status"))
 
     def stream(
@@ -153,7 +158,7 @@ class AsyncCXRReportGen:
             max_new_tokens=max_new_tokens,
             constrained=constrained,
         )
-        return AsyncReportStream(self._reporter.responses(request, timeout))
+        return AsyncReportStream(stream_report(self._connection, request, timeout))
 
     async def score(self, request: Request, *, timeout: float | None = None) -> list[dict[str, str]]:
         """Answer a request of Azure's CXRReportGen endpoint in its own JSON.
@@ -169,8 +174,8 @@ class AsyncCXRReportGen:
             InvalidInput: names row and column, as `row 2, column 'lateral_image': …`.
             MedImageError: any other failure.
         """
-
-        return render_reports(await self._reporter.outputs(read_report_requests(request), timeout))
+        studies = read_report_requests(read_json(request))
+        return render_reports(await score_reports(self._connection, studies, timeout))
 
 
 class AsyncReportStream:

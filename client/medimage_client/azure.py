@@ -64,8 +64,8 @@ class Table:
     params: Mapping[str, object] = field(repr=False)
 
 
-def read_table(request: Request, columns: Sequence[str]) -> Table:
-    """A request's rows and params.
+def read_table(request: Mapping[str, Any], columns: Sequence[str]) -> Table:
+    """A decoded request's rows and params.
 
     Args:
         columns: those that the model knows.
@@ -73,7 +73,6 @@ def read_table(request: Request, columns: Sequence[str]) -> Table:
     Raises:
         InvalidInput: not the form above; has row and column where it is one cell's.
     """
-    request = read_json(request)
     input_data = request.get("input_data")
     if not isinstance(input_data, Mapping):
         raise InvalidInput(f"'input_data' is {kind(input_data)}; expected an object with 'columns' and 'data'")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medimage_client.azure import Request, read_image, read_table, read_text, short
+from medimage_client.azure import read_image, read_table, read_text, short
 from medimage_client.constants import MAX_IMAGE_SIZE_PX, MAX_JPEG_QUALITY
 from medimage_client.errors import InvalidInput
 
@@ -73,8 +73,8 @@ class EmbeddingRow:
     text_features: NDArray[np.float32] | None
 
 
-def read_request(request: Request) -> EmbeddingRequest:
-    """A request as a decoded object, JSON text, or the path of a JSON file.
+def read_request(request: Mapping[str, Any]) -> EmbeddingRequest:
+    """A request that `azure.read_json` has decoded.
 
     Raises:
         InvalidInput: not the schema above; has row and column where it is one cell's.

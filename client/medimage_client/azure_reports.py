@@ -12,8 +12,9 @@ On top of what `azure.py` says:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from typing import Any
 
-from medimage_client.azure import Request, read_image, read_json, read_table, read_text, short
+from medimage_client.azure import read_image, read_table, read_text, short
 from medimage_client.errors import InvalidInput
 from medimage_client.report_request import IMAGE_INPUTS, SECTIONS, ReportRequest
 
@@ -21,19 +22,15 @@ COLUMNS = (*IMAGE_INPUTS, *SECTIONS)
 OPTIONS = tuple(option.name for option in fields(ReportRequest))
 
 
-def is_report_request(request: Request) -> bool:
-    """Whether a request has a column of this endpoint; if not, it is one of MedImageInsight's, or of none.
-
-    Raises:
-        InvalidInput: not the JSON of an object.
-    """
-    input_data = read_json(request).get("input_data")
+def is_report_request(request: Mapping[str, Any]) -> bool:
+    """Whether a request has a column of this endpoint; if not, it is one of MedImageInsight's, or of none."""
+    input_data = request.get("input_data")
     columns = input_data.get("columns") if isinstance(input_data, Mapping) else None
     return isinstance(columns, list) and any(column in COLUMNS for column in columns)
 
 
-def read_report_requests(request: Request) -> list[ReportRequest]:
-    """One study a row, from a decoded object, JSON text, or the path of a JSON file.
+def read_report_requests(request: Mapping[str, Any]) -> list[ReportRequest]:
+    """One study a row, from a request that `azure.read_json` has decoded.
 
     Raises:
         InvalidInput: not the schema above; has row and column where it is one cell's.

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from medimage_client.async_client import AsyncMedImageInsight
 from medimage_client.azure import Request
-from medimage_client.azure_embeddings import Answer, EmbeddingRequest, Layout
+from medimage_client.azure_embeddings import Answer, Layout
 from medimage_client.background import close_forgotten, event_loop, run
 from medimage_client.client_resize import Resize
 from medimage_client.constants import DEFAULT_CONCURRENCY, DEFAULT_RETRIES, DEFAULT_TIMEOUT_S
-from medimage_client.embedder import Embeddings
+from medimage_client.embeddings import Embeddings
 from medimage_client.images import ImageInput
 from medimage_client.transport import Transport
 from medimage_client.windowing import Window
@@ -116,7 +116,7 @@ class MedImageInsight:
 
     def score(
         self,
-        request: Request | EmbeddingRequest,
+        request: Request,
         *,
         layout: Layout = "rows",
         resize: Resize = "server",

@@ -18,28 +18,24 @@ class Connection:
     """Made by the first call, and by the next one after `close`.
 
     Args:
-        url: a Triton's, `grpc://host:port`, `grpcs://…`, `http://…` or `https://…`, or a scoring URI, `https://…/score`.
-        api_key: of the scoring URI, if it has one.
+        connect: makes the transport, see `connector`.
         timeout: seconds for one request with its retries.
         retries: attempts after the first.
         concurrency: requests in flight, of those that hold one of `slots`.
-        shared_memory: send large inputs through it; for a server on this machine.
-        transport: a connection to use instead of one to `url`.
+        transport: one to begin with.
 
     Raises:
-        InvalidInput: the url or an option is not valid.
+        InvalidInput: an option is not valid.
     """
 
     def __init__(
         self,
-        url: str,
+        connect: Callable[[], Transport],
         *,
-        api_key: str | None,
         timeout: float,
         retries: int,
         concurrency: int,
-        shared_memory: bool,
-        transport: Transport | None,
+        transport: Transport | None = None,
     ) -> None:
         if timeout <= 0 or retries < 0 or concurrency < 1:
             raise InvalidInput(
@@ -47,7 +43,7 @@ class Connection:
                 "and concurrency >= 1"
             )
         self.slots = asyncio.Semaphore(concurrency)
-        self._connect = connector(url, api_key=api_key, shared_memory=shared_memory)
+        self._connect = connect
         self._timeout = timeout
         self._retries = retries
         self._transport = transport
@@ -105,6 +101,11 @@ class Connection:
 
 def connector(url: str, *, api_key: str | None, shared_memory: bool) -> Callable[[], Transport]:
     """What connects to a Triton or a scoring endpoint.
+
+    Args:
+        url: a Triton's, `grpc://host:port`, `grpcs://…`, `http://…` or `https://…`, or a scoring URI, `https://…/score`.
+        api_key: of the scoring URI, if it has one.
+        shared_memory: send large inputs through it; for a server on this machine.
 
     Raises:
         InvalidInput: the url is not valid, or another option is not for it.

@@ -1,6 +1,12 @@
-"""The sample requests of the Azure endpoint, from its documentation (deploy-medimageinsight.md) and its model cards."""
+"""The sample requests of the Azure endpoint, from its documentation (deploy-medimageinsight.md) and its model cards.
+
+Below them the readers, of whatever a caller holds.
+"""
 
 import base64
+
+from medimage_client import azure_embeddings, azure_reports
+from medimage_client.azure import read_json
 
 # "Request example", a simple inference on a single string: the body as it stands there
 TEXT_ONLY = """{
@@ -42,3 +48,15 @@ def card_request(image):
         },
         "params": {"get_scaling_factor": True},
     }
+
+
+def read_request(request):
+    return azure_embeddings.read_request(read_json(request))
+
+
+def read_report_requests(request):
+    return azure_reports.read_report_requests(read_json(request))
+
+
+def is_report_request(request):
+    return azure_reports.is_report_request(read_json(request))

@@ -59,7 +59,7 @@ def test_no_inputs_give_an_empty_array_without_a_request(client, triton):
 
 def test_large_images_are_split_into_requests_of_bounded_size(client, triton, grey, unit_vectors, monkeypatch):
     size = len(encode_image(grey(0)))
-    monkeypatch.setattr("medimage_client.embedder.MAX_REQUEST_BYTES", 2 * size + size // 2)
+    monkeypatch.setattr("medimage_client.embeddings.MAX_REQUEST_BYTES", 2 * size + size // 2)
     assert np.array_equal(client.embed_images([grey(v) for v in (5, 6, 7, 8, 9)]), unit_vectors([5, 6, 7, 8, 9]))
     assert sorted(len(values_of(call)) for call in triton.calls) == [1, 2, 2]
 

@@ -15,12 +15,11 @@ import pytest
 from click.testing import CliRunner
 
 from medimage_client import CXRReportGen, MedImageInsight, errors
-from medimage_client.azure_embeddings import read_request
-from medimage_client.azure_reports import read_report_requests
 from medimage_client.cli.group import medimage
 from medimage_client.images import encode_image
 from medimage_client.scoring_messages import read_events
 from medimage_client.scoring_transport import ScoringEndpoint
+from tests.client.azure_samples import read_report_requests, read_request
 from tests.client.fake_reports import OUTPUT, PIECES
 from tests.client.http_server import serving
 from tests.client.scoring_server import REPORT_EVENTS, SCALING_FACTOR, WAIT_S, Endpoint, Handler, event

@@ -14,7 +14,7 @@ from medimage_client.cli.output_file import Content, check_place, write_files
 from medimage_client.cli.progress import EmbeddedFiles, embed_files
 from medimage_client.client_resize import Resize
 from medimage_client.constants import DEFAULT_TIMEOUT_S
-from medimage_client.embedder import Embeddings
+from medimage_client.embeddings import Embeddings
 from medimage_client.errors import MissingExtra
 
 Renderer = Callable[

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from medimage_client.embedder import IMAGES
+from medimage_client.embeddings import IMAGE_ENCODER
 from medimage_client.errors import MedImageError, ModelLost, NotFound, NotReady, TransportError, Unavailable
 from medimage_client.patience import Patience
 from medimage_client.transport import SOCKET, Call, Endpoint, GrpcTransport, HttpTransport, Outputs
@@ -173,7 +173,7 @@ class BalancedTransport:
         slots = self._slots[self._deployment[call.model]]
         await slots.acquire()
         number = new_number()
-        is_told = call.model == IMAGES.model  # its steps take long, and Triton would not tell them
+        is_told = call.model == IMAGE_ENCODER.model  # its steps take long, and Triton would not tell them
         if is_told:
             call = replace(call, parameters={**call.parameters, PARAMETER: number})
 

@@ -47,12 +47,12 @@ def refusal_of(error: MedImageError) -> Refusal:
 
     Nothing that is the caller's fault is a 5xx, which Microsoft's clients repeat up to fifteen times.
     """
-    refusal = answer_to(error)
+    refusal = without_place(error)
     refusal.row, refusal.column = error.row, error.column
     return refusal
 
 
-def answer_to(error: MedImageError) -> Refusal:
+def without_place(error: MedImageError) -> Refusal:
     match error:
         case InvalidInput():
             return Refusal(HTTPStatus.BAD_REQUEST, str(error))

@@ -15,9 +15,10 @@ from typing import Any
 
 import orjson
 
+from medimage_client.connection import Connection
 from medimage_client.errors import InvalidInput, MedImageError, ResponseError
+from medimage_client.report_outputs import stream_report, text_of
 from medimage_client.report_request import ReportRequest
-from medimage_client.reporter import Reporter, text_of
 
 MEDIA_TYPE = "text/event-stream"
 WAITING = b": waiting\n\n"  # a comment, which keeps proxies from closing a connection that is quiet for long
@@ -30,7 +31,7 @@ def event(name: str, **data: Any) -> bytes:
 
 
 async def report_events(
-    reporter: Reporter, requests: Sequence[ReportRequest], *, concurrency: int
+    connection: Connection, requests: Sequence[ReportRequest], *, concurrency: int
 ) -> AsyncGenerator[bytes, None]:
     """The events of all rows, `concurrency` of them at once. Closing it cancels what is still being written.
 
@@ -47,7 +48,7 @@ async def report_events(
 
     async def write(row: int, request: ReportRequest) -> None:
         is_done = False
-        async with turns, aclosing(reporter.responses(request, timeout=None)) as responses:
+        async with turns, aclosing(stream_report(connection, request, timeout=None)) as responses:
             async for outputs in responses:
                 if text := text_of(outputs, "text_output") if "text_output" in outputs else "":
                     await put(event("text", row=row, text=text))

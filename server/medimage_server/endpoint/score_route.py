@@ -16,6 +16,7 @@ from medimage_server.endpoint import metrics
 from medimage_server.endpoint.access_log import Entry
 from medimage_server.endpoint.admission import Gate, Memory, Share
 from medimage_server.endpoint.authorization import authorize
+from medimage_server.endpoint.balancing import BalancedTransport
 from medimage_server.endpoint.body import Body
 from medimage_server.endpoint.door import welcome
 from medimage_server.endpoint.head import listed, only
@@ -25,7 +26,7 @@ from medimage_server.endpoint.metrics import Stages
 from medimage_server.endpoint.observed import entry_of
 from medimage_server.endpoint.refusal import RUN_FAILED, ClientGone, Refusal, ending, refusal_of
 from medimage_server.endpoint.report_events import MEDIA_TYPE, event
-from medimage_server.endpoint.scoring import Question, Scorer, read_question
+from medimage_server.endpoint.scoring import Question, answer_to, events_of, read_question
 from medimage_server.endpoint.sending import send_parts, unless_gone
 from medimage_server.endpoint.settings import MODELS, REPORTS, EndpointSettings
 
@@ -52,10 +53,10 @@ class Exchange:
 class ScoreRoute:
     """An ASGI application, because what a request holds it holds until the last byte of its answer has gone."""
 
-    def __init__(self, settings: EndpointSettings, keys: Keyring, scorer: Scorer) -> None:
+    def __init__(self, settings: EndpointSettings, keys: Keyring, transport: BalancedTransport) -> None:
         self._settings = settings
         self._keys = keys
-        self._scorer = scorer
+        self._transport = transport
         self._memory = Memory(settings.max_in_flight_bytes)
         self._arriving = Gate(settings.max_requests, "requests")
         self._at_work = {name: Gate(settings.max_requests, f"requests for {name}") for name in settings.deployments}
@@ -114,7 +115,7 @@ class ScoreRoute:
         with stages.timed("model"):
             try:
                 async with asyncio.timeout(limit_s):
-                    answer = await self._scorer.answer(question, layout=layout, timeout=limit_s)
+                    answer = await answer_to(question, self._transport, layout=layout, timeout=limit_s)
             except TimeoutError:
                 raise Refusal(HTTPStatus.GATEWAY_TIMEOUT, f"no answer within {limit_s:g} s") from None
         with stages.timed("send"):
@@ -132,7 +133,8 @@ class ScoreRoute:
         has_begun = False
         with exchange.stages.timed("model"):
             try:
-                async with asyncio.timeout(limit_s), aclosing(self._scorer.events(question, limit_s)) as events:
+                events_in_time = events_of(question, self._transport, timeout=limit_s)
+                async with asyncio.timeout(limit_s), aclosing(events_in_time) as events:
                     async for part in events:
                         if not has_begun:
                             has_begun = True

@@ -11,7 +11,6 @@ import pytest
 from medimage_client.connection import Connection
 from medimage_client.errors import InvalidInput, MedImageError, ResponseError, ServerError
 from medimage_client.report_request import ReportRequest
-from medimage_client.reporter import Reporter
 from medimage_server.endpoint import report_events as module
 from medimage_server.endpoint.report_events import event, report_events, with_comments
 from tests.client.fake_reports import OUTPUT, PIECES, TEXT, FakeReports, sent
@@ -43,9 +42,8 @@ def parsed(events):
 
 
 def events_of(reports, *requests):
-    options = {"timeout": 20.0, "retries": 0, "concurrency": 4, "api_key": None, "shared_memory": False}
-    reporter = Reporter(Connection("grpc://unused", transport=reports, **options))
-    return report_events(reporter, requests, concurrency=CONCURRENCY)
+    connection = Connection(lambda: reports, timeout=20.0, retries=0, concurrency=4)
+    return report_events(connection, requests, concurrency=CONCURRENCY)
 
 
 async def collected(events):
