@@ -24,6 +24,8 @@ from medimage_client.embeddings import (
 )
 from medimage_client.errors import InvalidInput
 from medimage_client.images import ImageInput, encode_image
+from medimage_client.posted_requests import post_embeddings
+from medimage_client.scoring_messages import no_place_for
 from medimage_client.transport import Transport
 from medimage_client.windowing import Window
 
@@ -193,11 +195,14 @@ class AsyncMedImageInsight:
     ) -> Answer:
         """Answer a request of Azure's MedImageInsight endpoint in its own JSON.
 
+        A scoring URI gets the request as it was given, in one call; in several, on borders of rows, if it has more than
+        1,024 rows or 60 MiB.
+
         Args:
             request: the decoded object, its JSON text, or the path (`os.PathLike`) of a JSON file.
             layout: `rows` as the endpoint answers, `card` as in the model card, `object` as in the documentation.
             resize: as in `embed_images`.
-            timeout: seconds for one request to Triton, instead of the client's.
+            timeout: seconds for one call to the server, instead of the client's.
 
         Raises:
             InvalidInput: names row and column, as `row 2, column 'image': …`.
@@ -205,6 +210,10 @@ class AsyncMedImageInsight:
         """
         if layout not in get_args(Layout):
             raise InvalidInput(f"layout is {layout!r}; expected one of {list(get_args(Layout))}")
+        if self._connection.is_to_scoring_uri:
+            if resize != "server":
+                raise no_place_for(f"resize={resize!r}")
+            return await post_embeddings(self._connection, request, layout=layout, timeout=timeout)
         return await score(
             self._connection, read_request(read_json(request)), layout=layout, resize=resize, timeout=timeout
         )

@@ -10,6 +10,7 @@ from medimage_client.connection import Connection, connector
 from medimage_client.constants import DEFAULT_CONCURRENCY, DEFAULT_REPORT_TIMEOUT_S, DEFAULT_RETRIES
 from medimage_client.errors import MedImageError, ResponseError
 from medimage_client.images import ImageInput
+from medimage_client.posted_requests import post_reports
 from medimage_client.report import Report, read_report
 from medimage_client.report_outputs import (
     STREAM_MODEL,
@@ -163,9 +164,12 @@ class AsyncCXRReportGen:
     async def score(self, request: Request, *, timeout: float | None = None) -> list[dict[str, str]]:
         """Answer a request of Azure's CXRReportGen endpoint in its own JSON.
 
+        A scoring URI gets the request as it was given, in one call; in several, on borders of rows, if it has more than
+        10 rows or 60 MiB.
+
         Args:
             request: the decoded object, its JSON text, or the path (`os.PathLike`) of a JSON file.
-            timeout: seconds for one report, instead of the client's.
+            timeout: seconds for one report, or one call to a scoring URI, instead of the client's.
 
         Returns:
             One object per row, in order, whose `output` is the JSON text of `[[text, null or boxes], …]`.
@@ -174,6 +178,8 @@ class AsyncCXRReportGen:
             InvalidInput: names row and column, as `row 2, column 'lateral_image': …`.
             MedImageError: any other failure.
         """
+        if self._connection.is_to_scoring_uri:
+            return await post_reports(self._connection, request, timeout=timeout)
         studies = read_report_requests(read_json(request))
         return render_reports(await score_reports(self._connection, studies, timeout))
 

@@ -90,16 +90,26 @@ def read_json(request: Request) -> Mapping[str, Any]:
     Raises:
         InvalidInput: an unreadable file, not strict JSON, or not that of an object.
     """
-    if isinstance(request, os.PathLike):
-        try:
-            request = Path(request).read_bytes()
-        except OSError as error:
-            raise InvalidInput(f"cannot read {os.fspath(error.filename)}: {error.strerror}") from error
+    request = loaded(request)
     if isinstance(request, str | bytes):
         request = parse_json(request)
     if not isinstance(request, Mapping):
         raise InvalidInput(f"the request is {kind(request)}; expected an object with 'input_data'")
     return request
+
+
+def loaded(request: Request) -> Mapping[str, Any] | str | bytes:
+    """The request, or what is in the file that it names.
+
+    Raises:
+        InvalidInput: an unreadable file.
+    """
+    if not isinstance(request, os.PathLike):
+        return request
+    try:
+        return Path(request).read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"cannot read {os.fspath(error.filename)}: {error.strerror}") from error
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -19,6 +19,7 @@ from medimage_client.constants import MAX_IMAGE_SIZE_PX, MAX_JPEG_QUALITY
 from medimage_client.errors import InvalidInput
 
 COLUMNS = ("image", "text")
+MAX_ROWS = 1024  # of a request; what the documentation of Azure's endpoint allows
 IMAGE_PARAMS = {  # and the largest value that the server takes
     "image_standardization_image_size": MAX_IMAGE_SIZE_PX,
     "image_standardization_jpeg_compression_ratio": MAX_JPEG_QUALITY,

@@ -19,6 +19,7 @@ from medimage_client.errors import InvalidInput
 from medimage_client.report_request import IMAGE_INPUTS, SECTIONS, ReportRequest
 
 COLUMNS = (*IMAGE_INPUTS, *SECTIONS)
+MAX_ROWS = 10  # of a request; what the documentation of Azure's endpoint allows
 OPTIONS = tuple(option.name for option in fields(ReportRequest))
 
 

@@ -1,14 +1,14 @@
 """A connection to a server, and the bounds that hold over all calls of a client."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 from medimage_client.errors import InvalidInput, RequestTimeout, TransportError, Unavailable
 from medimage_client.patience import PatientTransport
 from medimage_client.retries import with_retries
-from medimage_client.scoring_transport import ScoringEndpoint, is_scoring_uri
+from medimage_client.scoring_transport import ScoringEndpoint, ScoringTransport, is_scoring_uri
 from medimage_client.transport import Call, Endpoint, Outputs, Transport
 
 T = TypeVar("T")
@@ -62,11 +62,19 @@ class Connection:
 
     async def infer(self, call: Call, *, timeout: float | None) -> Outputs:
         """The call's outputs, within `timeout` seconds or, if None, the client's."""
-        return await with_retries(
-            lambda seconds_left: self._connected().infer(call, timeout=seconds_left),
-            retries=self._retries,
-            timeout=self._timeout if timeout is None else timeout,
+        return await self._retried(
+            lambda seconds_left: self._connected().infer(call, timeout=seconds_left), timeout=timeout
         )
+
+    @property
+    def is_to_scoring_uri(self) -> bool:
+        return isinstance(self._connected(), ScoringTransport)
+
+    async def score(self, body: bytes, n_rows: int, *, timeout: float | None) -> Sequence[dict[str, Any]]:
+        """The rows of a scoring URI's answer to a request in Azure's JSON, as `infer`."""
+        transport = self._connected()
+        assert isinstance(transport, ScoringTransport)
+        return await self._retried(lambda seconds_left: transport.score(body, n_rows), timeout=timeout)
 
     async def stream(self, call: Call, *, timeout: float | None) -> AsyncGenerator[Outputs, None]:
         """The responses of a decoupled model, the last within `timeout` seconds or, if None, the client's.
@@ -92,6 +100,9 @@ class Connection:
                     raise RequestTimeout(f"no end within {timeout:g} s") from None
         finally:
             await responses.aclose()
+
+    async def _retried(self, attempt: Callable[[float], Awaitable[T]], *, timeout: float | None) -> T:
+        return await with_retries(attempt, retries=self._retries, timeout=self._timeout if timeout is None else timeout)
 
     def _connected(self) -> Transport:
         if self._transport is None:

@@ -36,8 +36,8 @@ def score(request: BinaryIO, layout: Layout, url: str, api_key: str | None, time
     The answer goes to standard output: one object per row (rows), a list of objects as in the model card (card) or
     one object as in the documentation (object).
     """
-    body = read_json(request.read())
-    if not is_report_request(body):
+    body = request.read()
+    if not is_report_request(read_json(body)):
         with MedImageInsight(url, api_key=api_key) as embeddings:
             click.echo(json.dumps(embeddings.score(body, layout=layout, timeout=timeout)))
         return

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
+from medimage_client import azure_embeddings, azure_reports
 from medimage_client.azure_embeddings import Layout
 from medimage_client.embeddings import IMAGE_ENCODER, TEXT_ENCODER
 from medimage_client.report_outputs import STREAM_MODEL, WHOLE_MODEL
@@ -19,8 +20,7 @@ MODELS = {  # of Triton, that each asks
     REPORTS: (WHOLE_MODEL, STREAM_MODEL),
 }
 
-# Rows of one request: what the documentation of Azure's endpoints allows, "0-1024" and "0-10".
-MAX_ROWS = {EMBEDDINGS: 1024, REPORTS: 10}
+MAX_ROWS = {EMBEDDINGS: azure_embeddings.MAX_ROWS, REPORTS: azure_reports.MAX_ROWS}  # of one request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
