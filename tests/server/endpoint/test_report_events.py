@@ -249,8 +249,9 @@ async def test_closing_a_quiet_stream_ends_what_is_being_written(monkeypatch):
     monkeypatch.setattr(module, "WAIT_S", 0.01)
     reports = FakeReports(hang=True)
     events = with_comments(events_of(reports, study()))
-    while not (await anext(events)).startswith(b":"):
-        pass
+    for start in (b"event: text", b":"):  # the first comments may come before the image is encoded
+        while not (await anext(events)).startswith(start):
+            pass
     await events.aclose()
     assert reports.closed_early == 1
 
