@@ -20,7 +20,7 @@ CLIENT = ROOT / "client" / "medimage_client"
 CLIENT_BASE = {"medimage_client", "jiter", "numpy", "PIL", "pybase64", "tritonclient", "grpc", "aiohttp"}
 CLIENT_EXTRAS = {  # package -> where it may stand
     "click": "cli/",
-    "pydicom": "dicom.py",
+    "pydicom": "images/dicom.py",
     "pyarrow": "cli/embed.py",
     "rouge_score": "evaluation.py",
     "sacrebleu": "evaluation.py",

@@ -9,7 +9,7 @@ from medimage_client.azure_reports import read_report_requests, render_reports
 from medimage_client.connection import Connection, connector
 from medimage_client.constants import DEFAULT_CONCURRENCY, DEFAULT_REPORT_TIMEOUT_S, DEFAULT_RETRIES
 from medimage_client.errors import MedImageError, ResponseError
-from medimage_client.images import ImageInput
+from medimage_client.images.encoding import ImageInput
 from medimage_client.posted_requests import post_reports
 from medimage_client.report import Report, read_report
 from medimage_client.report_outputs import (

@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 from jiter import from_json
 
-from medimage_client.base64_text import decode_base64
 from medimage_client.errors import InvalidInput
+from medimage_client.images.base64_text import decode_base64
 
 Request = Mapping[str, Any] | str | bytes | os.PathLike[str]  # a decoded object, JSON text, or the path of a JSON file
 

@@ -17,11 +17,11 @@ from medimage_client.azure_embeddings import (
     RequestParams,
     render_answer,
 )
-from medimage_client.client_resize import RESIZED_BY_CLIENT, Resize, square_size
 from medimage_client.connection import Connection, gather
 from medimage_client.constants import EMBEDDING_SIZE, IMAGES_PER_REQUEST, MAX_REQUEST_BYTES, TEXTS_PER_REQUEST
 from medimage_client.errors import InvalidInput, ServerError
-from medimage_client.images import encode_file
+from medimage_client.images.encoding import encode_file
+from medimage_client.images.resize import RESIZED_BY_CLIENT, Resize, square_size
 from medimage_client.texts import check_text
 from medimage_client.transport import Call
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from medimage_client.errors import InvalidInput
 from medimage_client.finding import Box, Finding
-from medimage_client.images import DEEP_MODES, ImageInput, encode_image, read_array
+from medimage_client.images.encoding import DEEP_MODES, ImageInput, encode_image, read_array
 
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont

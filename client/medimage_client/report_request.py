@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from medimage_client.azure import short
 from medimage_client.errors import InvalidInput
-from medimage_client.images import ImageInput, encode_image
+from medimage_client.images.encoding import ImageInput, encode_image
 from medimage_client.texts import check_text
 from medimage_client.transport import Call
 

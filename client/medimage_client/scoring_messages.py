@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimage_client import azure_embeddings, azure_reports
-from medimage_client.client_resize import RESIZED_BY_CLIENT
 from medimage_client.constants import EMBEDDING_SIZE
 from medimage_client.errors import InvalidInput, ResponseError
+from medimage_client.images.resize import RESIZED_BY_CLIENT
 from medimage_client.report_request import IMAGE_INPUTS
 from medimage_client.transport import Call, Outputs, read_object
 from medimage_client.wire_errors import not_scoring

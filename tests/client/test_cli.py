@@ -12,7 +12,7 @@ from PIL import Image
 
 from medimage_client import InvalidInput, TransportError
 from medimage_client.cli.group import medimage
-from medimage_client.images import encode_image
+from medimage_client.images.encoding import encode_image
 from tests.client.fake_triton import values_of
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from medimage_client import Unavailable
 from medimage_client.cli.group import medimage
-from medimage_client.images import encode_image
+from medimage_client.images.encoding import encode_image
 from tests.client.fake_reports import OUTPUT, FakeReports, sent
 
 

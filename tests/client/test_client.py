@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.special import expit, softmax
 
 from medimage_client import AsyncMedImageInsight, InvalidInput, MedImageInsight, ServerError, Unavailable
-from medimage_client.images import encode_image
+from medimage_client.images.encoding import encode_image
 from tests.client.fake_triton import values_of
 
 SCALE = np.exp(4.513362407684326)

@@ -11,7 +11,7 @@ import pytest
 
 from medimage_client import AsyncMedImageInsight, patience
 from medimage_client.errors import InvalidInput
-from medimage_client.images import encode_image
+from medimage_client.images.encoding import encode_image
 from medimage_client.patience import PatientTransport
 from medimage_client.transport import Call
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from medimage_client import CXRReportGen, MedImageInsight, errors
-from medimage_client.images import encode_image
+from medimage_client.images.encoding import encode_image
 from tests.client.fake_reports import OUTPUT
 from tests.client.http_server import serving
 from tests.client.scoring_server import SCALING_FACTOR, Endpoint, Handler, event

@@ -25,7 +25,7 @@ from medimage_client import (
     Unavailable,
 )
 from medimage_client.constants import DEFAULT_REPORT_TIMEOUT_S
-from medimage_client.images import encode_image
+from medimage_client.images.encoding import encode_image
 from tests.client.fake_reports import OUTPUT, PIECES, TEXT, FakeReports, sent
 
 

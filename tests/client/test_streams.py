@@ -19,7 +19,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor
 
 from medimage_client import CXRReportGen, errors
-from medimage_client.images import encode_image
+from medimage_client.images.encoding import encode_image
 from tests.client.fake_reports import OUTPUT, PIECES
 from tests.client.full_shared_memory import MESSAGES as FULL_SHARED_MEMORY
 from tests.client.http_server import serving

@@ -18,7 +18,7 @@ from medimage_client import (
     RequestTimeout,
     SharedMemoryError,
 )
-from medimage_client.images import encode_image
+from medimage_client.images.encoding import encode_image
 from medimage_client.shared_memory import FOLDER
 from medimage_server.launcher import run_triton
 from tests.client.azure_samples import IMAGE_AND_TEXT, TEXT_ONLY, TWO_BY_TWO, card_request

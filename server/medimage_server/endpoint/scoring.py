@@ -8,9 +8,9 @@ from medimage_client.azure import read_json
 from medimage_client.azure_embeddings import EmbeddingRequest, Layout, read_request
 from medimage_client.azure_reports import is_report_request, read_report_requests, render_reports
 from medimage_client.connection import Connection
-from medimage_client.dicom import is_dicom
 from medimage_client.embeddings import score
 from medimage_client.errors import InvalidInput
+from medimage_client.images.dicom import is_dicom
 from medimage_client.report_outputs import score_reports
 from medimage_client.report_request import IMAGE_INPUTS, ReportRequest
 from medimage_server.endpoint.balancing import BalancedTransport
