@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Self
 
-from medimage_client.azure import Request, read_json
-from medimage_client.azure_reports import read_report_requests, render_reports
 from medimage_client.connection import Connection, connector
 from medimage_client.constants import DEFAULT_CONCURRENCY, DEFAULT_REPORT_TIMEOUT_S, DEFAULT_RETRIES
 from medimage_client.errors import MedImageError, ResponseError
@@ -21,7 +19,8 @@ from medimage_client.report_outputs import (
     stream_report,
     text_of,
 )
-from medimage_client.report_request import Mode, ReportRequest
+from medimage_client.schema.reports import Mode, ReportRequest, read_report_requests, render_reports
+from medimage_client.schema.table import Request, read_json
 from medimage_client.transport import Outputs, Transport
 
 

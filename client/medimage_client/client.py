@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimage_client.async_client import AsyncMedImageInsight
-from medimage_client.azure import Request
-from medimage_client.azure_embeddings import Answer, Layout
 from medimage_client.background import close_forgotten, event_loop, run
 from medimage_client.constants import DEFAULT_CONCURRENCY, DEFAULT_RETRIES, DEFAULT_TIMEOUT_S
 from medimage_client.embeddings import Embeddings
 from medimage_client.images.encoding import ImageInput
 from medimage_client.images.resize import Resize
 from medimage_client.images.windowing import Window
+from medimage_client.schema.embeddings import Answer, Layout
+from medimage_client.schema.table import Request
 from medimage_client.transport import Transport
 
 

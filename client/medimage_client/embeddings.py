@@ -9,7 +9,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from medimage_client.azure_embeddings import (
+from medimage_client.connection import Connection, gather
+from medimage_client.constants import EMBEDDING_SIZE, IMAGES_PER_REQUEST, MAX_REQUEST_BYTES, TEXTS_PER_REQUEST
+from medimage_client.errors import InvalidInput, ServerError
+from medimage_client.images.encoding import encode_file
+from medimage_client.images.resize import RESIZED_BY_CLIENT, Resize, square_size
+from medimage_client.schema.embeddings import (
     Answer,
     EmbeddingRequest,
     EmbeddingRow,
@@ -17,12 +22,7 @@ from medimage_client.azure_embeddings import (
     RequestParams,
     render_answer,
 )
-from medimage_client.connection import Connection, gather
-from medimage_client.constants import EMBEDDING_SIZE, IMAGES_PER_REQUEST, MAX_REQUEST_BYTES, TEXTS_PER_REQUEST
-from medimage_client.errors import InvalidInput, ServerError
-from medimage_client.images.encoding import encode_file
-from medimage_client.images.resize import RESIZED_BY_CLIENT, Resize, square_size
-from medimage_client.texts import check_text
+from medimage_client.schema.table import check_text
 from medimage_client.transport import Call
 
 Embeddings = NDArray[np.float32]

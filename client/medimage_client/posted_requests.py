@@ -6,13 +6,13 @@ It is read here first, so that what is wrong with it is said before anything is 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from medimage_client import azure_embeddings, azure_reports
-from medimage_client.azure import Request, loaded, read_json
-from medimage_client.azure_embeddings import Answer, EmbeddingRow, Layout, read_request, render_answer
-from medimage_client.azure_parts import Part, parts_of
-from medimage_client.azure_reports import read_report_requests, render_reports
 from medimage_client.connection import Connection, gather
 from medimage_client.errors import InvalidInput, MedImageError
+from medimage_client.schema import embeddings, reports
+from medimage_client.schema.embeddings import Answer, EmbeddingRow, Layout, read_request, render_answer
+from medimage_client.schema.parts import Part, parts_of
+from medimage_client.schema.reports import read_report_requests, render_reports
+from medimage_client.schema.table import Request, loaded, read_json
 from medimage_client.scoring_messages import read_text, read_vectors
 
 Rows = Sequence[Mapping[str, Any]]
@@ -28,7 +28,7 @@ async def post_embeddings(connection: Connection, request: Request, *, layout: L
     given = loaded(request)
     content = read_json(given)
     parsed = read_request(content)
-    answers = await post(connection, parts_of(given, content, max_rows=azure_embeddings.MAX_ROWS), timeout)
+    answers = await post(connection, parts_of(given, content, max_rows=embeddings.MAX_ROWS), timeout)
     images = {n: answers[n] for n, row in enumerate(parsed.rows) if row.image is not None}
     texts = {n: answers[n] for n, row in enumerate(parsed.rows) if row.text is not None}
     image_features = dict(zip(images, read_vectors([*images.values()], "image_features"), strict=True))
@@ -48,7 +48,7 @@ async def post_reports(connection: Connection, request: Request, *, timeout: flo
     given = loaded(request)
     content = read_json(given)
     read_report_requests(content)
-    answers = await post(connection, parts_of(given, content, max_rows=azure_reports.MAX_ROWS), timeout)
+    answers = await post(connection, parts_of(given, content, max_rows=reports.MAX_ROWS), timeout)
     return render_reports([read_text(answer, "output") for answer in answers])
 
 

@@ -5,12 +5,12 @@ import weakref
 from typing import Self
 
 from medimage_client.async_report_client import AsyncCXRReportGen, AsyncReportStream
-from medimage_client.azure import Request
 from medimage_client.background import close_forgotten, event_loop, run
 from medimage_client.constants import DEFAULT_CONCURRENCY, DEFAULT_REPORT_TIMEOUT_S, DEFAULT_RETRIES
 from medimage_client.images.encoding import ImageInput
 from medimage_client.report import Report
-from medimage_client.report_request import Mode
+from medimage_client.schema.reports import Mode
+from medimage_client.schema.table import Request
 from medimage_client.transport import Transport
 
 

@@ -1,6 +1,6 @@
 """What travels to and from a scoring URI, in the terms of `transport.py`: calls as Azure's JSON, answers as outputs.
 
-`azure.py` says what the JSON looks like; it reads requests, and this module writes them and reads the answers to them.
+`schema` says what the JSON looks like; it reads requests, and this module writes them and reads the answers to them.
 A report comes in Azure's JSON or, from this project's endpoint, as server-sent events:
 
     event: text   {"row": 0, "text": "…"}                                                a piece
@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medimage_client import azure_embeddings, azure_reports
 from medimage_client.constants import EMBEDDING_SIZE
 from medimage_client.errors import InvalidInput, ResponseError
 from medimage_client.images.resize import RESIZED_BY_CLIENT
-from medimage_client.report_request import IMAGE_INPUTS
+from medimage_client.schema import embeddings, reports
+from medimage_client.schema.reports import IMAGE_INPUTS
 from medimage_client.transport import Call, Outputs, read_object
 from medimage_client.wire_errors import not_scoring
 
@@ -38,11 +38,11 @@ def is_report(call: Call) -> bool:
 def check_call(call: Call) -> None:
     """Raise InvalidInput for a call that Azure's JSON cannot say."""
     if is_report(call):
-        known = {*azure_reports.COLUMNS}
+        known = {*reports.COLUMNS}
         if "mode" in call.inputs and call.inputs["mode"].item() == ONLY_MODE:
             known.add("mode")
     else:
-        known = {*azure_embeddings.COLUMNS, *azure_embeddings.IMAGE_PARAMS}
+        known = {*embeddings.COLUMNS, *embeddings.IMAGE_PARAMS}
     for name in (*call.inputs, *call.parameters):
         if name not in known:
             raise no_place_for(CALLERS_NAMES.get(name, name))
@@ -68,7 +68,7 @@ def request_body(call: Call) -> bytes:
 
 
 def pieces(call: Call) -> Iterator[bytes]:
-    names = azure_reports.COLUMNS if is_report(call) else azure_embeddings.COLUMNS
+    names = reports.COLUMNS if is_report(call) else embeddings.COLUMNS
     columns = {name: call.inputs[name].ravel().tolist() for name in names if name in call.inputs}
     yield b'{"input_data":{"columns":%b,"data":[' % json_bytes([*columns])
     for n, row in enumerate(zip(*columns.values(), strict=True)):

@@ -5,8 +5,8 @@ Below them the readers, of whatever a caller holds.
 
 import base64
 
-from medimage_client import azure_embeddings, azure_reports
-from medimage_client.azure import read_json
+from medimage_client.schema import embeddings, reports
+from medimage_client.schema.table import read_json
 
 # "Request example", a simple inference on a single string: the body as it stands there
 TEXT_ONLY = """{
@@ -51,12 +51,12 @@ def card_request(image):
 
 
 def read_request(request):
-    return azure_embeddings.read_request(read_json(request))
+    return embeddings.read_request(read_json(request))
 
 
 def read_report_requests(request):
-    return azure_reports.read_report_requests(read_json(request))
+    return reports.read_report_requests(read_json(request))
 
 
 def is_report_request(request):
-    return azure_reports.is_report_request(read_json(request))
+    return reports.is_report_request(read_json(request))

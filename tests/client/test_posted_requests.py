@@ -145,7 +145,7 @@ def test_rows_beyond_the_endpoints_limit_go_in_another_call(client, endpoint, un
 
 def test_bytes_beyond_the_endpoints_limit_go_in_another_call_on_borders_of_rows(client, endpoint, grey, monkeypatch):
     cells = [base64.b64encode(encode_image(grey(value))).decode() for value in range(5)]
-    monkeypatch.setattr("medimage_client.azure_parts.MAX_BODY_BYTES", 2 * len(cells[0]) + 50)
+    monkeypatch.setattr("medimage_client.schema.parts.MAX_BODY_BYTES", 2 * len(cells[0]) + 50)
     rows = [[cell] if n % 2 else {"image": cell} for n, cell in enumerate(cells)]
     answer = client.score(json.dumps(table(["image"], rows)))
     assert [int(np.argmax(row["image_features"])) for row in answer] == [0, 1, 2, 3, 4]

@@ -15,7 +15,7 @@ from medimage_client.constants import DEFAULT_REPORT_TIMEOUT_S
 from medimage_client.report import Report
 from medimage_client.report_client import CXRReportGen, ReportStream
 from medimage_client.report_grammar import FindingParser, ParsedFinding
-from medimage_client.report_request import Mode
+from medimage_client.schema.reports import Mode
 
 IMAGE_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 MEANING = {

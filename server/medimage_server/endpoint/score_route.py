@@ -10,8 +10,8 @@ from typing import get_args
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
-from medimage_client.azure_embeddings import Layout
 from medimage_client.errors import MedImageError
+from medimage_client.schema.embeddings import Layout
 from medimage_server.endpoint import metrics
 from medimage_server.endpoint.access_log import Entry
 from medimage_server.endpoint.admission import Gate, Memory, Share

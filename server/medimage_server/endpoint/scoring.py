@@ -4,15 +4,20 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medimage_client.azure import read_json
-from medimage_client.azure_embeddings import EmbeddingRequest, Layout, read_request
-from medimage_client.azure_reports import is_report_request, read_report_requests, render_reports
 from medimage_client.connection import Connection
 from medimage_client.embeddings import score
 from medimage_client.errors import InvalidInput
 from medimage_client.images.dicom import is_dicom
 from medimage_client.report_outputs import score_reports
-from medimage_client.report_request import IMAGE_INPUTS, ReportRequest
+from medimage_client.schema.embeddings import EmbeddingRequest, Layout, read_request
+from medimage_client.schema.reports import (
+    IMAGE_INPUTS,
+    ReportRequest,
+    is_report_request,
+    read_report_requests,
+    render_reports,
+)
+from medimage_client.schema.table import read_json
 from medimage_server.endpoint.balancing import BalancedTransport
 from medimage_server.endpoint.report_events import report_events, with_comments
 from medimage_server.endpoint.settings import EMBEDDINGS, MAX_ROWS, REPORTS

@@ -5,10 +5,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
-from medimage_client import azure_embeddings, azure_reports
-from medimage_client.azure_embeddings import Layout
 from medimage_client.embeddings import IMAGE_ENCODER, TEXT_ENCODER
 from medimage_client.report_outputs import STREAM_MODEL, WHOLE_MODEL
+from medimage_client.schema import embeddings, reports
+from medimage_client.schema.embeddings import Layout
 from medimage_server.errors import LaunchError
 from medimage_server.model_repository import Export
 
@@ -20,7 +20,7 @@ MODELS = {  # of Triton, that each asks
     REPORTS: (WHOLE_MODEL, STREAM_MODEL),
 }
 
-MAX_ROWS = {EMBEDDINGS: azure_embeddings.MAX_ROWS, REPORTS: azure_reports.MAX_ROWS}  # of one request
+MAX_ROWS = {EMBEDDINGS: embeddings.MAX_ROWS, REPORTS: reports.MAX_ROWS}  # of one request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,9 +12,9 @@ from hypothesis import given
 from schemathesis.specs.openapi.definitions import OPENAPI_30_VALIDATOR
 
 from medimage_client import InvalidInput
-from medimage_client.azure_embeddings import EmbeddingRow, render_answer
-from medimage_client.azure_reports import render_reports
 from medimage_client.finding import read_findings
+from medimage_client.schema.embeddings import EmbeddingRow, render_answer
+from medimage_client.schema.reports import render_reports
 from medimage_server.endpoint.docs_page import docs_page
 from medimage_server.endpoint.openapi import openapi
 from medimage_server.endpoint.openapi_examples import EMBEDDING_REQUESTS, IMAGE, REPORT_EVENTS, REPORT_REQUESTS

@@ -1,6 +1,6 @@
 """The JSON of Azure's MedImageInsight endpoint: requests to typed rows, embeddings to its answer layouts.
 
-On top of what `azure.py` says:
+On top of what `table.py` says:
 
 - a row has an `image`, a `text` or both; a row without both is refused;
 - any of the params may be absent or null; `get_scaling_factor` may be the text "true" or "false", as in the
@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medimage_client.azure import read_image, read_table, read_text, short
 from medimage_client.constants import MAX_IMAGE_SIZE_PX, MAX_JPEG_QUALITY
 from medimage_client.errors import InvalidInput
+from medimage_client.schema.table import read_image, read_table, read_text, short
 
 COLUMNS = ("image", "text")
 MAX_ROWS = 1024  # of a request; what the documentation of Azure's endpoint allows
@@ -75,7 +75,7 @@ class EmbeddingRow:
 
 
 def read_request(request: Mapping[str, Any]) -> EmbeddingRequest:
-    """A request that `azure.read_json` has decoded.
+    """A request that `table.read_json` has decoded.
 
     Raises:
         InvalidInput: not the schema above; has row and column where it is one cell's.

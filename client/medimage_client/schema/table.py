@@ -15,8 +15,8 @@ deploy-medimageinsight.md, deploy-cxrreportgen.md) and the clients in microsoft/
 
 Unknown columns, which Azure drops silently, are refused: a misspelt one would lose a part of every row.
 
-`azure_embeddings.py` and `azure_reports.py` hold what each model makes of it. All of this is free of transport, so that
-a server can use it too.
+`embeddings.py` and `reports.py` hold what each model makes of it. All of this is free of transport, so that a server
+can use it too.
 """
 
 import os
@@ -213,6 +213,17 @@ def read_text(n: int, row: Mapping[str, object], column: str) -> str | None:
     except UnicodeEncodeError:  # a decoded object can hold half of a surrogate pair
         raise InvalidInput("is not valid Unicode", row=n, column=column) from None
     return cell
+
+
+def check_text(text: object, *, column: str, row: int | None = None, place: str | None = None) -> None:
+    """Raise InvalidInput of that place unless it is a str that UTF-8 can hold; for texts of Python's callers."""
+    if not isinstance(text, str):
+        raise InvalidInput(f"is of type {type(text).__name__}; expected str", row=row, column=column, place=place)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        reason = "is not valid Unicode; expected no lone surrogates"
+        raise InvalidInput(reason, row=row, column=column, place=place) from None
 
 
 def read_image(n: int, row: Mapping[str, object], column: str) -> bytes | None:
