@@ -7,7 +7,6 @@ from typing import Any, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from medimage_client.connection import Connection, connector
 from medimage_client.constants import DEFAULT_CONCURRENCY, DEFAULT_RETRIES, DEFAULT_TIMEOUT_S, EMBEDDING_SIZE
 from medimage_client.embeddings import (
     IMAGE_ENCODER,
@@ -23,11 +22,12 @@ from medimage_client.errors import InvalidInput
 from medimage_client.images.encoding import ImageInput, encode_image
 from medimage_client.images.resize import Resize
 from medimage_client.images.windowing import Window
-from medimage_client.posted_requests import post_embeddings
 from medimage_client.schema.embeddings import Answer, Layout, RequestParams, read_request
 from medimage_client.schema.table import Request, read_json
-from medimage_client.scoring_messages import no_place_for
-from medimage_client.transport import Transport
+from medimage_client.wire.connection import Connection, connector
+from medimage_client.wire.posted_requests import post_embeddings
+from medimage_client.wire.scoring_messages import no_place_for
+from medimage_client.wire.transport import Transport
 
 
 class AsyncMedImageInsight:

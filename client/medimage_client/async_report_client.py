@@ -4,11 +4,9 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Self
 
-from medimage_client.connection import Connection, connector
 from medimage_client.constants import DEFAULT_CONCURRENCY, DEFAULT_REPORT_TIMEOUT_S, DEFAULT_RETRIES
 from medimage_client.errors import MedImageError, ResponseError
 from medimage_client.images.encoding import ImageInput
-from medimage_client.posted_requests import post_reports
 from medimage_client.report import Report, read_report
 from medimage_client.report_outputs import (
     STREAM_MODEL,
@@ -21,7 +19,9 @@ from medimage_client.report_outputs import (
 )
 from medimage_client.schema.reports import Mode, ReportRequest, read_report_requests, render_reports
 from medimage_client.schema.table import Request, read_json
-from medimage_client.transport import Outputs, Transport
+from medimage_client.wire.connection import Connection, connector
+from medimage_client.wire.posted_requests import post_reports
+from medimage_client.wire.transport import Outputs, Transport
 
 
 class AsyncCXRReportGen:

@@ -17,7 +17,7 @@ from medimage_client.images.resize import Resize
 from medimage_client.images.windowing import Window
 from medimage_client.schema.embeddings import Answer, Layout
 from medimage_client.schema.table import Request
-from medimage_client.transport import Transport
+from medimage_client.wire.transport import Transport
 
 
 class MedImageInsight:

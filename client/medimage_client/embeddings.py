@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from medimage_client.connection import Connection, gather
 from medimage_client.constants import EMBEDDING_SIZE, IMAGES_PER_REQUEST, MAX_REQUEST_BYTES, TEXTS_PER_REQUEST
 from medimage_client.errors import InvalidInput, ServerError
 from medimage_client.images.encoding import encode_file
@@ -23,7 +22,8 @@ from medimage_client.schema.embeddings import (
     render_answer,
 )
 from medimage_client.schema.table import check_text
-from medimage_client.transport import Call
+from medimage_client.wire.connection import Connection, gather
+from medimage_client.wire.transport import Call
 
 Embeddings = NDArray[np.float32]
 Place = Callable[[int], str]  # a row of the caller's to how an error's text names it

@@ -11,7 +11,7 @@ from medimage_client.images.encoding import ImageInput
 from medimage_client.report import Report
 from medimage_client.schema.reports import Mode
 from medimage_client.schema.table import Request
-from medimage_client.transport import Transport
+from medimage_client.wire.transport import Transport
 
 
 class CXRReportGen:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medimage_client.connection import Connection, gather
 from medimage_client.errors import InvalidInput, ResponseError
 from medimage_client.images.encoding import ImageInput, encode_image
 from medimage_client.schema.reports import IMAGE_INPUTS, SECTIONS, ReportRequest
-from medimage_client.transport import Call, Outputs
+from medimage_client.wire.connection import Connection, gather
+from medimage_client.wire.transport import Call, Outputs
 
 WHOLE_MODEL, STREAM_MODEL = "cxrreportgen", "cxrreportgen_stream"
 WHOLE_OUTPUTS, STREAM_OUTPUTS = ("output", "status"), ("text_output", "output", "status")

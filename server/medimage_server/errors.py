@@ -7,7 +7,7 @@ str() of each is one line, without content of a request.
 class InvalidInput(Exception):
     """The request cannot be served as sent. Says what, where, and what would be right.
 
-    Triton carries the text alone, so the client reads row or column out of it again (medimage_client, wire errors).
+    Triton carries the text alone; medimage_client.wire.error_reader reads row or column out of it again.
 
     Args:
         row: of the input at fault, within the request.

@@ -19,7 +19,7 @@ from tests.client.fake_triton import values_of
 @pytest.fixture
 def run(triton, monkeypatch):
     """Run the command against the Triton in memory."""
-    monkeypatch.setattr("medimage_client.transport.Endpoint.connect", lambda endpoint, *, shared_memory: triton)
+    monkeypatch.setattr("medimage_client.wire.triton.Endpoint.connect", lambda endpoint, *, shared_memory: triton)
 
     def run(*args, **options):
         return CliRunner().invoke(medimage, [str(arg) for arg in args], **options)
@@ -75,7 +75,7 @@ def test_images_travel_as_the_options_say(run, triton, tmp_path, monkeypatch, co
         shared.append(shared_memory)
         return triton
 
-    monkeypatch.setattr("medimage_client.transport.Endpoint.connect", connect)
+    monkeypatch.setattr("medimage_client.wire.triton.Endpoint.connect", connect)
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.full((600, 700), 5, np.uint8)).save("film.bmp")
     assert run(*command, "film.bmp").exit_code == 0

@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from medimage_client import CXRReportGen, MedImageInsight, errors
 from medimage_client.cli.group import medimage
 from medimage_client.images.encoding import encode_image
-from medimage_client.scoring_messages import read_events
-from medimage_client.scoring_transport import ScoringEndpoint
+from medimage_client.wire.scoring import ScoringEndpoint
+from medimage_client.wire.scoring_messages import read_events
 from tests.client.azure_samples import read_report_requests, read_request
 from tests.client.fake_reports import OUTPUT, PIECES
 from tests.client.http_server import serving

@@ -9,11 +9,11 @@ import click
 import numpy as np
 
 from medimage_client.async_client import AsyncMedImageInsight
-from medimage_client.connection import gather
 from medimage_client.constants import EMBEDDING_SIZE, IMAGES_PER_REQUEST
 from medimage_client.embeddings import Embeddings
 from medimage_client.errors import InvalidInput
 from medimage_client.images.resize import Resize
+from medimage_client.wire.connection import gather
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from medimage_client.embeddings import IMAGE_ENCODER
 from medimage_client.errors import MedImageError, ModelLost, NotFound, NotReady, TransportError, Unavailable
-from medimage_client.patience import Patience
-from medimage_client.transport import SOCKET, Call, Endpoint, GrpcTransport, HttpTransport, Outputs
+from medimage_client.wire.patience import Patience
+from medimage_client.wire.transport import Call, Outputs
+from medimage_client.wire.triton import SOCKET, Endpoint, GrpcTransport, HttpTransport
 from medimage_server.endpoint.metrics import TRITON_READY
 from medimage_server.endpoint.settings import MODELS
 from medimage_server.given_up import PARAMETER, file_of, new_number

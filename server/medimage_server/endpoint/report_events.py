@@ -15,10 +15,10 @@ from typing import Any
 
 import orjson
 
-from medimage_client.connection import Connection
 from medimage_client.errors import InvalidInput, MedImageError, ResponseError
 from medimage_client.report_outputs import stream_report, text_of
 from medimage_client.schema.reports import ReportRequest
+from medimage_client.wire.connection import Connection
 
 MEDIA_TYPE = "text/event-stream"
 WAITING = b": waiting\n\n"  # a comment, which keeps proxies from closing a connection that is quiet for long

@@ -4,7 +4,6 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medimage_client.connection import Connection
 from medimage_client.embeddings import score
 from medimage_client.errors import InvalidInput
 from medimage_client.images.dicom import is_dicom
@@ -18,6 +17,7 @@ from medimage_client.schema.reports import (
     render_reports,
 )
 from medimage_client.schema.table import read_json
+from medimage_client.wire.connection import Connection
 from medimage_server.endpoint.balancing import BalancedTransport
 from medimage_server.endpoint.report_events import report_events, with_comments
 from medimage_server.endpoint.settings import EMBEDDINGS, MAX_ROWS, REPORTS

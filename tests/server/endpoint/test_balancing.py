@@ -7,7 +7,6 @@ from contextlib import aclosing
 import numpy as np
 import pytest
 
-from medimage_client import patience
 from medimage_client.errors import (
     InvalidInput,
     ModelLost,
@@ -19,7 +18,8 @@ from medimage_client.errors import (
     TransportError,
     Unavailable,
 )
-from medimage_client.transport import Call
+from medimage_client.wire import patience
+from medimage_client.wire.transport import Call
 from medimage_server.endpoint import balancing, metrics
 from medimage_server.endpoint.balancing import SILENT_CHECKS, BalancedTransport
 from medimage_server.given_up import PARAMETER, is_given_up
@@ -111,7 +111,7 @@ async def balance(monkeypatch):
     async def balance(*tritons, slots=4, deployments=BOTH):
         by_address = {f"{triton.name}:1": triton for triton in tritons}
         monkeypatch.setattr(
-            "medimage_client.transport.Endpoint.connect",
+            "medimage_client.wire.triton.Endpoint.connect",
             lambda endpoint, *, shared_memory: by_address[endpoint.address],
         )
         transport = BalancedTransport([f"grpc://{address}" for address in by_address], deployments, slots=slots)

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from medimage_client.connection import Connection
 from medimage_client.errors import InvalidInput, MedImageError, ResponseError, ServerError
 from medimage_client.schema.reports import ReportRequest
+from medimage_client.wire.connection import Connection
 from medimage_server.endpoint import report_events as module
 from medimage_server.endpoint.report_events import event, report_events, with_comments
 from tests.client.fake_reports import OUTPUT, PIECES, TEXT, FakeReports, sent

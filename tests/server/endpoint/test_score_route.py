@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medimage_client import AsyncCXRReportGen, AsyncMedImageInsight, patience
+from medimage_client import AsyncCXRReportGen, AsyncMedImageInsight
 from medimage_client.errors import InvalidInput, ServerError, TransportError, Unavailable
+from medimage_client.wire import patience
 from medimage_server.endpoint import app as app_module
 from medimage_server.endpoint import body as body_module
 from medimage_server.endpoint import discarding, metrics, sending

@@ -23,8 +23,8 @@ from medimage_client.errors import InvalidInput, ResponseError
 from medimage_client.images.resize import RESIZED_BY_CLIENT
 from medimage_client.schema import embeddings, reports
 from medimage_client.schema.reports import IMAGE_INPUTS
-from medimage_client.transport import Call, Outputs, read_object
-from medimage_client.wire_errors import not_scoring
+from medimage_client.wire.error_reader import not_scoring
+from medimage_client.wire.transport import Call, Outputs, read_object
 
 IMAGE_COLUMNS = {"image", *IMAGE_INPUTS}
 ONLY_MODE = "grounded"  # in which the endpoints report

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from medimage_client.errors import InvalidInput, MedImageError, ResponseError, Unavailable
-from medimage_client.scoring_messages import (
+from medimage_client.wire.error_reader import not_scoring, scoring_error, unified_error
+from medimage_client.wire.scoring_messages import (
     check_call,
     is_report,
     read_embeddings,
@@ -21,8 +22,7 @@ from medimage_client.scoring_messages import (
     read_rows,
     request_body,
 )
-from medimage_client.transport import Call, Outputs, Transport, read_object
-from medimage_client.wire_errors import not_scoring, scoring_error, unified_error
+from medimage_client.wire.transport import Call, Outputs, Transport, read_object
 
 if TYPE_CHECKING:  # imported by the first connection, for its length
     from aiohttp import ClientResponse

@@ -6,14 +6,14 @@ It is read here first, so that what is wrong with it is said before anything is 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from medimage_client.connection import Connection, gather
 from medimage_client.errors import InvalidInput, MedImageError
 from medimage_client.schema import embeddings, reports
 from medimage_client.schema.embeddings import Answer, EmbeddingRow, Layout, read_request, render_answer
 from medimage_client.schema.parts import Part, parts_of
 from medimage_client.schema.reports import read_report_requests, render_reports
 from medimage_client.schema.table import Request, loaded, read_json
-from medimage_client.scoring_messages import read_text, read_vectors
+from medimage_client.wire.connection import Connection, gather
+from medimage_client.wire.scoring_messages import read_text, read_vectors
 
 Rows = Sequence[Mapping[str, Any]]
 

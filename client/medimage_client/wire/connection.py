@@ -6,10 +6,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 from medimage_client.errors import InvalidInput, RequestTimeout, TransportError, Unavailable
-from medimage_client.patience import PatientTransport
-from medimage_client.retries import with_retries
-from medimage_client.scoring_transport import ScoringEndpoint, ScoringTransport, is_scoring_uri
-from medimage_client.transport import Call, Endpoint, Outputs, Transport
+from medimage_client.wire.patience import PatientTransport
+from medimage_client.wire.retries import with_retries
+from medimage_client.wire.scoring import ScoringEndpoint, ScoringTransport, is_scoring_uri
+from medimage_client.wire.transport import Call, Outputs, Transport
+from medimage_client.wire.triton import Endpoint
 
 T = TypeVar("T")
 
