@@ -22,8 +22,8 @@ CLIENT_EXTRAS = {  # package -> where it may stand
     "click": "cli/",
     "pydicom": "images/dicom.py",
     "pyarrow": "cli/embed.py",
-    "rouge_score": "evaluation.py",
-    "sacrebleu": "evaluation.py",
+    "rouge_score": "reports/evaluation.py",
+    "sacrebleu": "reports/evaluation.py",
 }
 
 

@@ -25,9 +25,9 @@ from medimage_client.errors import (
     TransportError,
     Unavailable,
 )
-from medimage_client.finding import Box, Finding
-from medimage_client.report import Report
 from medimage_client.report_client import CXRReportGen, ReportStream
+from medimage_client.reports.finding import Box, Finding
+from medimage_client.reports.report import Report
 
 __all__ = [
     "AsyncCXRReportGen",

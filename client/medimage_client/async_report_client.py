@@ -7,8 +7,8 @@ from typing import Self
 from medimage_client.constants import DEFAULT_CONCURRENCY, DEFAULT_REPORT_TIMEOUT_S, DEFAULT_RETRIES
 from medimage_client.errors import MedImageError, ResponseError
 from medimage_client.images.encoding import ImageInput
-from medimage_client.report import Report, read_report
-from medimage_client.report_outputs import (
+from medimage_client.reports.report import Report, read_report
+from medimage_client.reports.requests import (
     STREAM_MODEL,
     WHOLE_MODEL,
     WHOLE_OUTPUTS,
@@ -140,7 +140,7 @@ class AsyncCXRReportGen:
         constrained: bool = False,
         timeout: float | None = None,
     ) -> "AsyncReportStream":
-        """The report as it is written: an iterator of pieces of text, which `report_grammar.FindingParser` can parse.
+        """The report as it is written: an iterator of pieces of text, which `reports.grammar.FindingParser` can parse.
 
         Arguments and errors are those of `report`. The request is sent when the first piece is read; errors of
         images and of the server are raised there. Closing the stream cancels the request on the server.

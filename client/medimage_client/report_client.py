@@ -8,7 +8,7 @@ from medimage_client.async_report_client import AsyncCXRReportGen, AsyncReportSt
 from medimage_client.background import close_forgotten, event_loop, run
 from medimage_client.constants import DEFAULT_CONCURRENCY, DEFAULT_REPORT_TIMEOUT_S, DEFAULT_RETRIES
 from medimage_client.images.encoding import ImageInput
-from medimage_client.report import Report
+from medimage_client.reports.report import Report
 from medimage_client.schema.reports import Mode
 from medimage_client.schema.table import Request
 from medimage_client.wire.transport import Transport

@@ -326,7 +326,7 @@ def test_connection_that_is_lost_after_the_error_does_not_hide_it(grpc_url, scri
 
 
 def test_unknown_model_over_grpc_is_not_found_without_a_code(grpc_url, film, monkeypatch):
-    monkeypatch.setattr("medimage_client.report_outputs.STREAM_MODEL", "unknown")
+    monkeypatch.setattr("medimage_client.reports.requests.STREAM_MODEL", "unknown")
     with (
         CXRReportGen(grpc_url) as client,
         pytest.raises(errors.NotFound, match="unknown model: 'unknown' is not found"),

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from medimage_client.errors import InvalidInput, MedImageError, ResponseError
-from medimage_client.report_outputs import stream_report, text_of
+from medimage_client.reports.requests import stream_report, text_of
 from medimage_client.schema.reports import ReportRequest
 from medimage_client.wire.connection import Connection
 

@@ -7,7 +7,7 @@ from typing import Any
 from medimage_client.embeddings import score
 from medimage_client.errors import InvalidInput
 from medimage_client.images.dicom import is_dicom
-from medimage_client.report_outputs import score_reports
+from medimage_client.reports.requests import score_reports
 from medimage_client.schema.embeddings import EmbeddingRequest, Layout, read_request
 from medimage_client.schema.reports import (
     IMAGE_INPUTS,

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from medimage_client.embeddings import IMAGE_ENCODER, TEXT_ENCODER
-from medimage_client.report_outputs import STREAM_MODEL, WHOLE_MODEL
+from medimage_client.reports.requests import STREAM_MODEL, WHOLE_MODEL
 from medimage_client.schema import embeddings, reports
 from medimage_client.schema.embeddings import Layout
 from medimage_server.errors import LaunchError

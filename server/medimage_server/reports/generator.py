@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from medimage_client.report_grammar import OBJ_END, OBJ_START, parse_tolerant, to_output
+from medimage_client.reports.grammar import OBJ_END, OBJ_START, parse_tolerant, to_output
 from medimage_server.errors import InferenceFailed, InvalidInput
 from medimage_server.exported import exported_file
 from medimage_server.image_requests import positive

@@ -12,7 +12,7 @@ from hypothesis import given
 from schemathesis.specs.openapi.definitions import OPENAPI_30_VALIDATOR
 
 from medimage_client import InvalidInput
-from medimage_client.finding import read_findings
+from medimage_client.reports.finding import read_findings
 from medimage_client.schema.embeddings import EmbeddingRow, render_answer
 from medimage_client.schema.reports import render_reports
 from medimage_server.endpoint.docs_page import docs_page

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
-from medimage_client.report_grammar import parse_strict
+from medimage_client.reports.grammar import parse_strict
 from medimage_server.errors import InferenceFailed, InvalidInput, Unavailable
 from medimage_server.reports.decoder import Decoder
 from medimage_server.reports.embedding import TokenEmbedding
