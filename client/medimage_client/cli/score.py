@@ -6,9 +6,8 @@ from typing import BinaryIO, get_args
 import click
 
 from medimage_client.cli.options import server_options
-from medimage_client.client import MedImageInsight
+from medimage_client.client import CXRReportGen, MedImageInsight
 from medimage_client.constants import DEFAULT_REPORT_TIMEOUT_S, DEFAULT_TIMEOUT_S
-from medimage_client.report_client import CXRReportGen
 from medimage_client.schema.embeddings import Layout
 from medimage_client.schema.reports import is_report_request
 from medimage_client.schema.table import read_json
