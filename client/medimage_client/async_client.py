@@ -127,7 +127,7 @@ class AsyncMedImageInsight:
             timeout: seconds for one request, instead of the client's.
 
         Raises:
-            InvalidInput: names the image by its index, as `images[3]: …`.
+            InvalidInput: names the image by its index, as `images[3]: …`, which is also its `row`.
             MedImageError: any other failure.
         """
         check_list(images, "images")
@@ -153,7 +153,7 @@ class AsyncMedImageInsight:
         The model reads the first 77 tokens of a text.
 
         Raises:
-            InvalidInput: names the text by its index, as `texts[3]: …`.
+            InvalidInput: names the text by its index, as `texts[3]: …`, which is also its `row`.
             MedImageError: any other failure.
         """
         check_list(texts, "texts")
@@ -223,7 +223,7 @@ class AsyncMedImageInsight:
             timeout: seconds for one call to the server, instead of the client's.
 
         Raises:
-            InvalidInput: names row and column, as `row 2, column 'image': …`.
+            InvalidInput: names `row` and `column`, as `row 2, column 'image': …`.
             MedImageError: any other failure.
         """
         if layout not in get_args(Layout):
@@ -318,7 +318,7 @@ class AsyncCXRReportGen:
             timeout: seconds for this report, instead of the client's.
 
         Raises:
-            InvalidInput: names the input at fault, as `lateral_image: …`.
+            InvalidInput: names the input at fault, as `lateral_image: …`, which is also its `column`.
             MedImageError: any other failure.
         """
         request = ReportRequest(
@@ -387,7 +387,7 @@ class AsyncCXRReportGen:
             One object per row, in order, whose `output` is the JSON text of `[[text, null or boxes], …]`.
 
         Raises:
-            InvalidInput: names row and column, as `row 2, column 'lateral_image': …`.
+            InvalidInput: names `row` and `column`, as `row 2, column 'lateral_image': …`.
             MedImageError: any other failure.
         """
         if self._connection.is_to_scoring_uri:

@@ -277,11 +277,11 @@ def test_open_server_needs_no_key(server, unit_vectors):
 @pytest.mark.parametrize("status", [400, 401, 500])
 def test_key_is_in_no_error_even_if_the_server_repeats_it(client, reports, endpoint, film, status):
     for call in (lambda: client.embed_texts(["a"]), lambda: reports.report(film)):
-        endpoint.refuse(status, f"Bearer {KEY} is wrong")
+        endpoint.refuse(status, f"Bearer {KEY} is wrong", column=KEY, request_id=f"x{KEY}")
         with pytest.raises(errors.MedImageError) as failed:
             call()
         assert str(failed.value) == "Bearer [api_key] is wrong"
-        assert KEY not in "".join(traceback.format_exception(failed.value))
+        assert KEY not in "".join(traceback.format_exception(failed.value)) + repr(vars(failed.value))
 
 
 def test_key_is_in_no_repr(client, reports):
@@ -328,6 +328,7 @@ def test_row_at_fault_has_the_callers_own_name(client, endpoint, grey):
         ("param 'x' is row 2, column 'text': wrong", {}),
         ("row 2, column 'text': wrong", {}),  # a text is not taken apart
         ("row 2, column 'text': wrong", {"row": "2", "column": 3}),
+        ("row 2, column 'text': wrong", {"row": True, "column": "Jane's"}),
     ],
 )
 def test_message_on_no_row_is_kept(client, endpoint, message, place):

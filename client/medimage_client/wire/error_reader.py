@@ -24,6 +24,7 @@ from medimage_client.errors import (
     Unavailable,
     place_of,
 )
+from medimage_client.schema import embeddings, reports
 
 # gRPC codes as HTTP numbers, after Triton's own pairs (server, http_server.cc) and, for the rest, grpc-gateway's
 GRPC_STATUS = {
@@ -49,7 +50,8 @@ STATUS_ERRORS: dict[int, type[MedImageError]] = {
 }
 MAX_MESSAGE_LENGTH = 400  # characters
 
-PLACE = re.compile(r"^(?:row (?P<row>\d+)|(?P<column>[a-z]+_image)): ")  # how our models name an input
+COLUMNS = (*embeddings.COLUMNS, *reports.COLUMNS)
+PLACE = re.compile(rf"^(?:row (?P<row>\d+)|(?P<column>{'|'.join(COLUMNS)})): ")  # how our models name an input
 # Words of the libraries below, each the only mark of what it tells
 ENSEMBLE_PREFIX = re.compile(r"^(in ensemble '[^']*', )+")  # Triton, before the message of an ensemble's step
 NO_CONNECTION = re.compile(  # gRPC, whose code is UNAVAILABLE like that of a server with a full queue
@@ -131,12 +133,14 @@ def stream_error(message: str, *, has_begun: bool) -> MedImageError:
     return triton_error(status_of(message, default=500 if has_begun else 400), message)
 
 
-def scoring_error(status: int, message: str, *, row: object, column: object, request_id: object) -> MedImageError:
-    """A failure that a scoring endpoint tells; the last three are of its JSON, and may be anything."""
+def scoring_error(status: int, message: str, *, row: object, column: object, request_id: str | None) -> MedImageError:
+    """A failure that a scoring endpoint tells; row and column are of its JSON, and may be anything.
+
+    A column that is none of Azure's is left out: it would be shown.
+    """
     message = one_line(message)
     row = row if isinstance(row, int) and not isinstance(row, bool) and row >= 0 else None
-    column = column if isinstance(column, str) else None
-    request_id = request_id if isinstance(request_id, str) else None
+    column = column if isinstance(column, str) and column in COLUMNS else None
     error_type = NotReady if status == 503 and NOT_READY.search(message) else error_type_of(status)
     if not issubclass(error_type, InvalidInput):
         error = error_type(message, status=status, request_id=request_id)

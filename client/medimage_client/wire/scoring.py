@@ -198,11 +198,19 @@ class ScoringTransport:
         """An error that the endpoint tells; if not in a text, by its status."""
         message = values.get("message")
         text = message if isinstance(message, str) and message.strip() else explanation(status)
-        if self._endpoint.key is not None:
-            text = text.replace(self._endpoint.key, "[api_key]")
-        elif status == 401:
+        if status == 401 and self._endpoint.key is None:
             text = f"{text}; expected api_key, which was not given"
-        return scoring_error(status, text, **{name: values.get(name) for name in ("row", "column", "request_id")})
+        request_id = values.get("request_id")
+        return scoring_error(
+            status,
+            self._without_key(text),
+            row=values.get("row"),
+            column=values.get("column"),
+            request_id=self._without_key(request_id) if isinstance(request_id, str) else None,
+        )
+
+    def _without_key(self, text: str) -> str:
+        return text if self._endpoint.key is None else text.replace(self._endpoint.key, "[api_key]")
 
 
 def without_row(error: MedImageError) -> MedImageError:
