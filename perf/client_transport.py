@@ -23,7 +23,7 @@ import numpy as np
 
 from medimage_client import MedImageInsight
 from medimage_client.constants import STANDARD_IMAGE_SIZE_PX
-from medimage_client.images import encode_image
+from medimage_client.images.encoding import encode_image
 from medimage_export.medimageinsight.export import export_medimageinsight
 from medimage_export.repository import copy_unexported
 from medimage_server.launcher import TritonServer, run_triton

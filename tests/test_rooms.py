@@ -20,10 +20,36 @@ CLIENT = ROOT / "client" / "medimage_client"
 CLIENT_BASE = {"medimage_client", "jiter", "numpy", "PIL", "pybase64", "tritonclient", "grpc", "aiohttp"}
 CLIENT_EXTRAS = {  # package -> where it may stand
     "click": "cli/",
-    "pydicom": "dicom.py",
+    "pydicom": "images/dicom.py",
     "pyarrow": "cli/embed.py",
-    "rouge_score": "evaluation.py",
-    "sacrebleu": "evaluation.py",
+    "rouge_score": "reports/evaluation.py",
+    "sacrebleu": "reports/evaluation.py",
+}
+
+CLIENT_ORDER = ("images", "schema", "wire", "reports", "cli")  # packages of the client; each may import those before it
+
+# What the server takes of the client, and why. A module that is not here is the client's own business.
+MODELS_OF_TRITON = {
+    "constants": "limits and sizes that both sides hold to",
+    "images.base64_text": "an image may come as base64, decoded alike here and there",
+    "images.resize": "resize='client' is this very step",
+    "images.windowing": "grey of more than 8 bits, shown alike here and there",
+    "reports.grammar": "what a report's text means",
+}
+ENDPOINT = {
+    "": "the public clients, which look whether a Triton is ready before the endpoint starts",
+    "constants": "the length of a vector, for OpenAPI",
+    "errors": "what a Triton fails with",
+    "schema.table": "Azure's JSON",
+    "schema.embeddings": "requests and answers of MedImageInsight",
+    "schema.reports": "requests and answers of CXRReportGen",
+    "images.dicom": "DICOM is refused, which the client would decode without any bound",
+    "embeddings": "how the models of MedImageInsight are asked",
+    "reports.requests": "how the models of CXRReportGen are asked",
+    "wire.connection": "the bounds that hold over the calls of a request",
+    "wire.transport": "what a transport is: the endpoint has one over several Tritons",
+    "wire.triton": "the transport to one of them",
+    "wire.patience": "when a call that nobody waits for is cancelled",
 }
 
 
@@ -50,6 +76,38 @@ def test_client_without_extras_needs_only_its_base_dependencies():
         place = path.relative_to(CLIENT).as_posix()
         third_party = imported_packages(path) - set(sys.stdlib_module_names) - CLIENT_BASE
         assert third_party == {p for p in third_party if place.startswith(CLIENT_EXTRAS.get(p, "nowhere"))}, place
+
+
+def modules_of_the_client(folder: Path) -> set[str]:
+    """Those that are imported, without the client's own name."""
+    found = set()
+    for path in [folder] if folder.is_file() else folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                whole = [alias.name for alias in node.names if alias.name.split(".")[0] == "medimage_client"]
+                found |= {name.removeprefix("medimage_client").removeprefix(".") for name in whole}
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "medimage_client":
+                module = node.module.removeprefix("medimage_client").removeprefix(".")
+                within = CLIENT.joinpath(*module.split("."))
+                names = [alias.name for alias in node.names]
+                modules = [name for name in names if (within / f"{name}.py").is_file()]  # `from package import module`
+                found |= {f"{module}.{name}".removeprefix(".") for name in modules}
+                found |= {module} if len(modules) < len(names) else set()
+    return found
+
+
+def test_server_imports_of_the_client_exactly_what_is_listed():
+    server = ROOT / "server" / "medimage_server"
+    endpoint = modules_of_the_client(server / "endpoint")
+    rest = [path for path in server.rglob("*.py") if server / "endpoint" not in path.parents]
+    assert endpoint == set(ENDPOINT)
+    assert set().union(*map(modules_of_the_client, rest)) == set(MODELS_OF_TRITON)
+
+
+@pytest.mark.parametrize("package", CLIENT_ORDER)
+def test_packages_of_the_client_import_one_way(package):
+    packages = {module.split(".")[0] for module in modules_of_the_client(CLIENT / package)} & set(CLIENT_ORDER)
+    assert packages <= set(CLIENT_ORDER[: CLIENT_ORDER.index(package) + 1])
 
 
 def test_server_room_imports_nothing_of_triton():

@@ -9,9 +9,8 @@ with CXRReportGen("grpc://localhost:8001") as client:
     report = client.report("frontal.png", lateral="lateral.png", indication="Cough")  # findings with boxes
 """
 
-from medimage_client.async_client import AsyncMedImageInsight
-from medimage_client.async_report_client import AsyncCXRReportGen, AsyncReportStream
-from medimage_client.client import MedImageInsight
+from medimage_client.async_client import AsyncCXRReportGen, AsyncMedImageInsight
+from medimage_client.client import CXRReportGen, MedImageInsight, ReportStream
 from medimage_client.errors import (
     InvalidInput,
     MedImageError,
@@ -25,9 +24,9 @@ from medimage_client.errors import (
     TransportError,
     Unavailable,
 )
-from medimage_client.finding import Box, Finding
-from medimage_client.report import Report
-from medimage_client.report_client import CXRReportGen, ReportStream
+from medimage_client.reports.finding import Box, Finding
+from medimage_client.reports.report import Report
+from medimage_client.reports.stream import AsyncReportStream
 
 __all__ = [
     "AsyncCXRReportGen",

@@ -1,34 +1,51 @@
-"""The asyncio client of MedImageInsight. `client.py` offers the same without asyncio."""
+"""The asyncio clients of MedImageInsight and CXRReportGen. `client.py` offers the same without asyncio."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medimage_client.azure import Request
-from medimage_client.azure_embeddings import (
-    Answer,
-    EmbeddingRequest,
-    EmbeddingRow,
-    Layout,
-    RequestParams,
-    read_request,
-    render_answer,
+from medimage_client.constants import (
+    DEFAULT_CONCURRENCY,
+    DEFAULT_REPORT_TIMEOUT_S,
+    DEFAULT_RETRIES,
+    DEFAULT_TIMEOUT_S,
+    EMBEDDING_SIZE,
 )
-from medimage_client.client_resize import RESIZED_BY_CLIENT, Resize, square_size
-from medimage_client.connection import Connection, gather
-from medimage_client.constants import DEFAULT_CONCURRENCY, DEFAULT_RETRIES, DEFAULT_TIMEOUT_S, EMBEDDING_SIZE
-from medimage_client.embedder import IMAGES, TEXTS, Embedded, Embedder, Embeddings
+from medimage_client.embeddings import (
+    IMAGE_ENCODER,
+    TEXT_ENCODER,
+    Embeddings,
+    check_texts,
+    embed_images,
+    embed_texts,
+    probabilities,
+    score,
+)
 from medimage_client.errors import InvalidInput
-from medimage_client.images import ImageInput, encode_file, encode_image
-from medimage_client.texts import check_text
-from medimage_client.transport import Transport
-from medimage_client.windowing import Window
-from medimage_client.zero_shot import probabilities
-
-T = TypeVar("T")
+from medimage_client.images.encoding import ImageInput, encode_image
+from medimage_client.images.resize import Resize
+from medimage_client.images.windowing import Window
+from medimage_client.reports.report import Report, read_report
+from medimage_client.reports.requests import (
+    STREAM_MODEL,
+    WHOLE_MODEL,
+    WHOLE_OUTPUTS,
+    infer_report,
+    score_reports,
+    stream_report,
+    text_of,
+)
+from medimage_client.reports.stream import AsyncReportStream
+from medimage_client.schema.embeddings import Answer, Layout, RequestParams, read_request
+from medimage_client.schema.reports import Mode, ReportRequest, read_report_requests, render_reports
+from medimage_client.schema.table import Request, read_json
+from medimage_client.wire.connection import Connection, connector
+from medimage_client.wire.posted_requests import post_embeddings, post_reports
+from medimage_client.wire.scoring_messages import no_place_for
+from medimage_client.wire.transport import Transport
 
 
 class AsyncMedImageInsight:
@@ -65,15 +82,12 @@ class AsyncMedImageInsight:
         transport: Transport | None = None,
     ) -> None:
         self._connection = Connection(
-            url,
-            api_key=api_key,
+            connector(url, api_key=api_key, shared_memory=shared_memory),
             timeout=timeout,
             retries=retries,
             concurrency=concurrency,
-            shared_memory=shared_memory,
             transport=transport,
         )
-        self._embedder = Embedder(self._connection)
 
     async def __aenter__(self) -> Self:
         return self
@@ -87,7 +101,7 @@ class AsyncMedImageInsight:
 
     async def is_ready(self) -> bool:
         """Whether the server answers now and has the models loaded; not retried."""
-        return await self._connection.is_ready([IMAGES.model, TEXTS.model])
+        return await self._connection.is_ready([IMAGE_ENCODER.model, TEXT_ENCODER.model])
 
     async def embed_images(
         self,
@@ -113,7 +127,7 @@ class AsyncMedImageInsight:
             timeout: seconds for one request, instead of the client's.
 
         Raises:
-            InvalidInput: names the image by its index, as `images[3]: …`.
+            InvalidInput: names the image by its index, as `images[3]: …`, which is also its `row`.
             MedImageError: any other failure.
         """
         check_list(images, "images")
@@ -121,10 +135,12 @@ class AsyncMedImageInsight:
             image_standardization_image_size=image_standardization_image_size,
             image_standardization_jpeg_compression_ratio=image_standardization_jpeg_compression_ratio,
         )
-        embedded = await self._embed_images(
+        embedded = await embed_images(
+            self._connection,
             images,
             encode=partial(encode_image, window=window, frame=frame),
-            name="images[{}]".format,
+            rows=range(len(images)),
+            place="images[{}]".format,
             params=params,
             resize=resize,
             timeout=timeout,
@@ -137,11 +153,14 @@ class AsyncMedImageInsight:
         The model reads the first 77 tokens of a text.
 
         Raises:
-            InvalidInput: names the text by its index, as `texts[3]: …`.
+            InvalidInput: names the text by its index, as `texts[3]: …`, which is also its `row`.
             MedImageError: any other failure.
         """
         check_list(texts, "texts")
-        return (await self._embed_texts(texts, name="texts[{}]".format, timeout=timeout)).features
+        embedded = await embed_texts(
+            self._connection, texts, rows=range(len(texts)), place="texts[{}]".format, timeout=timeout
+        )
+        return embedded.features
 
     async def classify(
         self,
@@ -172,9 +191,10 @@ class AsyncMedImageInsight:
             raise InvalidInput("labels is empty; expected at least one label")
         if "{}" not in template:
             raise InvalidInput("template has no {}; expected a text with {} in the place of the label")
-        check_texts(labels, name="labels[{}]".format)
+        rows, place = range(len(labels)), "labels[{}]".format
+        check_texts(labels, rows, place)
         texts = [template.replace("{}", label) for label in labels]
-        label_embedding = await self._embed_texts(texts, name="labels[{}]".format, timeout=timeout)
+        label_embedding = await embed_texts(self._connection, texts, rows=rows, place=place, timeout=timeout)
         assert label_embedding.scaling_factor is not None  # there is a label
         features = (
             check_embeddings(images)
@@ -185,7 +205,7 @@ class AsyncMedImageInsight:
 
     async def score(
         self,
-        request: Request | EmbeddingRequest,
+        request: Request,
         *,
         layout: Layout = "rows",
         resize: Resize = "server",
@@ -193,101 +213,193 @@ class AsyncMedImageInsight:
     ) -> Answer:
         """Answer a request of Azure's MedImageInsight endpoint in its own JSON.
 
+        A scoring URI gets the request as it was given, in one call; in several, on borders of rows, if it has more than
+        1,024 rows or 60 MiB.
+
         Args:
-            request: the decoded object, its JSON text, the path (`os.PathLike`) of a JSON file, or what `read_request`
-                made of one.
+            request: the decoded object, its JSON text, or the path (`os.PathLike`) of a JSON file.
             layout: `rows` as the endpoint answers, `card` as in the model card, `object` as in the documentation.
             resize: as in `embed_images`.
-            timeout: seconds for one request to Triton, instead of the client's.
+            timeout: seconds for one call to the server, instead of the client's.
 
         Raises:
-            InvalidInput: names row and column, as `row 2, column 'image': …`.
+            InvalidInput: names `row` and `column`, as `row 2, column 'image': …`.
             MedImageError: any other failure.
         """
         if layout not in get_args(Layout):
             raise InvalidInput(f"layout is {layout!r}; expected one of {list(get_args(Layout))}")
-        parsed = request if isinstance(request, EmbeddingRequest) else read_request(request)
-        images = {n: row.image for n, row in enumerate(parsed.rows) if row.image is not None}
-        texts = {n: row.text for n, row in enumerate(parsed.rows) if row.text is not None}
-        image_rows, text_rows = list(images), list(texts)
-        image_embedding, text_embedding = await gather(
-            [
-                self._embed_images(
-                    list(images.values()),
-                    encode=encode_file,
-                    name=lambda i: f"row {image_rows[i]}, column 'image'",
-                    params=parsed.params,
-                    resize=resize,
-                    timeout=timeout,
-                ),
-                self._embed_texts(
-                    list(texts.values()), name=lambda i: f"row {text_rows[i]}, column 'text'", timeout=timeout
-                ),
-            ]
-        )
-        image_features = dict(zip(image_rows, image_embedding.features, strict=True))
-        text_features = dict(zip(text_rows, text_embedding.features, strict=True))
-        rows = [
-            EmbeddingRow(image_features=image_features.get(n), text_features=text_features.get(n))
-            for n in range(len(parsed.rows))
-        ]
-        scaling_factor = image_embedding.scaling_factor if images else text_embedding.scaling_factor
-        return render_answer(
-            rows, scaling_factor=scaling_factor if parsed.params.get_scaling_factor else None, layout=layout
+        if self._connection.is_to_scoring_uri:
+            if resize != "server":
+                raise no_place_for(f"resize={resize!r}")
+            return await post_embeddings(self._connection, request, layout=layout, timeout=timeout)
+        return await score(
+            self._connection, read_request(read_json(request)), layout=layout, resize=resize, timeout=timeout
         )
 
-    async def _embed_images(
+
+class AsyncCXRReportGen:
+    """CXRReportGen on a Triton server or behind a scoring URI, for asyncio.
+
+    A scoring URI takes Azure's JSON, which has no `mode`, `phrase`, `max_new_tokens` and `constrained`. Azure's own
+    endpoint returns no status either, so only `score` works with it.
+
+    Args:
+        url: of a Triton, `grpc://host:port`, `grpcs://…`, `http://…` or `https://…`, or a scoring URI, `https://…/score`.
+        api_key: of the scoring URI, if it has one.
+        timeout: seconds for one report with its retries, or for one stream to its end.
+        retries: attempts after the first, made after failed connections and when the server is overloaded; a stream is
+            not retried once a piece of it has arrived.
+        concurrency: reports in flight, over all calls of this client; streams are not counted.
+        transport: a connection to use instead of one to `url`.
+
+    Raises:
+        InvalidInput: the url or an option is not valid.
+    """
+
+    def __init__(
         self,
-        images: Sequence[T],
+        url: str,
         *,
-        encode: Callable[..., bytes],
-        name: Callable[[int], str],
-        params: RequestParams,
-        resize: Resize,
-        timeout: float | None,
-    ) -> Embedded:
-        square_px = square_size(resize, params.image_standardization_image_size)
-        parameters = params.for_images()
-        if square_px is not None:
-            parameters[RESIZED_BY_CLIENT] = True
-        return await self._embedder.embed(
-            IMAGES,
-            images,
-            encode=partial(encode, square_px=square_px),
-            name=name,
-            parameters=parameters,
+        api_key: str | None = None,
+        timeout: float = DEFAULT_REPORT_TIMEOUT_S,
+        retries: int = DEFAULT_RETRIES,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        transport: Transport | None = None,
+    ) -> None:
+        self._connection = Connection(
+            connector(url, api_key=api_key, shared_memory=False),  # a report takes seconds, its images milliseconds
             timeout=timeout,
+            retries=retries,
+            concurrency=concurrency,
+            transport=transport,
         )
 
-    async def _embed_texts(
-        self, texts: Sequence[str], *, name: Callable[[int], str], timeout: float | None
-    ) -> Embedded:
-        check_texts(texts, name)
-        first_index: dict[str, int] = {}
-        for i, text in enumerate(texts):
-            first_index.setdefault(text, i)
-        position = {text: i for i, text in enumerate(first_index)}
-        indices = list(first_index.values())
-        embedded = await self._embedder.embed(
-            TEXTS,
-            list(first_index),
-            encode=str.encode,
-            name=lambda i: name(indices[i]),
-            parameters={},
-            timeout=timeout,
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection. A later call opens another."""
+        await self._connection.close()
+
+    async def is_ready(self) -> bool:
+        """Whether the server answers now and has the models loaded; not retried."""
+        return await self._connection.is_ready([WHOLE_MODEL, STREAM_MODEL])
+
+    async def report(
+        self,
+        frontal: ImageInput,
+        *,
+        lateral: ImageInput | None = None,
+        prior: ImageInput | None = None,
+        indication: str | None = "",
+        technique: str | None = "",
+        comparison: str | None = "",
+        prior_report: str | None = "",
+        mode: Mode = "grounded",
+        phrase: str | None = None,
+        max_new_tokens: int | None = None,
+        constrained: bool = False,
+        timeout: float | None = None,
+    ) -> Report:
+        """The findings of a chest X-ray study.
+
+        Args:
+            frontal: the current frontal image; a path, bytes, base64 text, a Pillow image, an array or a DICOM file.
+            lateral, prior: the current lateral image, and the frontal image of an earlier study.
+            indication, technique, comparison: sections of the request form; empty ones are not sent.
+            prior_report: the report of the earlier study; has no effect without `prior`.
+            mode: `grounded` for findings with boxes, `findings` for plain text, `phrase` to locate one finding.
+            phrase: the finding to locate, in mode `phrase` and only there.
+            max_new_tokens: length at which the answer is cut; None for the server's default of the mode.
+            constrained: keep the model to its grammar, so that no answer is malformed.
+            timeout: seconds for this report, instead of the client's.
+
+        Raises:
+            InvalidInput: names the input at fault, as `lateral_image: …`, which is also its `column`.
+            MedImageError: any other failure.
+        """
+        request = ReportRequest(
+            frontal_image=frontal,
+            lateral_image=lateral,
+            prior_image=prior,
+            indication=indication,
+            technique=technique,
+            comparison=comparison,
+            prior_report=prior_report,
+            mode=mode,
+            phrase=phrase,
+            max_new_tokens=max_new_tokens,
+            constrained=constrained,
         )
-        return Embedded(embedded.features[[position[text] for text in texts]], embedded.scaling_factor)
+        outputs = await infer_report(self._connection, request, WHOLE_OUTPUTS, timeout)
+        return read_report(text_of(outputs, "output"), text_of(outputs, "status"))
+
+    def stream(
+        self,
+        frontal: ImageInput,
+        *,
+        lateral: ImageInput | None = None,
+        prior: ImageInput | None = None,
+        indication: str | None = "",
+        technique: str | None = "",
+        comparison: str | None = "",
+        prior_report: str | None = "",
+        mode: Mode = "grounded",
+        phrase: str | None = None,
+        max_new_tokens: int | None = None,
+        constrained: bool = False,
+        timeout: float | None = None,
+    ) -> AsyncReportStream:
+        """The report as it is written: an iterator of pieces of text, which `reports.grammar.FindingParser` can parse.
+
+        Arguments and errors are those of `report`. The request is sent when the first piece is read; errors of
+        images and of the server are raised there. Closing the stream cancels the request on the server.
+        """
+        request = ReportRequest(
+            frontal_image=frontal,
+            lateral_image=lateral,
+            prior_image=prior,
+            indication=indication,
+            technique=technique,
+            comparison=comparison,
+            prior_report=prior_report,
+            mode=mode,
+            phrase=phrase,
+            max_new_tokens=max_new_tokens,
+            constrained=constrained,
+        )
+        return AsyncReportStream(stream_report(self._connection, request, timeout))
+
+    async def score(self, request: Request, *, timeout: float | None = None) -> list[dict[str, str]]:
+        """Answer a request of Azure's CXRReportGen endpoint in its own JSON.
+
+        A scoring URI gets the request as it was given, in one call; in several, on borders of rows, if it has more than
+        10 rows or 60 MiB.
+
+        Args:
+            request: the decoded object, its JSON text, or the path (`os.PathLike`) of a JSON file.
+            timeout: seconds for one report, or one call to a scoring URI, instead of the client's.
+
+        Returns:
+            One object per row, in order, whose `output` is the JSON text of `[[text, null or boxes], …]`.
+
+        Raises:
+            InvalidInput: names `row` and `column`, as `row 2, column 'lateral_image': …`.
+            MedImageError: any other failure.
+        """
+        if self._connection.is_to_scoring_uri:
+            return await post_reports(self._connection, request, timeout=timeout)
+        studies = read_report_requests(read_json(request))
+        return render_reports(await score_reports(self._connection, studies, timeout))
 
 
 def check_list(values: object, name: str) -> None:
     """Refuse the single input where a list belongs: a str is a sequence too, of characters."""
     if isinstance(values, str | bytes | np.ndarray) or not isinstance(values, Sequence):
         raise InvalidInput(f"{name} is of type {type(values).__name__}; expected a list, also for a single one")
-
-
-def check_texts(texts: Sequence[object], name: Callable[[int], str]) -> None:
-    for i, text in enumerate(texts):
-        check_text(text, name(i))
 
 
 def check_embeddings(array: NDArray[Any]) -> NDArray[Any]:

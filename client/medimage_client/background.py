@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
-from medimage_client.patience import LEFT_ALONE_S
+from medimage_client.wire.patience import LEFT_ALONE_S
 
 T = TypeVar("T")
 

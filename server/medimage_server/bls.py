@@ -1,9 +1,11 @@
 """Calls from one model of the repository to another: Triton's business logic scripting (BLS), and its errors.
 
 Measured on Triton 2.51, in a decoupled and in a default model: a call may come from any thread, and blocks that thread
-alone. The code of an error is lost on the way, it is always INTERNAL; so an error is told by its text.
+alone. The code of an error is lost on the way, it is always INTERNAL; so an error is told by its text, which is read
+here and nowhere else.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +17,7 @@ from medimage_server.errors import InferenceFailed, InvalidInput, Unavailable
 
 REFUSALS = ("Exceeds maximum queue size", "Request timeout expired")  # of Triton's own queues
 TRY_AGAIN = "; try again"  # of our preprocessing, in what it calls Unavailable
-ROW_PREFIX = "row "  # our preprocessing names by it the image that cannot be used
+ROW = re.compile(r"row (\d+): ")  # how our preprocessing names the image that cannot be used
 
 NAMED_ERRORS = {kind.__name__: kind for kind in CODES}
 
@@ -43,8 +45,8 @@ def infer(pb_utils: Any, model: str, inputs: Mapping[str, NDArray[Any]], output:
 
 def error_of(model: str, message: str) -> Exception:
     """The error of medimage_server.errors that a preprocessing step or an encoder means by its message."""
-    if message.startswith(ROW_PREFIX):
-        return InvalidInput(message)
+    if named := ROW.match(message):
+        return InvalidInput(message[named.end() :], row=int(named[1]))
     if any(text in message for text in REFUSALS):
         return Unavailable(f"{model} is busy; try again later")
     if TRY_AGAIN in message:

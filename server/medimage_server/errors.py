@@ -5,7 +5,20 @@ str() of each is one line, without content of a request.
 
 
 class InvalidInput(Exception):
-    """The request cannot be served as sent. Says what, where, and what would be right."""
+    """The request cannot be served as sent. Says what, where, and what would be right.
+
+    Triton carries the text alone; medimage_client.wire.error_reader reads row or column out of it again.
+
+    Args:
+        row: of the input at fault, within the request.
+        column: of the input at fault, by its name.
+    """
+
+    def __init__(self, reason: str, *, row: int | None = None, column: str | None = None) -> None:
+        place = column if row is None else f"row {row}"
+        super().__init__(f"{place}: {reason}" if place else reason)
+        self.reason = reason
+        self.row = row
 
 
 class InferenceFailed(Exception):

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import AvifImagePlugin, Image, ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from medimage_client.base64_text import decode_base64
-from medimage_client.windowing import GREY_BITS, apply_bit_range
+from medimage_client.images.base64_text import decode_base64
+from medimage_client.images.windowing import GREY_BITS, apply_bit_range
 from medimage_server import raw_pnm
 from medimage_server.errors import InvalidInput
 from medimage_server.image_structure import MAX_SIDE_PX, check_structure

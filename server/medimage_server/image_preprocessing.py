@@ -20,8 +20,8 @@ from typing import Literal, cast, get_args
 import numpy as np
 from PIL import Image
 
-from medimage_client.client_resize import GREY_MODES, RESIZED_BY_CLIENT, square
 from medimage_client.constants import MAX_IMAGE_SIZE_PX, MAX_JPEG_QUALITY, STANDARD_IMAGE_SIZE_PX
+from medimage_client.images.resize import GREY_MODES, RESIZED_BY_CLIENT, square
 from medimage_server.errors import InvalidInput
 from medimage_server.exported import exported_json
 from medimage_server.image_requests import ImageBounds, IsCancelled, Pixels, Run, fill_rows, never, positive, run_here

@@ -80,4 +80,4 @@ def fill_rows(
         try:
             pixels[row] = run(data, arguments, is_cancelled)
         except InvalidInput as error:
-            raise InvalidInput(f"row {row}: {error}") from None
+            raise InvalidInput(error.reason, row=row) from None

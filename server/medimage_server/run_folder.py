@@ -20,7 +20,7 @@ from medimage_server.errors import LaunchError
 SHARED_MEMORY = Path("/dev/shm")
 PREFIX = "medimage-triton-"
 LOCK, SCRATCH = "lock", "scratch"  # names in the folder; the latter a link to a folder in the temporary directory
-CLIENTS_PREFIX = "medimage-client-"  # of medimage_client.shared_memory, which needs a name for milliseconds
+CLIENTS_PREFIX = "medimage-client-"  # of medimage_client.wire.shared_memory, which needs a name for milliseconds
 CLIENTS_AGE_S = 60.0
 MIN_SHARED_MEMORY_BYTES = 256 * 2**20  # a region for each process of a model, of images in it; containers have 64 MB
 

@@ -59,4 +59,4 @@ def decode(text: bytes, row: int) -> str:
         return text.decode("utf-8")
     except UnicodeDecodeError as error:
         # from None: the original error holds the whole text
-        raise InvalidInput(f"row {row}: text is not valid UTF-8 (byte offset {error.start})") from None
+        raise InvalidInput(f"text is not valid UTF-8 (byte offset {error.start})", row=row) from None

@@ -1,6 +1,12 @@
-"""The sample requests of the Azure endpoint, from its documentation (deploy-medimageinsight.md) and its model cards."""
+"""The sample requests of the Azure endpoint, from its documentation (deploy-medimageinsight.md) and its model cards.
+
+Below them the readers, of whatever a caller holds.
+"""
 
 import base64
+
+from medimage_client.schema import embeddings, reports
+from medimage_client.schema.table import read_json
 
 # "Request example", a simple inference on a single string: the body as it stands there
 TEXT_ONLY = """{
@@ -42,3 +48,15 @@ def card_request(image):
         },
         "params": {"get_scaling_factor": True},
     }
+
+
+def read_request(request):
+    return embeddings.read_request(read_json(request))
+
+
+def read_report_requests(request):
+    return reports.read_report_requests(read_json(request))
+
+
+def is_report_request(request):
+    return reports.is_report_request(read_json(request))

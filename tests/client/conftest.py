@@ -26,7 +26,7 @@ def async_client(triton):
 
 @pytest.fixture
 def no_delay(monkeypatch):
-    monkeypatch.setattr("medimage_client.retries.FIRST_DELAY_S", 0.0)
+    monkeypatch.setattr("medimage_client.wire.retries.FIRST_DELAY_S", 0.0)
 
 
 @pytest.fixture(name="grey")

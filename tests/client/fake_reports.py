@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from medimage_client.errors import MedImageError
-from medimage_client.transport import Call, Outputs
+from medimage_client.wire.transport import Call, Outputs
 
 PIECES = ("<obj>Heart ", "is normal.</obj><obj>Opa", "city. <box><x1><y2><x3><y4></box></ob", "j>")
 TEXT = "".join(PIECES)

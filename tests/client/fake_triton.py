@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medimage_client.errors import MedImageError
-from medimage_client.transport import Call
+from medimage_client.wire.transport import Call
 
 SCALING_FACTOR = np.float32(4.513362407684326)  # of the published model, see its card
 

@@ -33,30 +33,32 @@ class Endpoint:
 
     def __init__(self):
         self.requests = []  # (path, headers, decoded body), those that GET without a body
+        self.texts = []  # of the requests, as they came
         self.answers = []
         self.events = REPORT_EVENTS  # of a report; None: Azure's own endpoint, which has JSON alone
         self.endless = False  # repeats the first event
         self.left = threading.Event()  # by the client, before the end
         self.healthy = True
 
-    def refuse(self, status, message, **headers):
-        body = json.dumps({"message": message, "status": status, "request_id": "r1"}).encode()
-        self.answers.append((status, {"Content-Type": "application/json", **headers}, body))
+    def refuse(self, status, message, headers=None, **place):
+        body = json.dumps({"message": message, "status": status, "request_id": "r1"} | place).encode()
+        self.answers.append((status, {"Content-Type": "application/json", **(headers or {})}, body))
 
     def bodies(self):
         return [body for _, _, body in self.requests]
 
 
 def embedded(table):
-    """Azure's rows for a table of either column: a text's length, an image's first pixel."""
-    (column,) = table["columns"]
-    for (cell,) in table["data"]:
-        if column == "text":
-            yield {"text_features": unit_vectors([len(cell)])[0].tolist(), "scaling_factor": SCALING_FACTOR}
-        else:
-            image = Image.open(BytesIO(base64.b64decode(cell, validate=True))).convert("L")
-            vectors = unit_vectors([int(np.asarray(image)[0, 0])])
-            yield {"image_features": vectors.tolist(), "scaling_factor": SCALING_FACTOR}
+    """Azure's rows for a table: a text's length, an image's first pixel."""
+    for cells in table["data"]:
+        row = cells if isinstance(cells, dict) else dict(zip(table["columns"], cells, strict=True))
+        answer = {"scaling_factor": SCALING_FACTOR}
+        if row.get("text"):
+            answer["text_features"] = unit_vectors([len(row["text"])])[0].tolist()
+        if row.get("image"):
+            image = Image.open(BytesIO(base64.b64decode(row["image"]))).convert("L")
+            answer["image_features"] = unit_vectors([int(np.asarray(image)[0, 0])]).tolist()
+        yield answer
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -72,14 +74,16 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200 if self.endpoint.healthy else 503, {}, b"Healthy")
 
     def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = self.rfile.read(int(self.headers["Content-Length"]))
+        body = json.loads(text)
+        self.endpoint.texts.append(text)
         self.endpoint.requests.append((self.path, dict(self.headers), body))
         if self.endpoint.answers:
             self.answer(*self.endpoint.answers.pop(0))
         elif "frontal_image" not in body["input_data"]["columns"]:
             self.answer(200, {}, json.dumps([*embedded(body["input_data"])]).encode())
         elif self.endpoint.events is None:
-            self.answer(200, {}, json.dumps([{"output": OUTPUT}]).encode())
+            self.answer(200, {}, json.dumps([{"output": OUTPUT}] * len(body["input_data"]["data"])).encode())
         else:
             self.stream(self.endpoint.events)
 

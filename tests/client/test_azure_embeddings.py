@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from medimage_client import InvalidInput
-from medimage_client.azure import MAX_DELIMITERS, NAMES, read_json
-from medimage_client.azure_embeddings import COLUMNS, IMAGE_PARAMS, EmbeddingRow, read_request, render_answer
-from medimage_client.azure_reports import COLUMNS as REPORT_COLUMNS
-from tests.client.azure_samples import IMAGE_AND_TEXT, TEXT_ONLY, TWO_BY_TWO, card_request
+from medimage_client.schema.embeddings import COLUMNS, IMAGE_PARAMS, EmbeddingRow, render_answer
+from medimage_client.schema.reports import COLUMNS as REPORT_COLUMNS
+from medimage_client.schema.table import MAX_DELIMITERS, NAMES, read_json
+from tests.client.azure_samples import IMAGE_AND_TEXT, TEXT_ONLY, TWO_BY_TWO, card_request, read_request
 
 PNG = base64.b64decode(TWO_BY_TWO)
 

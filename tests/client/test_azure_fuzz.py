@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medimage_client import InvalidInput
-from medimage_client.azure import NAMES
-from medimage_client.azure_embeddings import COLUMNS, EmbeddingRequest, RequestParams, RequestRow, read_request
-from medimage_client.azure_reports import COLUMNS as REPORT_COLUMNS
-from medimage_client.azure_reports import is_report_request, read_report_requests
-from medimage_client.base64_text import decode_base64
-from medimage_client.report_request import IMAGE_INPUTS, ReportRequest
+from medimage_client.images.base64_text import decode_base64
+from medimage_client.schema.embeddings import COLUMNS, EmbeddingRequest, RequestParams, RequestRow
+from medimage_client.schema.reports import COLUMNS as REPORT_COLUMNS
+from medimage_client.schema.reports import IMAGE_INPUTS, ReportRequest
+from medimage_client.schema.table import NAMES
+from tests.client.azure_samples import is_report_request, read_report_requests, read_request
 
 
 def cases(number):

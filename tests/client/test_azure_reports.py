@@ -6,8 +6,8 @@ import json
 import pytest
 
 from medimage_client import InvalidInput
-from medimage_client.azure_reports import COLUMNS, is_report_request, read_report_requests, render_reports
-from tests.client.azure_samples import IMAGE_AND_TEXT, TEXT_ONLY, TWO_BY_TWO
+from medimage_client.schema.reports import COLUMNS, render_reports
+from tests.client.azure_samples import IMAGE_AND_TEXT, TEXT_ONLY, TWO_BY_TWO, is_report_request, read_report_requests
 
 PNG = base64.b64decode(TWO_BY_TWO)
 OTHER = b"another file"

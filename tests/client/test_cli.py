@@ -12,14 +12,14 @@ from PIL import Image
 
 from medimage_client import InvalidInput, TransportError
 from medimage_client.cli.group import medimage
-from medimage_client.images import encode_image
+from medimage_client.images.encoding import encode_image
 from tests.client.fake_triton import values_of
 
 
 @pytest.fixture
 def run(triton, monkeypatch):
     """Run the command against the Triton in memory."""
-    monkeypatch.setattr("medimage_client.transport.Endpoint.connect", lambda endpoint, *, shared_memory: triton)
+    monkeypatch.setattr("medimage_client.wire.triton.Endpoint.connect", lambda endpoint, *, shared_memory: triton)
 
     def run(*args, **options):
         return CliRunner().invoke(medimage, [str(arg) for arg in args], **options)
@@ -75,7 +75,7 @@ def test_images_travel_as_the_options_say(run, triton, tmp_path, monkeypatch, co
         shared.append(shared_memory)
         return triton
 
-    monkeypatch.setattr("medimage_client.transport.Endpoint.connect", connect)
+    monkeypatch.setattr("medimage_client.wire.triton.Endpoint.connect", connect)
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.full((600, 700), 5, np.uint8)).save("film.bmp")
     assert run(*command, "film.bmp").exit_code == 0
@@ -126,7 +126,7 @@ def bad_files(images, triton):
 
     def refuse(call):
         if b"garbage" in values_of(call):
-            raise InvalidInput(f"row {values_of(call).index(b'garbage')}: not an image")
+            raise InvalidInput("not an image", row=values_of(call).index(b"garbage"))
 
     triton.refuse = refuse
     return {

@@ -15,7 +15,7 @@ from PIL import Image
 
 from medimage_client import Unavailable
 from medimage_client.cli.group import medimage
-from medimage_client.images import encode_image
+from medimage_client.images.encoding import encode_image
 from tests.client.fake_reports import OUTPUT, FakeReports, sent
 
 
@@ -27,7 +27,7 @@ def reports():
 @pytest.fixture
 def run(reports, monkeypatch):
     """Run the command against the Triton in memory."""
-    monkeypatch.setattr("medimage_client.transport.Endpoint.connect", lambda endpoint, *, shared_memory: reports)
+    monkeypatch.setattr("medimage_client.wire.triton.Endpoint.connect", lambda endpoint, *, shared_memory: reports)
     return lambda *args, **options: CliRunner().invoke(medimage, [str(arg) for arg in args], **options)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.special import expit, softmax
 
 from medimage_client import AsyncMedImageInsight, InvalidInput, MedImageInsight, ServerError, Unavailable
-from medimage_client.images import encode_image
+from medimage_client.images.encoding import encode_image
 from tests.client.fake_triton import values_of
 
 SCALE = np.exp(4.513362407684326)
@@ -59,7 +59,7 @@ def test_no_inputs_give_an_empty_array_without_a_request(client, triton):
 
 def test_large_images_are_split_into_requests_of_bounded_size(client, triton, grey, unit_vectors, monkeypatch):
     size = len(encode_image(grey(0)))
-    monkeypatch.setattr("medimage_client.embedder.MAX_REQUEST_BYTES", 2 * size + size // 2)
+    monkeypatch.setattr("medimage_client.embeddings.MAX_REQUEST_BYTES", 2 * size + size // 2)
     assert np.array_equal(client.embed_images([grey(v) for v in (5, 6, 7, 8, 9)]), unit_vectors([5, 6, 7, 8, 9]))
     assert sorted(len(values_of(call)) for call in triton.calls) == [1, 2, 2]
 
@@ -134,15 +134,21 @@ def test_unreadable_image_is_named_by_its_index(client, grey):
     with pytest.raises(InvalidInput) as refused:
         client.embed_images([grey(1)] * 9 + [np.zeros((2, 2))])
     assert str(refused.value).startswith("images[9]: is an array of float64; pass window=")
+    assert str(refused.value) == f"images[9]: {refused.value.reason}"
+    assert (refused.value.row, refused.value.column) == (9, "image")
 
 
 def refuse(value, message):
     def check(call):
         rows = [row for row, sent in enumerate(values_of(call)) if sent == value]
         if rows:
-            raise InvalidInput(f"row {rows[0]}: {message}")
+            raise InvalidInput(message, row=rows[0])
 
     return check
+
+
+def place_of(refused):
+    return refused.value.reason, refused.value.row, refused.value.column
 
 
 def test_image_refused_by_the_server_is_named_by_its_index_in_the_callers_list(client, triton, grey):
@@ -150,6 +156,7 @@ def test_image_refused_by_the_server_is_named_by_its_index_in_the_callers_list(c
     with pytest.raises(InvalidInput) as refused:
         client.embed_images([grey(1)] * 6 + [b"garbage"] + [grey(1)] * 6)
     assert str(refused.value) == "images[6]: not an image"
+    assert place_of(refused) == ("not an image", 6, "image")
     assert refused.value.status == 400
 
 
@@ -158,6 +165,7 @@ def test_text_refused_by_the_server_is_named_by_its_first_index(client, triton):
     with pytest.raises(InvalidInput) as refused:
         client.embed_texts(["a", "a", "a", "bad", "bad"])
     assert str(refused.value) == "texts[3]: is refused"
+    assert place_of(refused) == ("is refused", 3, "text")
 
 
 @pytest.mark.parametrize("images", ["a.png", b"bytes", np.zeros((2, 2), np.uint8), None], ids=type)
@@ -264,6 +272,7 @@ def test_score_names_row_and_column_of_an_image_the_server_refuses(client, trito
     with pytest.raises(InvalidInput) as refused:
         client.score(request)
     assert str(refused.value) == "row 2, column 'image': not an image"
+    assert place_of(refused) == ("not an image", 2, "image")
 
 
 def test_overload_is_retried_and_the_answer_is_complete(client, triton, grey, unit_vectors, no_delay):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from medimage_client.client_resize import FORMATS
-from medimage_client.images import encode_file, encode_image
-from medimage_client.windowing import GREY_BITS, apply_bit_range
+from medimage_client.images.encoding import encode_file, encode_image
+from medimage_client.images.resize import FORMATS
+from medimage_client.images.windowing import GREY_BITS, apply_bit_range
 from medimage_server import image_decoding
 from medimage_server.image_preprocessing import ImagePreprocessor, Settings
 

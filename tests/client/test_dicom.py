@@ -17,8 +17,8 @@ from pydicom.uid import (
 )
 
 from medimage_client import InvalidInput, MissingExtra
-from medimage_client.dicom import DICOM_HEAD_BYTES
-from medimage_client.images import encode_image
+from medimage_client.images.dicom import DICOM_HEAD_BYTES
+from medimage_client.images.encoding import encode_image
 
 
 def dicom(stored, **attributes):

@@ -8,7 +8,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 
 from medimage_client import Box, Finding, InvalidInput, MissingExtra
-from medimage_client.evaluation import Ratio, evaluate, intersection_over_union, match, normalised
+from medimage_client.reports.evaluation import Ratio, evaluate, intersection_over_union, match, normalised
 
 LEFT, RIGHT = Box(0.1, 0.1, 0.4, 0.5), Box(0.6, 0.1, 0.9, 0.5)
 WIDER = Box(0.1, 0.1, 0.5, 0.5)  # IoU with LEFT 0.75

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from medimage_client import InvalidInput
-from medimage_client.images import encode_image
+from medimage_client.images.encoding import encode_image
 
 GREY = np.arange(48, dtype=np.uint8).reshape(6, 8)
 RGB = np.stack([GREY, 255 - GREY, GREY // 2], axis=-1)

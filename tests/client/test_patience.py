@@ -9,11 +9,12 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from medimage_client import AsyncMedImageInsight, patience
+from medimage_client import AsyncMedImageInsight
 from medimage_client.errors import InvalidInput
-from medimage_client.images import encode_image
-from medimage_client.patience import PatientTransport
-from medimage_client.transport import Call
+from medimage_client.images.encoding import encode_image
+from medimage_client.wire import patience
+from medimage_client.wire.patience import PatientTransport
+from medimage_client.wire.transport import Call
 
 CALL = Call("medimageinsight_image", {}, (), {})
 
@@ -144,7 +145,7 @@ def test_failure_that_nobody_waits_for_is_not_told_at_the_end_of_the_program(cap
 
 async def test_bad_input_leaves_the_call_of_another_to_end(calls, monkeypatch, grey):
     """Though its result is not wanted any more."""
-    monkeypatch.setattr("medimage_client.transport.Endpoint.connect", lambda endpoint, *, shared_memory: calls)
+    monkeypatch.setattr("medimage_client.wire.triton.Endpoint.connect", lambda endpoint, *, shared_memory: calls)
     calls.failure = InvalidInput("not an image")
     image = base64.b64encode(encode_image(grey(7))).decode()
     request = {"input_data": {"columns": ["image", "text"], "data": [[image, "heart"]]}}

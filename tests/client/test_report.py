@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from medimage_client import Box, Finding, InvalidInput, Report, ResponseError
-from medimage_client.report import read_report
-from medimage_client.report_picture import colour_of, wrap
+from medimage_client.reports.picture import colour_of, wrap
+from medimage_client.reports.report import read_report
 
 SIZES = [(518, 518), (2500, 2048), (2048, 2500), (2021, 1777), (1777, 2021), (333, 1000), (1000, 333), (7, 5), (1, 3)]
 BINS = [(index + 0.5) / 100 for index in range(100)]

@@ -25,7 +25,7 @@ from medimage_client import (
     Unavailable,
 )
 from medimage_client.constants import DEFAULT_REPORT_TIMEOUT_S
-from medimage_client.images import encode_image
+from medimage_client.images.encoding import encode_image
 from tests.client.fake_reports import OUTPUT, PIECES, TEXT, FakeReports, sent
 
 
@@ -321,25 +321,27 @@ def test_score_passes_on_what_a_row_has(client, reports, grey):
 
 
 @pytest.mark.parametrize(
-    ("message", "expected"),
+    ("reason", "column", "expected"),
     [
-        ("lateral_image: not an image", "row 1, column 'lateral_image': not an image"),
+        ("not an image", "lateral_image", "row 1, column 'lateral_image': not an image"),
         (
             "the prompt has 7000 tokens; expected at most 6000",
+            None,
             "row 1: the prompt has 7000 tokens; expected at most 6000",
         ),
-        ("prompt: too long", "row 1: prompt: too long"),
+        ("prompt: too long", None, "row 1: prompt: too long"),
     ],
 )
-def test_score_names_the_row_that_the_server_refuses(client, reports, film, message, expected):
+def test_score_names_the_row_that_the_server_refuses(client, reports, film, reason, column, expected):
     def refuse(call):
         if sent(call)["indication"] == "bad":
-            raise InvalidInput(message)
+            raise InvalidInput(reason, column=column)
 
     reports.refuse = refuse
     with pytest.raises(InvalidInput) as refused:
         client.score(request_of(row_of(film, indication="good"), row_of(film, indication="bad")))
     assert str(refused.value) == expected
+    assert (refused.value.reason, refused.value.row, refused.value.column) == (reason, 1, column)
 
 
 def test_score_of_a_failing_server_is_the_servers_error(client, reports, film):

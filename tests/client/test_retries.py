@@ -6,7 +6,7 @@ import pytest
 
 from medimage_client import errors
 from medimage_client.constants import DEFAULT_RETRIES
-from medimage_client.retries import delay_s, with_retries
+from medimage_client.wire.retries import delay_s, with_retries
 
 
 def failing(error, times):
@@ -87,7 +87,7 @@ def waits(monkeypatch):
     async def sleep(delay):
         seconds.append(delay)
 
-    monkeypatch.setattr("medimage_client.retries.asyncio.sleep", sleep)
+    monkeypatch.setattr("medimage_client.wire.retries.asyncio.sleep", sleep)
     return seconds
 
 

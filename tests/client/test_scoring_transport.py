@@ -15,12 +15,11 @@ import pytest
 from click.testing import CliRunner
 
 from medimage_client import CXRReportGen, MedImageInsight, errors
-from medimage_client.azure_embeddings import read_request
-from medimage_client.azure_reports import read_report_requests
 from medimage_client.cli.group import medimage
-from medimage_client.images import encode_image
-from medimage_client.scoring_messages import read_events
-from medimage_client.scoring_transport import ScoringEndpoint
+from medimage_client.images.encoding import encode_image
+from medimage_client.wire.scoring import ScoringEndpoint
+from medimage_client.wire.scoring_messages import read_events
+from tests.client.azure_samples import read_report_requests, read_request
 from tests.client.fake_reports import OUTPUT, PIECES
 from tests.client.http_server import serving
 from tests.client.scoring_server import REPORT_EVENTS, SCALING_FACTOR, WAIT_S, Endpoint, Handler, event
@@ -278,11 +277,11 @@ def test_open_server_needs_no_key(server, unit_vectors):
 @pytest.mark.parametrize("status", [400, 401, 500])
 def test_key_is_in_no_error_even_if_the_server_repeats_it(client, reports, endpoint, film, status):
     for call in (lambda: client.embed_texts(["a"]), lambda: reports.report(film)):
-        endpoint.refuse(status, f"Bearer {KEY} is wrong")
+        endpoint.refuse(status, f"Bearer {KEY} is wrong", column=KEY, request_id=f"x{KEY}")
         with pytest.raises(errors.MedImageError) as failed:
             call()
         assert str(failed.value) == "Bearer [api_key] is wrong"
-        assert KEY not in "".join(traceback.format_exception(failed.value))
+        assert KEY not in "".join(traceback.format_exception(failed.value)) + repr(vars(failed.value))
 
 
 def test_key_is_in_no_repr(client, reports):
@@ -314,15 +313,26 @@ def test_row_at_fault_has_the_callers_own_name(client, endpoint, grey):
         (score, "image", "row 2, column 'image': "),
     ]
     for call, column, name in calls:
-        endpoint.refuse(400, f"row 2, column '{column}': is row 1, column 'x': of something")
+        reason = "is row 1, column 'x': of something"
+        endpoint.refuse(400, f"row 2, column '{column}': {reason}", row=2, column=column)
         with pytest.raises(errors.InvalidInput) as refused:
             call()
-        assert str(refused.value) == f"{name}is row 1, column 'x': of something"
+        error = refused.value
+        assert str(error) == f"{name}{reason}"
+        assert (error.reason, error.row, error.column, error.status, error.request_id) == (reason, 2, column, 400, "r1")
 
 
-@pytest.mark.parametrize("message", ["param 'x' is row 2, column 'text': wrong", "row 2 of 'data' is wrong"])
-def test_message_on_no_row_is_kept(client, endpoint, message):
-    endpoint.refuse(400, message)
+@pytest.mark.parametrize(
+    ("message", "place"),
+    [
+        ("param 'x' is row 2, column 'text': wrong", {}),
+        ("row 2, column 'text': wrong", {}),  # a text is not taken apart
+        ("row 2, column 'text': wrong", {"row": "2", "column": 3}),
+        ("row 2, column 'text': wrong", {"row": True, "column": "Jane's"}),
+    ],
+)
+def test_message_on_no_row_is_kept(client, endpoint, message, place):
+    endpoint.refuse(400, message, **place)
     with pytest.raises(errors.InvalidInput) as refused:
         client.embed_texts(["a", "b", "c"])
     assert str(refused.value) == message
@@ -332,7 +342,8 @@ def test_row_at_fault_in_a_later_request_has_the_callers_own_name(endpoint, grey
     class Fussy(Handler):
         def answer(self, status, headers, body):
             if len(self.endpoint.bodies()[-1]["input_data"]["data"]) == 2:  # the request with images 4 and 5
-                status, body = 400, b'{"message": "row 1, column \'image\': is no image"}'
+                told = {"message": "row 1, column 'image': is no image", "row": 1, "column": "image"}
+                status, body = 400, json.dumps(told).encode()
             super().answer(status, headers, body)
 
     with (
@@ -345,24 +356,39 @@ def test_row_at_fault_in_a_later_request_has_the_callers_own_name(endpoint, grey
 
 
 @pytest.mark.parametrize(
-    ("message", "of_report", "of_score"),
+    ("message", "column", "of_report", "of_score"),
     [
-        ("row 0, column 'lateral_image': is no image", "lateral_image: ", "row 0, column 'lateral_image': "),
-        ("row 0: is no image", "", "row 0: "),
+        (
+            "row 0, column 'lateral_image': is no image",
+            "lateral_image",
+            "lateral_image: ",
+            "row 0, column 'lateral_image': ",
+        ),
+        ("row 0: is no image", None, "", "row 0: "),
     ],
 )
-def test_column_at_fault_has_the_callers_own_name(reports, endpoint, film, message, of_report, of_score):
+def test_column_at_fault_has_the_callers_own_name(reports, endpoint, film, message, column, of_report, of_score):
     request = {"input_data": {"columns": ["frontal_image"], "data": [[b64(film)]]}}
     calls = [
-        (lambda: reports.report(film), of_report),
-        (lambda: list(reports.stream(film)), of_report),
-        (lambda: reports.score(request), of_score),
+        (lambda: reports.report(film), None, of_report),
+        (lambda: list(reports.stream(film)), None, of_report),
+        (lambda: reports.score(request), 0, of_score),
     ]
-    for call, name in calls:
-        endpoint.refuse(400, message)
+    for call, row, name in calls:
+        endpoint.refuse(400, message, row=0, column=column)
         with pytest.raises(errors.InvalidInput) as refused:
             call()
         assert str(refused.value) == f"{name}is no image"
+        assert (refused.value.reason, refused.value.row, refused.value.column) == ("is no image", row, column)
+
+
+def test_error_names_the_request_as_the_endpoints_log_does(client, endpoint):
+    endpoint.refuse(424, "the model failed")
+    endpoint.answers.append((502, {"x-request-id": "r2"}, b"<html>"))
+    for request_id in ("r1", "r2"):
+        with pytest.raises(errors.ServerError) as failed:
+            client.embed_texts(["a"])
+        assert failed.value.request_id == request_id
 
 
 UNIT = [1.0] + [0.0] * 1023
@@ -462,7 +488,7 @@ def test_nobody_listening_is_a_transport_error_and_not_ready(film):
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_overloaded_endpoint_is_asked_again_not_before_it_wants(server, endpoint, unit_vectors, no_delay, status):
-    endpoint.refuse(status, "full", **{"Retry-After": "1"})
+    endpoint.refuse(status, "full", {"Retry-After": "1"})
     with MedImageInsight(f"{server}/score") as client:
         start = time.monotonic()
         assert np.array_equal(client.embed_texts(["abc"]), unit_vectors([3]))
@@ -484,7 +510,7 @@ def test_overloaded_endpoint_is_asked_again_not_before_it_wants(server, endpoint
     ids=["seconds", "zero", "none", "date", "negative", "exponent", "long"],
 )
 def test_error_says_how_long_the_endpoint_asks_to_wait(client, endpoint, header, seconds):
-    endpoint.refuse(429, "full", **header)
+    endpoint.refuse(429, "full", header)
     with pytest.raises(errors.Unavailable) as refused:
         client.embed_texts(["a"])
     assert refused.value.retry_after_s == seconds
@@ -626,10 +652,11 @@ def test_report_that_fails_after_its_start_gives_its_pieces_and_the_error(
 
 def test_failure_after_the_start_names_the_callers_image_and_no_key(reports, endpoint, film):
     message = f"row 0, column 'prior_image': is no image, {KEY}"
-    endpoint.events = (event("error", row=0, message=message, status=400),)
+    endpoint.events = (event("error", row=0, column="prior_image", message=message, status=400, request_id="r1"),)
     with pytest.raises(errors.InvalidInput) as failed:
         reports.report(film)
     assert str(failed.value) == "prior_image: is no image, [api_key]"
+    assert (failed.value.row, failed.value.column, failed.value.request_id) == (None, "prior_image", "r1")
 
 
 BROKEN = {

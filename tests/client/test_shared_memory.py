@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 
-from medimage_client import errors, shared_memory
-from medimage_client.shared_memory import SharedMemory
-from medimage_client.wire_errors import shared_memory_error, unified_error
+from medimage_client import errors
+from medimage_client.wire import shared_memory
+from medimage_client.wire.error_reader import shared_memory_error, unified_error
+from medimage_client.wire.shared_memory import SharedMemory
 
 MIB = 2**20
 VALUES = [b"first" * 1000, b"", b"\0last"]

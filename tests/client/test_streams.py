@@ -19,7 +19,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor
 
 from medimage_client import CXRReportGen, errors
-from medimage_client.images import encode_image
+from medimage_client.images.encoding import encode_image
 from tests.client.fake_reports import OUTPUT, PIECES
 from tests.client.full_shared_memory import MESSAGES as FULL_SHARED_MEMORY
 from tests.client.http_server import serving
@@ -249,7 +249,8 @@ FAILURES = [  # gRPC code, message, type and status of the error
     ("INTERNAL", "internal error", errors.ServerError, 500),
     ("INTERNAL", "internal error: the image encoder gave no finite values", errors.ServerError, 500),
     ("INTERNAL", "internal error: a step is shutting down", errors.ServerError, 500),
-    ("INTERNAL", "Stub process 'cxrreportgen_stream_0_0' is not healthy.", errors.ServerError, 500),
+    ("INTERNAL", "Stub process 'cxrreportgen_stream_0_0' is not healthy.", errors.ModelLost, 500),
+    ("INTERNAL", "Failed to process the request(s): Stub process 'm_0_0' is not healthy.", errors.ModelLost, 500),
     ("INTERNAL", "Failed to process the request(s) for model 'm', message: MemoryError", errors.ServerError, 500),
     ("UNAVAILABLE", "Server is stopping, scheduler for model has stopped accepting", errors.Unavailable, 503),
     ("NOT_FOUND", "Request for unknown model: 'cxrreportgen_stream' is not found", errors.NotFound, 404),
@@ -269,6 +270,14 @@ def test_refusal_is_the_same_error_over_both_wires(url, script, film, code, mess
         list(client.stream(film))
     assert (type(refused.value), str(refused.value)) == (error_type, message)
     assert refused.value.status == status
+
+
+def test_text_of_the_server_is_read_for_the_column_at_fault(url, script, film):
+    script.refusals = [("INVALID_ARGUMENT", "lateral_image: not an image")]
+    with CXRReportGen(url) as client, pytest.raises(errors.InvalidInput) as refused:
+        list(client.stream(film))
+    error = refused.value
+    assert (error.reason, error.row, error.column) == ("not an image", None, "lateral_image")
 
 
 @pytest.mark.parametrize("message", FULL_SHARED_MEMORY)
@@ -300,7 +309,7 @@ def test_stream_that_fails_over_grpc_is_left_to_end_by_itself(grpc_url, script, 
 
 def test_stream_that_does_not_end_after_its_error_is_cut(grpc_url, script, film, monkeypatch):
     """As where a process of the model has gone."""
-    monkeypatch.setattr("medimage_client.transport.STREAM_END_S", 0.01)
+    monkeypatch.setattr("medimage_client.wire.triton.STREAM_END_S", 0.01)
     script.end_after_error = lambda context: script.left.wait(WAIT_S)
     script.refusals = [("INTERNAL", "internal error")]
     with CXRReportGen(grpc_url) as client, pytest.raises(errors.ServerError, match="internal error"):
@@ -317,7 +326,7 @@ def test_connection_that_is_lost_after_the_error_does_not_hide_it(grpc_url, scri
 
 
 def test_unknown_model_over_grpc_is_not_found_without_a_code(grpc_url, film, monkeypatch):
-    monkeypatch.setattr("medimage_client.reporter.STREAM_MODEL", "unknown")
+    monkeypatch.setattr("medimage_client.reports.requests.STREAM_MODEL", "unknown")
     with (
         CXRReportGen(grpc_url) as client,
         pytest.raises(errors.NotFound, match="unknown model: 'unknown' is not found"),

@@ -16,8 +16,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, deserialize_bytes_tensor
 
 from medimage_client import MedImageInsight, errors
-from medimage_client.transport import Endpoint
-from medimage_client.wire_errors import unified_error
+from medimage_client.wire.error_reader import unified_error
+from medimage_client.wire.triton import Endpoint
 from tests.client.full_shared_memory import MESSAGES as FULL_SHARED_MEMORY
 from tests.client.http_server import serving
 

@@ -27,6 +27,11 @@ def test_error_of_a_called_model_is_told_by_its_text(message, kind, text):
     assert (type(error), str(error)) == (kind, text)
 
 
+def test_image_at_fault_is_read_out_of_the_text_of_the_preprocessing():
+    error = bls.error_of("preprocessing", "row 12: image is empty; expected row 1: a file")
+    assert (error.row, error.reason) == (12, "image is empty; expected row 1: a file")
+
+
 @pytest.mark.parametrize("kind", [InvalidInput, InferenceFailed, Unavailable, Cancelled])
 def test_error_keeps_its_kind_through_its_name(kind):
     back = bls.by_name(str(bls.with_name(kind("lateral_image: no: image"))))

@@ -18,8 +18,8 @@ from medimage_client import (
     RequestTimeout,
     SharedMemoryError,
 )
-from medimage_client.images import encode_image
-from medimage_client.shared_memory import FOLDER
+from medimage_client.images.encoding import encode_image
+from medimage_client.wire.shared_memory import FOLDER
 from medimage_server.launcher import run_triton
 from tests.client.azure_samples import IMAGE_AND_TEXT, TEXT_ONLY, TWO_BY_TWO, card_request
 from tests.triton.requests import bytes_input, embed_images, embed_texts
@@ -170,7 +170,7 @@ def regions(triton):
 
 @pytest.fixture
 def no_region_is_left(triton, monkeypatch):
-    monkeypatch.setattr("medimage_client.shared_memory.RELEASE_TIME_S", 30)  # for a machine with much else to do
+    monkeypatch.setattr("medimage_client.wire.shared_memory.RELEASE_TIME_S", 30)  # for a machine with much else to do
     yield
     assert regions(triton) == []
     assert not list(FOLDER.glob("medimage-client-*"))
@@ -237,7 +237,7 @@ def test_cancelled_call_leaves_no_shared_memory(url, triton, no_region_is_left):
 def test_server_that_cannot_see_the_memory_refuses_it_in_one_line(
     url, triton, monkeypatch, tmp_path, no_region_is_left
 ):
-    monkeypatch.setattr("medimage_client.shared_memory.FOLDER", Path(tmp_path))  # as if on another machine
+    monkeypatch.setattr("medimage_client.wire.shared_memory.FOLDER", Path(tmp_path))  # as if on another machine
     with MedImageInsight(url, shared_memory=True) as client, pytest.raises(SharedMemoryError) as refused:
         client.embed_images([large_png(0)])
     assert str(refused.value).startswith(

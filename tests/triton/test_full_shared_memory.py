@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from medimage_client import CXRReportGen, MedImageInsight, errors
-from medimage_client.images import encode_image
+from medimage_client.images.encoding import encode_image
 from tests.triton.commands import ANY_PORT, KEY, ask, images, reports, started
 
 SHM_MB = 600  # the models of the tests take 14 of them, and no more of them is touched than is used

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from medimage_client import Box, CXRReportGen, Finding
-from medimage_client.evaluation import evaluate
+from medimage_client.reports.evaluation import evaluate
 from medimage_export.phantoms.chest_study import TEST_SEEDS, chest_study
 
 SEEDS = TEST_SEEDS[:40]

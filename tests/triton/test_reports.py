@@ -22,7 +22,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from tritonclient.utils import InferenceServerException
 
-from medimage_client.report_grammar import parse_strict
+from medimage_client.reports.grammar import parse_strict
 from medimage_export.cxrreportgen.checkpoint import load_image_encoder, load_reference_decoder, open_checkpoint
 from medimage_export.cxrreportgen.export import export_cxrreportgen
 from medimage_server.launcher import run_triton

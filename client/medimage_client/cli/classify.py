@@ -14,8 +14,8 @@ from medimage_client.async_client import AsyncMedImageInsight
 from medimage_client.cli.options import image_paths, server_options, transfer_options
 from medimage_client.cli.progress import EmbeddedFiles, embed_files
 from medimage_client.cli.table import table
-from medimage_client.client_resize import Resize
 from medimage_client.constants import DEFAULT_TIMEOUT_S
+from medimage_client.images.resize import Resize
 
 
 @click.command()

@@ -12,10 +12,10 @@ from medimage_client.async_client import AsyncMedImageInsight
 from medimage_client.cli.options import image_paths, server_options, transfer_options
 from medimage_client.cli.output_file import Content, check_place, write_files
 from medimage_client.cli.progress import EmbeddedFiles, embed_files
-from medimage_client.client_resize import Resize
 from medimage_client.constants import DEFAULT_TIMEOUT_S
-from medimage_client.embedder import Embeddings
+from medimage_client.embeddings import Embeddings
 from medimage_client.errors import MissingExtra
+from medimage_client.images.resize import Resize
 
 Renderer = Callable[
     [Path, Sequence[str], Embeddings], dict[Path, Content]

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from medimage_client.evaluation import Scores
-from medimage_client.evaluation import evaluate as evaluate_findings
-from medimage_client.finding import Finding, findings_of
+from medimage_client.reports.evaluation import Scores
+from medimage_client.reports.evaluation import evaluate as evaluate_findings
+from medimage_client.reports.finding import Finding, findings_of
 
 COLUMNS = ("reference", "output")
 

@@ -7,10 +7,10 @@ from typing import Any, TypeVar, get_args
 import click
 from click.core import ParameterSource
 
-from medimage_client.client_resize import Resize
 from medimage_client.constants import DEFAULT_URL
-from medimage_client.dicom import DICOM_HEAD_BYTES, is_dicom
-from medimage_client.scoring_transport import is_scoring_uri
+from medimage_client.images.dicom import DICOM_HEAD_BYTES, is_dicom
+from medimage_client.images.resize import Resize
+from medimage_client.wire.scoring import is_scoring_uri
 
 F = TypeVar("F", bound=Callable[..., Any])
 

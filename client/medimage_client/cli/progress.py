@@ -1,6 +1,5 @@
 """Image files of a command through the client, with a progress bar; bad ones are left out and reported."""
 
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +9,11 @@ import click
 import numpy as np
 
 from medimage_client.async_client import AsyncMedImageInsight
-from medimage_client.client_resize import Resize
-from medimage_client.connection import gather
 from medimage_client.constants import EMBEDDING_SIZE, IMAGES_PER_REQUEST
-from medimage_client.embedder import Embeddings
+from medimage_client.embeddings import Embeddings
 from medimage_client.errors import InvalidInput
-
-INDEX = re.compile(r"images\[(\d+)\]: ")  # how the client names an image
+from medimage_client.images.resize import Resize
+from medimage_client.wire.connection import gather
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +57,6 @@ async def embed_group(client: AsyncMedImageInsight, paths: Sequence[Path], resiz
         try:
             return EmbeddedFiles(paths, await client.embed_images(paths, resize=resize), refused)
         except InvalidInput as error:
-            at_fault = INDEX.match(str(error))
-            if at_fault is None:
+            if error.row is None:  # the request as a whole, not one image
                 raise
-            refused.append(f"{paths.pop(int(at_fault[1]))}: {str(error)[at_fault.end() :]}")
+            refused.append(f"{paths.pop(error.row)}: {error.reason}")

@@ -11,11 +11,11 @@ from PIL import Image
 
 from medimage_client.cli.options import server_options
 from medimage_client.cli.output_file import Content, check_place, write_files
+from medimage_client.client import CXRReportGen, ReportStream
 from medimage_client.constants import DEFAULT_REPORT_TIMEOUT_S
-from medimage_client.report import Report
-from medimage_client.report_client import CXRReportGen, ReportStream
-from medimage_client.report_grammar import FindingParser, ParsedFinding
-from medimage_client.report_request import Mode
+from medimage_client.reports.grammar import FindingParser, ParsedFinding
+from medimage_client.reports.report import Report
+from medimage_client.schema.reports import Mode
 
 IMAGE_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 MEANING = {

@@ -5,13 +5,12 @@ from typing import BinaryIO, get_args
 
 import click
 
-from medimage_client.azure import read_json
-from medimage_client.azure_embeddings import Layout
-from medimage_client.azure_reports import is_report_request
 from medimage_client.cli.options import server_options
-from medimage_client.client import MedImageInsight
+from medimage_client.client import CXRReportGen, MedImageInsight
 from medimage_client.constants import DEFAULT_REPORT_TIMEOUT_S, DEFAULT_TIMEOUT_S
-from medimage_client.report_client import CXRReportGen
+from medimage_client.schema.embeddings import Layout
+from medimage_client.schema.reports import is_report_request
+from medimage_client.schema.table import read_json
 
 
 @click.command()
@@ -36,8 +35,8 @@ def score(request: BinaryIO, layout: Layout, url: str, api_key: str | None, time
     The answer goes to standard output: one object per row (rows), a list of objects as in the model card (card) or
     one object as in the documentation (object).
     """
-    body = read_json(request.read())
-    if not is_report_request(body):
+    body = request.read()
+    if not is_report_request(read_json(body)):
         with MedImageInsight(url, api_key=api_key) as embeddings:
             click.echo(json.dumps(embeddings.score(body, layout=layout, timeout=timeout)))
         return

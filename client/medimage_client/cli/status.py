@@ -9,9 +9,9 @@ import click
 
 from medimage_client.cli.table import table
 from medimage_client.errors import InvalidInput, RequestTimeout, ResponseError
-from medimage_client.scoring_transport import ScoringEndpoint, explanation
-from medimage_client.transport import read_object
-from medimage_client.wire_errors import not_scoring, one_line, unified_error
+from medimage_client.wire.error_reader import not_scoring, one_line, unified_error
+from medimage_client.wire.scoring import ScoringEndpoint, explanation
+from medimage_client.wire.transport import read_object
 
 MB = 2**20
 

@@ -26,7 +26,6 @@ from medimage_server.endpoint.openapi import openapi
 from medimage_server.endpoint.operation import Operation
 from medimage_server.endpoint.refusal import CLIENT_GONE, ClientGone, Refusal
 from medimage_server.endpoint.score_route import ScoreRoute
-from medimage_server.endpoint.scoring import Scorer
 from medimage_server.endpoint.settings import EndpointSettings
 
 # Calls to Triton at once, of each deployment and worker: two batches of the image encoder, and below the 64 that its
@@ -47,7 +46,7 @@ def endpoint(settings: EndpointSettings, log: AccessLog) -> Starlette:
     document = openapi(settings.deployments, version=our_version, keys=not keys.is_open)
     transport = BalancedTransport(settings.tritons, settings.deployments, slots=CALLS)
     operation = Operation(settings, keys, transport, version=our_version)
-    score = ScoreRoute(settings, keys, Scorer(transport, settings.tritons[0]))
+    score = ScoreRoute(settings, keys, transport)
 
     async def document_route(request: Request) -> Response:
         return JSONResponse(document)
@@ -112,7 +111,7 @@ class PlainRoute(Route):
 
 async def tell_refusal(request: Request, refusal: Exception) -> Response:
     assert isinstance(refusal, Refusal)
-    return tell(request, refusal.status, refusal.message, refusal.headers)
+    return tell(request, refusal.status, refusal.message, refusal.headers, row=refusal.row, column=refusal.column)
 
 
 async def tell_http(request: Request, error: Exception) -> Response:
@@ -130,7 +129,15 @@ async def tell_nobody(request: Request, error: Exception) -> Response:
     return Response(status_code=CLIENT_GONE)
 
 
-def tell(request: Request, status: int, message: str, headers: Mapping[str, str] | None) -> Response:
+def tell(
+    request: Request,
+    status: int,
+    message: str,
+    headers: Mapping[str, str] | None,
+    *,
+    row: int | None = None,
+    column: str | None = None,
+) -> Response:
     entry = entry_of(request.scope)
     entry.reason = message
-    return error_response(status, message, entry.request_id, headers)
+    return error_response(status, message, entry.request_id, headers, row=row, column=column)

@@ -2,34 +2,29 @@
 
 import asyncio
 import logging
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from medimage_client.embedder import IMAGES
-from medimage_client.errors import MedImageError, NotFound, NotReady, ServerError, TransportError, Unavailable
-from medimage_client.patience import Patience
-from medimage_client.transport import SOCKET, Call, Endpoint, GrpcTransport, HttpTransport, Outputs
+from medimage_client.embeddings import IMAGE_ENCODER
+from medimage_client.errors import MedImageError, ModelLost, NotFound, NotReady, TransportError, Unavailable
+from medimage_client.wire.patience import Patience
+from medimage_client.wire.transport import Call, Outputs
+from medimage_client.wire.triton import SOCKET, Endpoint, GrpcTransport, HttpTransport
 from medimage_server.endpoint.metrics import TRITON_READY
 from medimage_server.endpoint.settings import MODELS
 from medimage_server.given_up import PARAMETER, file_of, new_number
 
 CHECK_EVERY_S = 1.0
 CHECK_LIMIT_S = 2.0
-BETTER_ELSEWHERE = (TransportError, Unavailable, NotFound)  # failures that another Triton may not have
+BETTER_ELSEWHERE = (TransportError, Unavailable, NotFound, ModelLost)  # failures that another Triton may not have
 MAX_LOST = 2  # Tritons that one call may lose: what it carries may be what ends them, and it shall not end them all
-LOST_STUB = re.compile(r"^(Failed to process the request.*)?Stub process '[^']*' is not healthy")  # Triton 2.51
 GIVEN_UP_S = 120.0  # for which Triton's models are told so of a call: none waits longer in their queues
 SILENT_CHECKS = 3  # in a row: eight to nine seconds, for a busy Triton may answer one late
 
 logger = logging.getLogger(__name__)
-
-
-class StubLost(NotReady):
-    """A process of the model has gone under the call."""
 
 
 class Backend:
@@ -90,11 +85,7 @@ class Backend:
 
     @asynccontextmanager
     async def call(self) -> AsyncIterator[None]:
-        """Counts a call, and ends it as a failed connection when the Triton falls silent.
-
-        Raises:
-            StubLost: which Triton calls a failure of the model, and itself still ready.
-        """
+        """Counts a call, and ends it as a failed connection when the Triton falls silent."""
         limit = asyncio.timeout(None)
         self.in_flight += 1
         self._calls.add(limit)
@@ -104,10 +95,6 @@ class Backend:
         except TimeoutError:
             if limit.expired():
                 raise TransportError(f"{self.url} does not answer any more") from None
-            raise
-        except ServerError as error:
-            if LOST_STUB.search(str(error)):
-                raise StubLost(str(error)) from None
             raise
         finally:
             self._calls.discard(limit)
@@ -123,7 +110,7 @@ class Backend:
 
     def note(self, deployment: str, error: MedImageError) -> None:
         """A call has failed in a way that says something of this Triton."""
-        if isinstance(error, TransportError | NotReady | NotFound):  # a full queue does not
+        if isinstance(error, TransportError | NotReady | NotFound | ModelLost):  # a full queue does not
             self.mark(deployment, ready=False)
 
     def _give_up_calls(self) -> None:
@@ -187,7 +174,7 @@ class BalancedTransport:
         slots = self._slots[self._deployment[call.model]]
         await slots.acquire()
         number = new_number()
-        is_told = call.model == IMAGES.model  # its steps take long, and Triton would not tell them
+        is_told = call.model == IMAGE_ENCODER.model  # its steps take long, and Triton would not tell them
         if is_told:
             call = replace(call, parameters={**call.parameters, PARAMETER: number})
 
@@ -253,4 +240,4 @@ class BalancedTransport:
 
 def has_lost_enough(failures: Sequence[MedImageError]) -> bool:
     """Whether a call that has failed so is not to be tried any more."""
-    return sum(isinstance(failure, TransportError | StubLost) for failure in failures) == MAX_LOST
+    return sum(isinstance(failure, TransportError | ModelLost) for failure in failures) == MAX_LOST

@@ -6,9 +6,7 @@ from time import monotonic, sleep
 
 import click
 
-from medimage_client.client import MedImageInsight
-from medimage_client.errors import MedImageError
-from medimage_client.report_client import CXRReportGen
+from medimage_client import CXRReportGen, MedImageError, MedImageInsight
 from medimage_server.banner import endpoint_banner, tell
 from medimage_server.clean import clean_run
 from medimage_server.endpoint.front import endpoint_front

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, get_args
 
-from medimage_client.azure_embeddings import Layout
+from medimage_client.schema.embeddings import Layout
 from medimage_server.endpoint.body import JSON
 from medimage_server.endpoint.openapi_examples import (
     EMBEDDING_ANSWERS,

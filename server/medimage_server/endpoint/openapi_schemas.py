@@ -7,10 +7,10 @@ each of `columns`, that an image is one, that a row is not empty.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medimage_client import azure_embeddings, azure_reports
-from medimage_client.azure_embeddings import IMAGE_PARAMS
 from medimage_client.constants import EMBEDDING_SIZE
-from medimage_client.report_request import IMAGE_INPUTS
+from medimage_client.schema import embeddings, reports
+from medimage_client.schema.embeddings import IMAGE_PARAMS
+from medimage_client.schema.reports import IMAGE_INPUTS
 from medimage_server.endpoint.settings import EMBEDDINGS, MAX_ROWS, REPORTS
 
 Schema = dict[str, Any]
@@ -45,7 +45,7 @@ def embedding_schemas() -> dict[str, Schema]:
     rows = {"image_features": vectors, "text_features": vectors, "scaling_factor": factor}
     card = closed(rows, minProperties=1, maxProperties=1)
     return {
-        "EmbeddingRequest": request(EMBEDDINGS, azure_embeddings.COLUMNS, embedding_row(), embedding_params()),
+        "EmbeddingRequest": request(EMBEDDINGS, embeddings.COLUMNS, embedding_row(), embedding_params()),
         "Embedding": vector,
         "EmbeddingRows": {"type": "array", "items": closed(row, minProperties=1)},
         "EmbeddingCard": {"type": "array", "items": card, "maxItems": len(rows)},
@@ -60,7 +60,7 @@ def report_schemas() -> dict[str, Schema]:
         "y_max], …]]`, as fractions of the square that the model saw.",
     }
     return {
-        "ReportRequest": request(REPORTS, azure_reports.COLUMNS, study(), report_params()),
+        "ReportRequest": request(REPORTS, reports.COLUMNS, study(), report_params()),
         "Reports": {"type": "array", "items": required_all({"output": output})},
     }
 
@@ -115,12 +115,12 @@ def cell(column: str) -> Schema:
 
 
 def embedding_row() -> Schema:
-    row = closed({column: cell(column) for column in azure_embeddings.COLUMNS}, minProperties=1)
+    row = closed({column: cell(column) for column in embeddings.COLUMNS}, minProperties=1)
     return row | {"description": "Cells by column; an image, a text or both."}
 
 
 def study() -> Schema:
-    cells = {column: cell(column) for column in azure_reports.COLUMNS}
+    cells = {column: cell(column) for column in reports.COLUMNS}
     cells["frontal_image"] |= {"nullable": False, "minLength": 1}
     return closed(cells, required=["frontal_image"]) | {"description": "Cells by column."}
 
@@ -156,13 +156,16 @@ def report_params() -> Schema:
 
 
 def error_schema() -> Schema:
-    return required_all(
-        {
-            "message": {"type": "string", "description": "One line; it shows nothing of images and texts."},
-            "status": {"type": "integer", "minimum": 400, "maximum": 599},
-            "request_id": {"type": "string"},
-        }
-    )
+    always: dict[str, Schema] = {
+        "message": {"type": "string", "description": "One line; it shows nothing of images and texts."},
+        "status": {"type": "integer", "minimum": 400, "maximum": 599},
+        "request_id": {"type": "string"},
+    }
+    place: dict[str, Schema] = {
+        "row": {"type": "integer", "minimum": 0, "description": "Of `data`, from 0, if one row is at fault."},
+        "column": {"type": "string", "description": "Of the cell at fault, if it is one."},
+    }
+    return closed(always | place, required=list(always))
 
 
 def status_schema() -> Schema:

@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from medimage_client.transport import SOCKET
+from medimage_client.wire.triton import SOCKET
 from medimage_server.endpoint import metrics
 from medimage_server.endpoint.authorization import authorize
 from medimage_server.endpoint.balancing import BalancedTransport

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import click
 
-from medimage_client.azure_embeddings import Layout
+from medimage_client.schema.embeddings import Layout
 from medimage_server.endpoint.keys import KEYS_VARIABLE, InvalidKey, check_keys_file, read_keys
 from medimage_server.endpoint.private_files import open_private, warning_of
 from medimage_server.endpoint.settings import MB, EndpointSettings

@@ -6,6 +6,7 @@ from http import HTTPStatus
 from medimage_client.errors import (
     InvalidInput,
     MedImageError,
+    ModelLost,
     NoSharedMemory,
     NotFound,
     NotReady,
@@ -23,13 +24,18 @@ CLIENT_GONE = 499  # for the log alone: nobody is there to read it
 
 
 class Refusal(Exception):
-    """The answer to a request that is not served. `message` is public, one line, without content of the request."""
+    """The answer to a request that is not served. `message` is public, one line, without content of the request.
+
+    Row and column are those of the input at fault, if it is one.
+    """
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.status = int(status)
         self.message = message
         self.headers = headers or {}
+        self.row: int | None = None
+        self.column: str | None = None
 
 
 class ClientGone(Exception):
@@ -41,12 +47,18 @@ def refusal_of(error: MedImageError) -> Refusal:
 
     Nothing that is the caller's fault is a 5xx, which Microsoft's clients repeat up to fifteen times.
     """
+    refusal = without_place(error)
+    refusal.row, refusal.column = error.row, error.column
+    return refusal
+
+
+def without_place(error: MedImageError) -> Refusal:
     match error:
         case InvalidInput():
             return Refusal(HTTPStatus.BAD_REQUEST, str(error))
         case RequestTimeout():
             return Refusal(HTTPStatus.GATEWAY_TIMEOUT, str(error))
-        case NotReady() | NotFound() | TransportError():
+        case NotReady() | NotFound() | TransportError() | ModelLost():
             # which Triton is not there is the operator's business, and in the log
             return not_ready("no Triton is ready to answer; try again")
         case NoSharedMemory():

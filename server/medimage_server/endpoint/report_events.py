@@ -3,8 +3,8 @@
     event: text    data: {"row": 0, "text": "<obj>The heart"}           a piece of a row's answer
     event: row     data: {"row": 0, "output": "<JSON text>", "status": "complete"}    the row is done
     event: end     data: {}                                              all rows are
-    event: error   data: {"row": 0, "message": "...", "status": 424, ...}    there will be nothing more; the row that
-                                                                         failed, if it was one
+    event: error   data: {"row": 0, "message": "...", "status": 424, ...}    there will be nothing more; row and column
+                                                                         at fault, if it was one
 Several rows are written at once, so their pieces come mixed.
 """
 
@@ -15,9 +15,10 @@ from typing import Any
 
 import orjson
 
-from medimage_client.errors import MedImageError, ResponseError
-from medimage_client.report_request import ReportRequest
-from medimage_client.reporter import Reporter, naming_row, text_of
+from medimage_client.errors import InvalidInput, MedImageError, ResponseError
+from medimage_client.reports.requests import stream_report, text_of
+from medimage_client.schema.reports import ReportRequest
+from medimage_client.wire.connection import Connection
 
 MEDIA_TYPE = "text/event-stream"
 WAITING = b": waiting\n\n"  # a comment, which keeps proxies from closing a connection that is quiet for long
@@ -25,26 +26,17 @@ WAIT_S = 10.0  # until one is sent
 MAX_WAITING_EVENTS = 64  # while the caller reads slowly; then the rows wait
 
 
-class RowFailed(Exception):
-    """The failure of one row, which ends the others."""
-
-    def __init__(self, row: int, failure: MedImageError) -> None:
-        super().__init__(f"row {row}: {type(failure).__name__}")
-        self.row = row
-        self.failure = failure
-
-
 def event(name: str, **data: Any) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (name.encode(), orjson.dumps(data))
 
 
 async def report_events(
-    reporter: Reporter, requests: Sequence[ReportRequest], *, concurrency: int
+    connection: Connection, requests: Sequence[ReportRequest], *, concurrency: int
 ) -> AsyncGenerator[bytes, None]:
     """The events of all rows, `concurrency` of them at once. Closing it cancels what is still being written.
 
     Raises:
-        RowFailed: its InvalidInput names row and column.
+        MedImageError: the failure of one row, which it has, and which ends the others.
     """
     events: asyncio.Queue[bytes | None] = asyncio.Queue()
     room = asyncio.Semaphore(MAX_WAITING_EVENTS)  # not the queue's own: its end is told even when nobody reads
@@ -56,7 +48,7 @@ async def report_events(
 
     async def write(row: int, request: ReportRequest) -> None:
         is_done = False
-        async with turns, aclosing(reporter.responses(request, timeout=None)) as responses:
+        async with turns, aclosing(stream_report(connection, request, timeout=None)) as responses:
             async for outputs in responses:
                 if text := text_of(outputs, "text_output") if "text_output" in outputs else "":
                     await put(event("text", row=row, text=text))
@@ -69,10 +61,12 @@ async def report_events(
 
     async def write_or_fail(row: int, request: ReportRequest) -> None:
         try:
-            with naming_row(row):
-                await write(row, request)
-        except MedImageError as failure:
-            raise RowFailed(row, failure) from failure
+            await write(row, request)
+        except InvalidInput as error:
+            raise error.at(row=row) from error
+        except MedImageError as error:
+            error.row = row  # its text is not for callers, and has no place to name it
+            raise
 
     async def write_all() -> None:
         try:

@@ -10,22 +10,23 @@ from typing import get_args
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
-from medimage_client.azure_embeddings import Layout
 from medimage_client.errors import MedImageError
+from medimage_client.schema.embeddings import Layout
 from medimage_server.endpoint import metrics
 from medimage_server.endpoint.access_log import Entry
 from medimage_server.endpoint.admission import Gate, Memory, Share
 from medimage_server.endpoint.authorization import authorize
+from medimage_server.endpoint.balancing import BalancedTransport
 from medimage_server.endpoint.body import Body
 from medimage_server.endpoint.door import welcome
 from medimage_server.endpoint.head import listed, only
-from medimage_server.endpoint.json_response import JSONResponse
+from medimage_server.endpoint.json_response import JSONResponse, error_values
 from medimage_server.endpoint.keys import Keyring
 from medimage_server.endpoint.metrics import Stages
 from medimage_server.endpoint.observed import entry_of
 from medimage_server.endpoint.refusal import RUN_FAILED, ClientGone, Refusal, ending, refusal_of
-from medimage_server.endpoint.report_events import MEDIA_TYPE, RowFailed, event
-from medimage_server.endpoint.scoring import Question, Scorer, read_question
+from medimage_server.endpoint.report_events import MEDIA_TYPE, event
+from medimage_server.endpoint.scoring import Question, answer_to, events_of, read_question
 from medimage_server.endpoint.sending import send_parts, unless_gone
 from medimage_server.endpoint.settings import MODELS, REPORTS, EndpointSettings
 
@@ -52,10 +53,10 @@ class Exchange:
 class ScoreRoute:
     """An ASGI application, because what a request holds it holds until the last byte of its answer has gone."""
 
-    def __init__(self, settings: EndpointSettings, keys: Keyring, scorer: Scorer) -> None:
+    def __init__(self, settings: EndpointSettings, keys: Keyring, transport: BalancedTransport) -> None:
         self._settings = settings
         self._keys = keys
-        self._scorer = scorer
+        self._transport = transport
         self._memory = Memory(settings.max_in_flight_bytes)
         self._arriving = Gate(settings.max_requests, "requests")
         self._at_work = {name: Gate(settings.max_requests, f"requests for {name}") for name in settings.deployments}
@@ -114,7 +115,7 @@ class ScoreRoute:
         with stages.timed("model"):
             try:
                 async with asyncio.timeout(limit_s):
-                    answer = await self._scorer.answer(question, layout=layout, timeout=limit_s)
+                    answer = await answer_to(question, self._transport, layout=layout, timeout=limit_s)
             except TimeoutError:
                 raise Refusal(HTTPStatus.GATEWAY_TIMEOUT, f"no answer within {limit_s:g} s") from None
         with stages.timed("send"):
@@ -132,17 +133,15 @@ class ScoreRoute:
         has_begun = False
         with exchange.stages.timed("model"):
             try:
-                async with asyncio.timeout(limit_s), aclosing(self._scorer.events(question, limit_s)) as events:
+                events_in_time = events_of(question, self._transport, timeout=limit_s)
+                async with asyncio.timeout(limit_s), aclosing(events_in_time) as events:
                     async for part in events:
                         if not has_begun:
                             has_begun = True
                             await send(stream_start(question.deployment))
                         await send({"type": "http.response.body", "body": part, "more_body": True})
-            except (TimeoutError, RowFailed, MedImageError, asyncio.CancelledError) as error:
-                of_row = {}
+            except (TimeoutError, MedImageError, asyncio.CancelledError) as error:
                 match error:
-                    case RowFailed():
-                        refusal, of_row = refusal_of(error.failure), {"row": error.row}
                     case MedImageError():
                         refusal = refusal_of(error)
                     case TimeoutError():
@@ -151,8 +150,14 @@ class ScoreRoute:
                         refusal = ending()
                 if not has_begun:
                     raise refusal from None
-                told = {"message": refusal.message, "status": refusal.status, "request_id": exchange.entry.request_id}
-                part = event("error", **of_row, **told)
+                told = error_values(
+                    refusal.status,
+                    refusal.message,
+                    exchange.entry.request_id,
+                    row=refusal.row,
+                    column=refusal.column,
+                )
+                part = event("error", **told)
                 await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -1,18 +1,23 @@
-"""From the body of a request to its answer: read, asked and rendered by the code of the client."""
+"""From the body of a request to its answer: read, asked and rendered by the client's own functions."""
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medimage_client.async_client import AsyncMedImageInsight
-from medimage_client.azure import read_json
-from medimage_client.azure_embeddings import EmbeddingRequest, Layout, read_request
-from medimage_client.azure_reports import is_report_request, read_report_requests, render_reports
-from medimage_client.connection import Connection
-from medimage_client.dicom import is_dicom
+from medimage_client.embeddings import score
 from medimage_client.errors import InvalidInput
-from medimage_client.report_request import IMAGE_INPUTS, ReportRequest
-from medimage_client.reporter import Reporter
+from medimage_client.images.dicom import is_dicom
+from medimage_client.reports.requests import score_reports
+from medimage_client.schema.embeddings import EmbeddingRequest, Layout, read_request
+from medimage_client.schema.reports import (
+    IMAGE_INPUTS,
+    ReportRequest,
+    is_report_request,
+    read_report_requests,
+    render_reports,
+)
+from medimage_client.schema.table import read_json
+from medimage_client.wire.connection import Connection
 from medimage_server.endpoint.balancing import BalancedTransport
 from medimage_server.endpoint.report_events import report_events, with_comments
 from medimage_server.endpoint.settings import EMBEDDINGS, MAX_ROWS, REPORTS
@@ -42,7 +47,7 @@ def read_question(body: bytes, deployment: str | None, deployments: Sequence[str
         deployment: that the caller has named; if None, the only one there is, or the one that has these columns.
 
     Raises:
-        InvalidInput: not the schema of that deployment; the message names row and column.
+        InvalidInput: not the schema of that deployment; has row and column where it is one cell's.
     """
     content = read_json(body)
     if deployment is None:
@@ -64,7 +69,7 @@ def without_dicom(requests: list[ReportRequest]) -> list[ReportRequest]:
         for column in IMAGE_INPUTS:
             image = getattr(request, column)
             if image is not None and is_dicom(image):
-                raise InvalidInput(f"row {n}, column {column!r}: is a DICOM file; expected an image file such as PNG")
+                raise InvalidInput("is a DICOM file; expected an image file such as PNG", row=n, column=column)
     return requests
 
 
@@ -72,42 +77,25 @@ def by_columns(content: Any) -> str:
     return REPORTS if is_report_request(content) else EMBEDDINGS
 
 
-class Scorer:
-    """Asks the models.
+async def answer_to(question: Question, transport: BalancedTransport, *, layout: Layout, timeout: float) -> Any:
+    """The answer, as what JSON is made of.
 
-    Args:
-        transport: to the Tritons.
-        url: one of them; the clients want one, though the transport is what they use.
+    Raises:
+        MedImageError: see `refusal.refusal_of`.
     """
+    connection = connection_over(transport, timeout)
+    if isinstance(question.request, EmbeddingRequest):
+        return await score(connection, question.request, layout=layout)
+    return render_reports(await score_reports(connection, question.request, timeout=None))
 
-    def __init__(self, transport: BalancedTransport, url: str) -> None:
-        self._transport = transport
-        self._url = url
 
-    async def answer(self, question: Question, *, layout: Layout, timeout: float) -> Any:
-        """The answer, as what JSON is made of.
+def events_of(question: Question, transport: BalancedTransport, *, timeout: float) -> AsyncGenerator[bytes, None]:
+    """The server-sent events of a question for reports."""
+    assert not isinstance(question.request, EmbeddingRequest)
+    connection = connection_over(transport, timeout)
+    return with_comments(report_events(connection, question.request, concurrency=CALLS_PER_REQUEST))
 
-        Raises:
-            MedImageError: see `refusal.refusal_of`.
-        """
-        if isinstance(question.request, EmbeddingRequest):
-            client = AsyncMedImageInsight(self._url, **self._options(timeout))
-            return await client.score(question.request, layout=layout)
-        return render_reports(await self._reporter(timeout).outputs(question.request, timeout=None))
 
-    def events(self, question: Question, timeout: float) -> AsyncGenerator[bytes, None]:
-        """The server-sent events of a question for reports."""
-        assert not isinstance(question.request, EmbeddingRequest)
-        return with_comments(report_events(self._reporter(timeout), question.request, concurrency=CALLS_PER_REQUEST))
-
-    def _reporter(self, timeout: float) -> Reporter:
-        return Reporter(Connection(self._url, api_key=None, shared_memory=False, **self._options(timeout)))
-
-    def _options(self, timeout: float) -> dict[str, Any]:
-        # A client for each request: its bound on calls at once is then the request's own.
-        return {
-            "transport": self._transport,
-            "timeout": timeout,
-            "retries": NO_RETRIES,
-            "concurrency": CALLS_PER_REQUEST,
-        }
+def connection_over(transport: BalancedTransport, timeout: float) -> Connection:
+    """One for each request: its bound on calls at once is then the request's own."""
+    return Connection(lambda: transport, timeout=timeout, retries=NO_RETRIES, concurrency=CALLS_PER_REQUEST)

@@ -5,19 +5,22 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
-from medimage_client.azure_embeddings import Layout
-from medimage_client.embedder import IMAGES, TEXTS
-from medimage_client.reporter import STREAM_MODEL, WHOLE_MODEL
+from medimage_client.embeddings import IMAGE_ENCODER, TEXT_ENCODER
+from medimage_client.reports.requests import STREAM_MODEL, WHOLE_MODEL
+from medimage_client.schema import embeddings, reports
+from medimage_client.schema.embeddings import Layout
 from medimage_server.errors import LaunchError
 from medimage_server.model_repository import Export
 
 MB = 2**20
 
 EMBEDDINGS, REPORTS = "medimageinsight", "cxrreportgen"  # the deployments
-MODELS = {EMBEDDINGS: (IMAGES.model, TEXTS.model), REPORTS: (WHOLE_MODEL, STREAM_MODEL)}  # of Triton, that each asks
+MODELS = {  # of Triton, that each asks
+    EMBEDDINGS: (IMAGE_ENCODER.model, TEXT_ENCODER.model),
+    REPORTS: (WHOLE_MODEL, STREAM_MODEL),
+}
 
-# Rows of one request: what the documentation of Azure's endpoints allows, "0-1024" and "0-10".
-MAX_ROWS = {EMBEDDINGS: 1024, REPORTS: 10}
+MAX_ROWS = {EMBEDDINGS: embeddings.MAX_ROWS, REPORTS: reports.MAX_ROWS}  # of one request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

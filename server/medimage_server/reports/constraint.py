@@ -1,6 +1,6 @@
 """Constrained decoding: of the tokens, only those that keep the answer in the grammar of grounded reports.
 
-The grammar is that of medimage_client.report_grammar, with two restrictions of its own: a box is never inside out, and
+The grammar is that of medimage_client.reports.grammar, with two restrictions of its own: a box is never inside out, and
 no text holds a "<", which a text token could otherwise spell a marker with. In modes without boxes the answer is plain
 text. An answer that ends by itself is thus always one that the strict parser reads.
 """

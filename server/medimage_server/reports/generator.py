@@ -4,7 +4,6 @@ A request becomes a prompt at once, so that what is wrong with it is said at onc
 a slot is free for it; its tokens become text as they are decoded; and the whole text is read for its findings.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from medimage_client.report_grammar import OBJ_END, OBJ_START, parse_tolerant, to_output
+from medimage_client.reports.grammar import OBJ_END, OBJ_START, parse_tolerant, to_output
 from medimage_server.errors import InferenceFailed, InvalidInput
 from medimage_server.exported import exported_file
 from medimage_server.image_requests import positive
@@ -28,7 +27,6 @@ from medimage_server.reports.text_stream import TextStream
 
 IMAGES = ("frontal_image", "lateral_image", "prior_image")  # in the order of the prompt
 TEXTS = ("indication", "technique", "comparison", "prior_report", "mode", "phrase")
-ROW = re.compile(r"row (\d+): ")  # how the preprocessing names an image
 
 Status = Literal["complete", "truncated", "malformed"]
 EncodeImages = Callable[[Sequence[bytes]], NDArray[np.float32]]  # n encoded images -> (n, tokens per image, H)
@@ -126,7 +124,7 @@ class ReportGenerator:
 
     Args:
         folder: what `medimage export cxrreportgen` wrote for the model `cxrreportgen_stream`.
-        encode_images: called from several threads, may take its time. Its InvalidInput names images by their row.
+        encode_images: called from several threads, may take its time. Its InvalidInput has the row of a bad image.
         kind, device_id: of the Triton instance, see Decoder.
 
     Raises:
@@ -205,7 +203,9 @@ class ReportGenerator:
         try:
             image_tokens = self._encode_images(list(images.values()))
         except InvalidInput as error:
-            raise InvalidInput(name_image(str(error), list(images))) from None
+            if error.row is None:
+                raise
+            raise InvalidInput(error.reason, column=list(images)[error.row]) from None
         expected = (len(images), self._model.tokens_per_image, self._embed.hidden_size)
         if image_tokens.shape != expected:
             raise InferenceFailed(
@@ -255,11 +255,6 @@ def _before_the_cut(text: str) -> str:
     """To the end of the last complete finding; where there is none, what stands before the first."""
     complete, end, _ = text.rpartition(OBJ_END)
     return complete + end or text.partition(OBJ_START)[0]
-
-
-def name_image(message: str, names: Sequence[str]) -> str:
-    """`row 1: ...` of the preprocessing as `lateral_image: ...`."""
-    return ROW.sub(lambda found: f"{names[int(found[1])]}: ", message, count=1)
 
 
 def _only(tensors: Mapping[str, NDArray[Any]], name: str) -> Any:

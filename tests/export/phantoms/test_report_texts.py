@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from medimage_client.report_grammar import parse_strict
+from medimage_client.reports.grammar import parse_strict
 from medimage_export.cxrreportgen.config import PromptStrings
 from medimage_export.phantoms.chest_study import SENTENCES, STRUCTURES, Finding, chest_study
 from medimage_export.phantoms.report_scores import intersection_over_union, read_report, score

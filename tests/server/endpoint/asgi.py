@@ -145,7 +145,7 @@ async def running(monkeypatch, tritons=None, **settings):
     by_url = tritons if isinstance(tritons, dict) else {SETTINGS.tritons[0]: tritons or Tritons()}
     by_address = {url.partition("://")[2]: triton for url, triton in by_url.items()}
     monkeypatch.setattr(
-        "medimage_client.transport.Endpoint.connect", lambda endpoint, *, shared_memory: by_address[endpoint.address]
+        "medimage_client.wire.triton.Endpoint.connect", lambda endpoint, *, shared_memory: by_address[endpoint.address]
     )
     log = Log()
     app = endpoint(replace(SETTINGS, tritons=tuple(by_url), **settings), log)

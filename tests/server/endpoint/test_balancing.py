@@ -7,9 +7,9 @@ from contextlib import aclosing
 import numpy as np
 import pytest
 
-from medimage_client import patience
 from medimage_client.errors import (
     InvalidInput,
+    ModelLost,
     NotFound,
     NotReady,
     RequestTimeout,
@@ -18,7 +18,8 @@ from medimage_client.errors import (
     TransportError,
     Unavailable,
 )
-from medimage_client.transport import Call
+from medimage_client.wire import patience
+from medimage_client.wire.transport import Call
 from medimage_server.endpoint import balancing, metrics
 from medimage_server.endpoint.balancing import SILENT_CHECKS, BalancedTransport
 from medimage_server.given_up import PARAMETER, is_given_up
@@ -110,7 +111,7 @@ async def balance(monkeypatch):
     async def balance(*tritons, slots=4, deployments=BOTH):
         by_address = {f"{triton.name}:1": triton for triton in tritons}
         monkeypatch.setattr(
-            "medimage_client.transport.Endpoint.connect",
+            "medimage_client.wire.triton.Endpoint.connect",
             lambda endpoint, *, shared_memory: by_address[endpoint.address],
         )
         transport = BalancedTransport([f"grpc://{address}" for address in by_address], deployments, slots=slots)
@@ -176,7 +177,7 @@ async def test_streams_count_as_load_until_they_end(balance):
         (NotReady("not loaded"), False),
         (NotFound("no such model"), False),
         (Unavailable("full"), True),
-        (ServerError("Stub process 'x' is not healthy"), False),  # Triton 2.51, when a process of a model is gone
+        (ModelLost("Stub process 'x' is not healthy"), False),  # Triton 2.51, when a process of a model is gone
     ],
 )
 async def test_what_another_may_answer_is_tried_there(balance, failure, stays_ready):
@@ -213,7 +214,7 @@ async def test_failure_of_the_last_is_told_after_each_was_tried_once(balance, fa
 
 @pytest.mark.parametrize(
     "failure, told",
-    [(TransportError("reset"), TransportError), (ServerError("Stub process 'x' is not healthy"), NotReady)],
+    [(TransportError("reset"), TransportError), (ModelLost("Stub process 'x' is not healthy"), ModelLost)],
 )
 @pytest.mark.parametrize("asked", [ask, read])
 async def test_call_that_ends_a_triton_ends_no_more_than_two(balance, failure, told, asked):

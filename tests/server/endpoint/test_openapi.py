@@ -12,12 +12,13 @@ from hypothesis import given
 from schemathesis.specs.openapi.definitions import OPENAPI_30_VALIDATOR
 
 from medimage_client import InvalidInput
-from medimage_client.azure_embeddings import EmbeddingRow, read_request, render_answer
-from medimage_client.azure_reports import read_report_requests, render_reports
-from medimage_client.finding import read_findings
+from medimage_client.reports.finding import read_findings
+from medimage_client.schema.embeddings import EmbeddingRow, render_answer
+from medimage_client.schema.reports import render_reports
 from medimage_server.endpoint.docs_page import docs_page
 from medimage_server.endpoint.openapi import openapi
 from medimage_server.endpoint.openapi_examples import EMBEDDING_REQUESTS, IMAGE, REPORT_EVENTS, REPORT_REQUESTS
+from tests.client.azure_samples import read_report_requests, read_request
 from tests.client.test_azure_fuzz import cases, damaged_requests
 
 BOTH = ("medimageinsight", "cxrreportgen")

@@ -23,6 +23,7 @@ STATUS = {  # of every class there is
     errors.NotReady: 503,
     errors.NoSharedMemory: 503,
     errors.ServerError: 424,
+    errors.ModelLost: 503,
 }
 
 
@@ -49,6 +50,11 @@ def test_every_class_has_its_status(error_type):
         assert refusal.message == CONTENT
     elif error_type is not errors.RequestTimeout:
         assert CONTENT not in refusal.message
+
+
+def test_place_of_the_input_at_fault_is_told_apart_from_the_message():
+    refusal = refusal_of(errors.InvalidInput("is no image", row=2, column="image"))
+    assert (refusal.message, refusal.row, refusal.column) == ("row 2, column 'image': is no image", 2, "image")
 
 
 @pytest.mark.parametrize("error_type", FAULT_OF_THE_CALLER)

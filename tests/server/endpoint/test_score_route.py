@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medimage_client import AsyncCXRReportGen, AsyncMedImageInsight, patience
+from medimage_client import AsyncCXRReportGen, AsyncMedImageInsight
 from medimage_client.errors import InvalidInput, ServerError, TransportError, Unavailable
+from medimage_client.wire import patience
 from medimage_server.endpoint import app as app_module
 from medimage_server.endpoint import body as body_module
 from medimage_server.endpoint import discarding, metrics, sending
@@ -269,6 +270,7 @@ async def test_cell_at_fault_is_named_by_row_and_column_and_not_quoted(caller):
         answer = await caller.ask(body=table(["image"], [png(7)], [cell]))
         assert answer.status == 400
         assert answer.json["message"].startswith("row 1, column 'image': ")
+        assert (answer.json["row"], answer.json["column"]) == (1, "image")
         assert "patient" not in answer.json["message"]
         assert "patient" not in caller.log.entries[-1].line()
 
@@ -276,12 +278,18 @@ async def test_cell_at_fault_is_named_by_row_and_column_and_not_quoted(caller):
 async def test_image_that_triton_refuses_is_named_by_row_and_column(caller, tritons):
     def refuse(call):
         if "image" in call.inputs:
-            raise InvalidInput("row 1: is no image")
+            raise InvalidInput("is no image", row=1)
 
     tritons.embeddings.refuse = refuse
     answer = await caller.ask(body=table(["image", "text"], ["", "x"], [png(7), ""], [png(8), ""]))
     assert answer.status == 400
     assert answer.json["message"] == "row 2, column 'image': is no image"
+    assert (answer.json["row"], answer.json["column"]) == (2, "image")
+
+
+async def test_error_of_no_row_has_none(caller):
+    answer = await caller.ask(body=b"{}")
+    assert sorted(answer.json) == ["message", "request_id", "status"]
 
 
 @pytest.mark.parametrize("columns, limit, cell", [(["text"], 1024, "x"), (["frontal_image"], 10, png(7))])

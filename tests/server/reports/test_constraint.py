@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from medimage_client.report_grammar import parse_strict
+from medimage_client.reports.grammar import parse_strict
 from medimage_server.reports.constraint import Constraint, Grammar
 from tests.server.reports.samples import GRAMMAR, SPECIAL, byte_tokenizer, generation_settings, llama_tokenizer
 

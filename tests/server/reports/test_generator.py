@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
-from medimage_client.report_grammar import parse_strict
+from medimage_client.reports.grammar import parse_strict
 from medimage_server.errors import InferenceFailed, InvalidInput, Unavailable
 from medimage_server.reports.decoder import Decoder
 from medimage_server.reports.embedding import TokenEmbedding
@@ -178,13 +178,23 @@ def test_constrained_answer_is_of_the_grammar(model, monkeypatch):
 
 def test_image_that_cannot_be_used_is_named_by_its_input(model):
     def refuse(images):
-        raise InvalidInput("row 1: not an image")
+        raise InvalidInput("not an image", row=1)
 
     generator = ReportGenerator(model.folder, SETTINGS, refuse)
     with pytest.raises(InvalidInput, match=r"^lateral_image: not an image$"):
         submit(generator, lateral_image=b"x", prior_image=b"y").wait()
     with pytest.raises(InvalidInput, match=r"^prior_image: not an image$"):
         submit(generator, prior_image=b"y").wait()
+    generator.close()
+
+
+def test_refusal_of_no_one_image_is_told_as_it_is(model):
+    def refuse(images):
+        raise InvalidInput("too many images")
+
+    generator = ReportGenerator(model.folder, SETTINGS, refuse)
+    with pytest.raises(InvalidInput, match=r"^too many images$"):
+        submit(generator, lateral_image=b"x").wait()
     generator.close()
 
 

@@ -71,7 +71,9 @@ def check_good(answer, vectors):
 def check_refusal(answer, case):
     assert (answer.status, answer.headers["content-type"]) == (case.status, "application/json")
     error = json.loads(answer.body)
-    assert error.keys() == {"message", "status", "request_id"}
+    assert {"message", "status", "request_id"} <= error.keys() <= {"message", "status", "request_id", "row", "column"}
+    named = re.match(r"row (\d+)", error["message"])
+    assert (named and int(named[1])) == error.get("row")
     assert case.message in error["message"]
     assert error["status"] == case.status
     assert error["request_id"] == answer.headers["x-request-id"]

@@ -1,6 +1,6 @@
 """The JSON of Azure's MedImageInsight endpoint: requests to typed rows, embeddings to its answer layouts.
 
-On top of what `azure.py` says:
+On top of what `table.py` says:
 
 - a row has an `image`, a `text` or both; a row without both is refused;
 - any of the params may be absent or null; `get_scaling_factor` may be the text "true" or "false", as in the
@@ -14,11 +14,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medimage_client.azure import Request, read_image, read_table, read_text, short
 from medimage_client.constants import MAX_IMAGE_SIZE_PX, MAX_JPEG_QUALITY
 from medimage_client.errors import InvalidInput
+from medimage_client.schema.table import read_image, read_table, read_text, short
 
 COLUMNS = ("image", "text")
+MAX_ROWS = 1024  # of a request; what the documentation of Azure's endpoint allows
 IMAGE_PARAMS = {  # and the largest value that the server takes
     "image_standardization_image_size": MAX_IMAGE_SIZE_PX,
     "image_standardization_jpeg_compression_ratio": MAX_JPEG_QUALITY,
@@ -73,11 +74,11 @@ class EmbeddingRow:
     text_features: NDArray[np.float32] | None
 
 
-def read_request(request: Request) -> EmbeddingRequest:
-    """A request as a decoded object, JSON text, or the path of a JSON file.
+def read_request(request: Mapping[str, Any]) -> EmbeddingRequest:
+    """A request that `table.read_json` has decoded.
 
     Raises:
-        InvalidInput: not the schema above; the message names the row and column.
+        InvalidInput: not the schema above; has row and column where it is one cell's.
     """
     table = read_table(request, COLUMNS)
     return EmbeddingRequest(tuple(read_row(n, row) for n, row in enumerate(table.rows)), read_params(table.params))
@@ -86,7 +87,8 @@ def read_request(request: Request) -> EmbeddingRequest:
 def read_row(n: int, row: Mapping[str, object]) -> RequestRow:
     image, text = read_image(n, row, "image"), read_text(n, row, "text")
     if image is None and text is None:
-        raise InvalidInput(f"row {n}, columns 'image' and 'text': both are empty; expected at least one")
+        place = f"row {n}, columns 'image' and 'text'"
+        raise InvalidInput("both are empty; expected at least one", row=n, place=place)
     return RequestRow(image, text)
 
 

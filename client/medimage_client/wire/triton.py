@@ -2,13 +2,12 @@
 
 import asyncio
 import base64
-import json
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -17,8 +16,9 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from medimage_client.constants import DEFAULT_PORTS, MIN_SHARED_MEMORY_BYTES
 from medimage_client.errors import InvalidInput, MedImageError, ResponseError
-from medimage_client.shared_memory import SharedMemory, tensor_size
-from medimage_client.wire_errors import not_triton, response_error, shared_memory_error, stream_error, unified_error
+from medimage_client.wire.error_reader import not_triton, shared_memory_error, stream_error, triton_error, unified_error
+from medimage_client.wire.shared_memory import SharedMemory, tensor_size
+from medimage_client.wire.transport import Call, Outputs, read_object
 
 SCHEMES = ", ".join(f"{scheme}://" for scheme in DEFAULT_PORTS)
 SOCKET = "unix:"
@@ -26,39 +26,6 @@ SOCKET = "unix:"
 STREAM_END_S = 1.0  # after its error; Triton ends it at once, but for a lost process of the model perhaps never
 EVENT = b"data:"  # server-sent events
 MAX_RECONNECT_S = 2.0  # between gRPC's attempts; its own 2 minutes are longer than our retries and than a restart
-
-Outputs = dict[str, NDArray[Any]]  # by name
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One inference request."""
-
-    model: str
-    inputs: Mapping[str, NDArray[Any]] = field(repr=False)  # by name; object arrays, of bytes or str, travel as BYTES
-    output_names: Sequence[str]
-    parameters: Mapping[str, int]  # a bool stays one
-
-
-class Transport(Protocol):
-    """What the client needs of a connection; every error is a MedImageError."""
-
-    async def infer(self, call: Call, *, timeout: float) -> Outputs:
-        """The call's outputs.
-
-        The caller keeps the time; `timeout`, in seconds, tells the server when nobody waits any more.
-        """
-
-    def stream(self, call: Call, *, timeout: float) -> AsyncGenerator[Outputs, None]:
-        """The responses of a decoupled model, each with those of the call's outputs that it has.
-
-        To close it before its end cancels the request on the server.
-        """
-
-    async def is_ready(self, models: Sequence[str]) -> bool:
-        """Whether the server and these models can answer."""
-
-    async def close(self) -> None: ...
 
 
 class TritonTransport:
@@ -327,14 +294,6 @@ def refusal(status: int, body: bytes) -> MedImageError:
     """The error of a stream that ended before its first response."""
     event = read_object(body.removeprefix(EVENT))
     if event is None or "error" not in event:
-        return response_error(status, not_triton(status))
+        return triton_error(status, not_triton(status))
     message = str(event["error"])
-    return stream_error(message, has_begun=False) if body.startswith(EVENT) else response_error(status, message)
-
-
-def read_object(text: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+    return stream_error(message, has_begun=False) if body.startswith(EVENT) else triton_error(status, message)

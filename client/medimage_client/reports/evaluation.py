@@ -22,7 +22,7 @@ from itertools import product
 from typing import TypeVar
 
 from medimage_client.errors import InvalidInput, MissingExtra
-from medimage_client.finding import Box, Finding
+from medimage_client.reports.finding import Box, Finding
 
 Findings = Sequence[Finding]
 T = TypeVar("T")

@@ -1,6 +1,6 @@
 """What travels to and from a scoring URI, in the terms of `transport.py`: calls as Azure's JSON, answers as outputs.
 
-`azure.py` says what the JSON looks like; it reads requests, and this module writes them and reads the answers to them.
+`schema` says what the JSON looks like; it reads requests, and this module writes them and reads the answers to them.
 A report comes in Azure's JSON or, from this project's endpoint, as server-sent events:
 
     event: text   {"row": 0, "text": "…"}                                                a piece
@@ -12,18 +12,19 @@ Other events tell nothing that is needed here, nor do comments, which keep the c
 
 import json
 from binascii import b2a_base64
-from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medimage_client import azure_embeddings, azure_reports
-from medimage_client.client_resize import RESIZED_BY_CLIENT
+from medimage_client.constants import EMBEDDING_SIZE
 from medimage_client.errors import InvalidInput, ResponseError
-from medimage_client.report_request import IMAGE_INPUTS
-from medimage_client.transport import Call, Outputs, read_object
-from medimage_client.wire_errors import not_scoring
+from medimage_client.images.resize import RESIZED_BY_CLIENT
+from medimage_client.schema import embeddings, reports
+from medimage_client.schema.reports import IMAGE_INPUTS
+from medimage_client.wire.error_reader import not_scoring
+from medimage_client.wire.transport import Call, Outputs, read_object
 
 IMAGE_COLUMNS = {"image", *IMAGE_INPUTS}
 ONLY_MODE = "grounded"  # in which the endpoints report
@@ -37,21 +38,25 @@ def is_report(call: Call) -> bool:
 def check_call(call: Call) -> None:
     """Raise InvalidInput for a call that Azure's JSON cannot say."""
     if is_report(call):
-        known = {*azure_reports.COLUMNS}
+        known = {*reports.COLUMNS}
         if "mode" in call.inputs and call.inputs["mode"].item() == ONLY_MODE:
             known.add("mode")
     else:
-        known = {*azure_embeddings.COLUMNS, *azure_embeddings.IMAGE_PARAMS}
+        known = {*embeddings.COLUMNS, *embeddings.IMAGE_PARAMS}
     for name in (*call.inputs, *call.parameters):
         if name not in known:
-            raise InvalidInput(
-                f"{CALLERS_NAMES.get(name, name)} has no place in Azure's JSON, all that a scoring URI takes; leave it "
-                "out, or use the url of a Triton server"
-            )
+            raise no_place_for(CALLERS_NAMES.get(name, name))
     for array in call.inputs.values():
         for n, value in enumerate(array.ravel().tolist()):
             if not value:
-                raise InvalidInput(f"row {n}: is empty, which is no input in Azure's JSON; expected some content")
+                raise InvalidInput("is empty, which is no input in Azure's JSON; expected some content", row=n)
+
+
+def no_place_for(option: str) -> InvalidInput:
+    return InvalidInput(
+        f"{option} has no place in Azure's JSON, all that a scoring URI takes; leave it out, or use the url of a "
+        "Triton server"
+    )
 
 
 def request_body(call: Call) -> bytes:
@@ -63,7 +68,7 @@ def request_body(call: Call) -> bytes:
 
 
 def pieces(call: Call) -> Iterator[bytes]:
-    names = azure_reports.COLUMNS if is_report(call) else azure_embeddings.COLUMNS
+    names = reports.COLUMNS if is_report(call) else embeddings.COLUMNS
     columns = {name: call.inputs[name].ravel().tolist() for name in names if name in call.inputs}
     yield b'{"input_data":{"columns":%b,"data":[' % json_bytes([*columns])
     for n, row in enumerate(zip(*columns.values(), strict=True)):
@@ -116,7 +121,7 @@ def read_embeddings(body: bytes, call: Call) -> Outputs:
     return {name: read_numbers(rows, name) for name in call.output_names}
 
 
-def read_numbers(rows: Sequence[dict[str, Any]], name: str) -> NDArray[np.float32]:
+def read_numbers(rows: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float32]:
     """What the rows hold under a name, a number, a list, or a list in a list; (n, k)."""
     try:
         array = np.array([row[name] for row in rows])
@@ -130,6 +135,18 @@ def read_numbers(rows: Sequence[dict[str, Any]], name: str) -> NDArray[np.float3
         if np.isfinite(numbers).all():
             return numbers
     raise ResponseError(f"{name!r} of the endpoint's answer is not one list of numbers a row", status=200)
+
+
+def read_vectors(rows: Sequence[Mapping[str, Any]], name: str, *, size: int = EMBEDDING_SIZE) -> NDArray[np.float32]:
+    """What the rows hold under a name, (n, size)."""
+    if not rows:
+        return np.empty((0, size), np.float32)
+    numbers = read_numbers(rows, name)
+    if numbers.shape[1] != size:
+        raise ResponseError(
+            f"{name!r} of the endpoint's answer has {numbers.shape[1]} numbers in a row; expected {size}", status=200
+        )
+    return numbers
 
 
 def read_report(body: bytes) -> Outputs:
@@ -172,9 +189,26 @@ def read_event(name: bytes, data: bytes) -> Outputs:
     return {}
 
 
-def text_outputs(values: dict[str, Any] | None, **keys: str) -> Outputs:
+def read_row_event(data: bytes, n_rows: int) -> tuple[int, dict[str, str]]:
+    """The row of a report that is done, and its answer in Azure's JSON."""
+    values = read_object(data) or {}
+    row = values.get("row")
+    if not isinstance(row, int) or isinstance(row, bool) or not 0 <= row < n_rows:
+        raise ResponseError(not_scoring(200), status=200)
+    return row, {"output": read_text(values, "output")}
+
+
+def text_outputs(values: Mapping[str, Any] | None, **keys: str) -> Outputs:
     """Outputs, each a tensor of the text that `values` hold under its key."""
+    return {name: np.array([read_text(values, key).encode()], dtype=np.object_) for name, key in keys.items()}
+
+
+def read_text(values: Mapping[str, Any] | None, key: str) -> str:
+    text = (values or {}).get(key)
     try:
-        return {name: np.array([(values or {})[key].encode()], dtype=np.object_) for name, key in keys.items()}
-    except (AttributeError, KeyError, UnicodeEncodeError):  # no text, or half of a surrogate pair
-        raise ResponseError(not_scoring(200), status=200) from None
+        if isinstance(text, str):
+            text.encode()
+            return text
+    except UnicodeEncodeError:  # half of a surrogate pair
+        pass
+    raise ResponseError(not_scoring(200), status=200)

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from medimage_client.transport import Call, Outputs, Transport
+from medimage_client.wire.transport import Call, Outputs, Transport
 
 T = TypeVar("T")
 

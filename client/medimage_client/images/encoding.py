@@ -10,7 +10,7 @@
 
 Files of DICOM type are recognised by content and converted (see `dicom.py`); other files go to the server as they are,
 everything else as PNG. With a `square_px`, large ones go as the square that the server would make of them (see
-`client_resize.py`).
+`resize.py`).
 """
 
 import os
@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medimage_client.base64_text import decode_base64
-from medimage_client.client_resize import decode_large, has_more_pixels, square
 from medimage_client.constants import PNG_COMPRESS_LEVEL
-from medimage_client.dicom import is_dicom, read_dicom
 from medimage_client.errors import InvalidInput
-from medimage_client.windowing import Window, apply_window, check_window
+from medimage_client.images.base64_text import decode_base64
+from medimage_client.images.dicom import is_dicom, read_dicom
+from medimage_client.images.resize import decode_large, has_more_pixels, square
+from medimage_client.images.windowing import Window, apply_window, check_window
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
@@ -44,7 +44,7 @@ def encode_image(
         window: (low, high), values shown as black and white; for arrays, and for DICOM files instead of their own
             window, in the units after the modality LUT (Hounsfield units for CT).
         frame: of a multi-frame DICOM file, from 0; the first if None.
-        square_px: side of the square to make of larger images, see `client_resize.py`; None leaves them as they are.
+        square_px: side of the square to make of larger images, see `resize.py`; None leaves them as they are.
 
     Raises:
         InvalidInput: no such file, an unsupported kind of array, a damaged DICOM file, or a window or frame where it

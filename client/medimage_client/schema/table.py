@@ -15,8 +15,8 @@ deploy-medimageinsight.md, deploy-cxrreportgen.md) and the clients in microsoft/
 
 Unknown columns, which Azure drops silently, are refused: a misspelt one would lose a part of every row.
 
-`azure_embeddings.py` and `azure_reports.py` hold what each model makes of it. All of this is free of transport, so that
-a server can use it too.
+`embeddings.py` and `reports.py` hold what each model makes of it. All of this is free of transport, so that a server
+can use it too.
 """
 
 import os
@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 from jiter import from_json
 
-from medimage_client.base64_text import decode_base64
 from medimage_client.errors import InvalidInput
+from medimage_client.images.base64_text import decode_base64
 
 Request = Mapping[str, Any] | str | bytes | os.PathLike[str]  # a decoded object, JSON text, or the path of a JSON file
 
@@ -64,16 +64,15 @@ class Table:
     params: Mapping[str, object] = field(repr=False)
 
 
-def read_table(request: Request, columns: Sequence[str]) -> Table:
-    """A request's rows and params.
+def read_table(request: Mapping[str, Any], columns: Sequence[str]) -> Table:
+    """A decoded request's rows and params.
 
     Args:
         columns: those that the model knows.
 
     Raises:
-        InvalidInput: not the form above; the message names the row and column.
+        InvalidInput: not the form above; has row and column where it is one cell's.
     """
-    request = read_json(request)
     input_data = request.get("input_data")
     if not isinstance(input_data, Mapping):
         raise InvalidInput(f"'input_data' is {kind(input_data)}; expected an object with 'columns' and 'data'")
@@ -91,16 +90,26 @@ def read_json(request: Request) -> Mapping[str, Any]:
     Raises:
         InvalidInput: an unreadable file, not strict JSON, or not that of an object.
     """
-    if isinstance(request, os.PathLike):
-        try:
-            request = Path(request).read_bytes()
-        except OSError as error:
-            raise InvalidInput(f"cannot read {os.fspath(error.filename)}: {error.strerror}") from error
+    request = loaded(request)
     if isinstance(request, str | bytes):
         request = parse_json(request)
     if not isinstance(request, Mapping):
         raise InvalidInput(f"the request is {kind(request)}; expected an object with 'input_data'")
     return request
+
+
+def loaded(request: Request) -> Mapping[str, Any] | str | bytes:
+    """The request, or what is in the file that it names.
+
+    Raises:
+        InvalidInput: an unreadable file.
+    """
+    if not isinstance(request, os.PathLike):
+        return request
+    try:
+        return Path(request).read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"cannot read {os.fspath(error.filename)}: {error.strerror}") from error
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -174,13 +183,14 @@ def read_columns(columns: object, known: Sequence[str]) -> list[str]:
 def read_row(n: int, row: object, columns: Sequence[str], known: Sequence[str]) -> Mapping[str, object]:
     if isinstance(row, list):
         if len(row) != len(columns):
-            raise InvalidInput(f"row {n}: has {len(row)} cells; expected {len(columns)}, one for each of 'columns'")
+            raise InvalidInput(f"has {len(row)} cells; expected {len(columns)}, one for each of 'columns'", row=n)
         return dict(zip(columns, row, strict=True))
     if not isinstance(row, dict):
-        raise InvalidInput(f"row {n}: is {kind(row)}; expected a list of cells or an object")
+        raise InvalidInput(f"is {kind(row)}; expected a list of cells or an object", row=n)
     for i, name in enumerate(row):
         if name not in columns:
-            raise InvalidInput(f"row {n}: key {i} is {short(name, known)}; expected only those of 'columns', {columns}")
+            reason = f"key {i} is {short(name, known)}; expected only those of 'columns', {columns}"
+            raise InvalidInput(reason, row=n)
     return row
 
 
@@ -189,7 +199,7 @@ def read_cell(n: int, row: Mapping[str, object], column: str) -> str | None:
     if cell is None or cell == "":
         return None
     if not isinstance(cell, str):
-        raise InvalidInput(f"row {n}, column {column!r}: is {kind(cell)}; expected a string, or null if absent")
+        raise InvalidInput(f"is {kind(cell)}; expected a string, or null if absent", row=n, column=column)
     return cell
 
 
@@ -201,8 +211,19 @@ def read_text(n: int, row: Mapping[str, object], column: str) -> str | None:
     try:
         cell.encode()
     except UnicodeEncodeError:  # a decoded object can hold half of a surrogate pair
-        raise InvalidInput(f"row {n}, column {column!r}: is not valid Unicode") from None
+        raise InvalidInput("is not valid Unicode", row=n, column=column) from None
     return cell
+
+
+def check_text(text: object, *, column: str, row: int | None = None, place: str | None = None) -> None:
+    """Raise InvalidInput of that place unless it is a str that UTF-8 can hold; for texts of Python's callers."""
+    if not isinstance(text, str):
+        raise InvalidInput(f"is of type {type(text).__name__}; expected str", row=row, column=column, place=place)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        reason = "is not valid Unicode; expected no lone surrogates"
+        raise InvalidInput(reason, row=row, column=column, place=place) from None
 
 
 def read_image(n: int, row: Mapping[str, object], column: str) -> bytes | None:
@@ -210,15 +231,17 @@ def read_image(n: int, row: Mapping[str, object], column: str) -> bytes | None:
     cell = read_cell(n, row, column)
     if cell is None:
         return None
-    where = f"row {n}, column {column!r}"
     if cell.lstrip()[:8].lower().startswith(("http://", "https://")):
-        raise InvalidInput(f"{where}: is a URL; nothing is downloaded, send the image file itself as base64")
+        reason = "is a URL; nothing is downloaded, send the image file itself as base64"
+        raise InvalidInput(reason, row=n, column=column)
     try:
         image = decode_base64(cell)
     except ValueError:
-        raise InvalidInput(f"{where}: is not valid base64; expected an image file as base64") from None
+        reason = "is not valid base64; expected an image file as base64"
+        raise InvalidInput(reason, row=n, column=column) from None
     if not image:
-        raise InvalidInput(f"{where}: holds only white space; expected an image file as base64, or null if absent")
+        reason = "holds only white space; expected an image file as base64, or null if absent"
+        raise InvalidInput(reason, row=n, column=column)
     return image
 
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageFile
 
 from medimage_client.constants import STANDARD_IMAGE_SIZE_PX
 from medimage_client.errors import InvalidInput
-from medimage_client.windowing import apply_bit_range
+from medimage_client.images.windowing import apply_bit_range
 
 Resize = Literal["server", "client"]
 

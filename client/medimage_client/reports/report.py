@@ -6,9 +6,9 @@ from typing import Literal, cast, get_args
 from PIL import Image
 
 from medimage_client.errors import ResponseError
-from medimage_client.finding import Finding, read_findings
-from medimage_client.images import ImageInput
-from medimage_client.report_picture import draw_findings
+from medimage_client.images.encoding import ImageInput
+from medimage_client.reports.finding import Finding, read_findings
+from medimage_client.reports.picture import draw_findings
 
 Status = Literal["complete", "truncated", "malformed"]
 

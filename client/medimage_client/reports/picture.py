@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from medimage_client.errors import InvalidInput
-from medimage_client.finding import Box, Finding
-from medimage_client.images import DEEP_MODES, ImageInput, encode_image, read_array
+from medimage_client.images.encoding import DEEP_MODES, ImageInput, encode_image, read_array
+from medimage_client.reports.finding import Box, Finding
 
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont

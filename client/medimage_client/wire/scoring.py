@@ -6,21 +6,23 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from medimage_client.errors import InvalidInput, MedImageError, ResponseError, Unavailable
-from medimage_client.scoring_messages import (
+from medimage_client.wire.error_reader import not_scoring, scoring_error, unified_error
+from medimage_client.wire.scoring_messages import (
     check_call,
     is_report,
     read_embeddings,
     read_event,
     read_events,
     read_report,
+    read_row_event,
+    read_rows,
     request_body,
 )
-from medimage_client.transport import Call, Outputs, Transport, read_object
-from medimage_client.wire_errors import not_scoring, response_error, unified_error
+from medimage_client.wire.transport import Call, Outputs, Transport, read_object
 
 if TYPE_CHECKING:  # imported by the first connection, for its length
     from aiohttp import ClientResponse
@@ -29,8 +31,9 @@ PATH = re.compile(r"(/medimageinsight|/cxrreportgen)?/score$")
 EVENT_STREAM = "text/event-stream"
 EMBEDDING_HEADERS = {"Accept": "application/json", "medimage-layout": "rows"}  # whatever the endpoint's own layout is
 REPORT_HEADERS = {"Accept": f"{EVENT_STREAM}, application/json"}
+SCORE_HEADERS = EMBEDDING_HEADERS | REPORT_HEADERS
 
-AT_FAULT = re.compile(r"^row (?P<row>\d+)(, column '(?P<column>\w+)')?: ")  # how the endpoint names an input
+NO_STATUS = "this server answers in Azure's JSON, which has no status of a report; score() does without"
 SECONDS = re.compile(r"[0-9]{1,9}")  # of Retry-After; it may be a date, too, then our own delays have to do
 
 
@@ -99,6 +102,23 @@ class ScoringTransport:
         self._failures = (aiohttp.ClientError, OSError)
         self._endless_line = (LineTooLong, ValueError)  # the latter of older versions of aiohttp
 
+    async def score(self, body: bytes, n_rows: int) -> Sequence[dict[str, Any]]:
+        """The rows of the answer to a request in Azure's JSON, which goes as it is.
+
+        Reports come as events, if the endpoint has them, since a proxy may close a connection that is quiet for long.
+        """
+        async with self._answer(body, SCORE_HEADERS) as response:
+            if response.content_type != EVENT_STREAM:
+                return read_rows(await response.read(), n_rows)
+            reports = {}
+            async for name, data in self._events(response):
+                if name == b"row":
+                    row, report = read_row_event(data, n_rows)
+                    reports[row] = report
+        if len(reports) < n_rows:
+            raise ResponseError("the stream ended before its report", status=200)
+        return [reports[row] for row in range(n_rows)]
+
     async def infer(self, call: Call, *, timeout: float) -> Outputs:
         if is_report(call):
             async with aclosing(self.stream(call, timeout=timeout)) as responses:
@@ -106,25 +126,25 @@ class ScoringTransport:
             if not reports:
                 raise ResponseError("the stream ended before its report", status=200)
             return reports[-1]
-        async with self._answer(call, EMBEDDING_HEADERS) as response:
+        check_call(call)
+        async with self._answer(request_body(call), EMBEDDING_HEADERS) as response:
             return read_embeddings(await response.read(), call)
 
     async def stream(self, call: Call, *, timeout: float) -> AsyncGenerator[Outputs, None]:
-        async with self._answer(call, REPORT_HEADERS) as response:
-            if response.content_type != EVENT_STREAM:
-                outputs = read_report(await response.read())
-                if "status" in call.output_names:
-                    raise ResponseError(
-                        "this server answers in Azure's JSON, which has no status of a report; score() does without",
-                        status=200,
-                    )
-                yield outputs
-                return
-            async for name, data in read_events(response.content):
-                if name == b"error":
-                    raise self._event_error(call, data)
-                if outputs := read_event(name, data):
+        check_call(call)
+        try:
+            async with self._answer(request_body(call), REPORT_HEADERS) as response:
+                if response.content_type != EVENT_STREAM:
+                    outputs = read_report(await response.read())
+                    if "status" in call.output_names:
+                        raise ResponseError(NO_STATUS, status=200)
                     yield outputs
+                    return
+                async for name, data in self._events(response):
+                    if outputs := read_event(name, data):
+                        yield outputs
+        except MedImageError as error:
+            raise without_row(error) from None
 
     async def is_ready(self, models: Sequence[str]) -> bool:
         """Whether the endpoint says so, which it does of all its models at once."""
@@ -139,44 +159,66 @@ class ScoringTransport:
         await self._session.close()
 
     @asynccontextmanager
-    async def _answer(self, call: Call, headers: Mapping[str, str]) -> AsyncIterator["ClientResponse"]:
-        """The response to a call, of status 200. To leave it before its end closes the connection."""
-        check_call(call)
-        body = BytesIO(request_body(call))  # sent in parts, which bytes are not
+    async def _answer(self, body: bytes, headers: Mapping[str, str]) -> AsyncIterator["ClientResponse"]:
+        """The response to a request, of status 200. To leave it before its end closes the connection."""
         headers = {"Content-Type": "application/json", **headers}
         try:
             async with self._session.post(
-                self._endpoint.url, data=body, headers=headers, allow_redirects=False
+                self._endpoint.url,
+                data=BytesIO(body),  # sent in parts, which bytes are not
+                headers=headers,
+                allow_redirects=False,
             ) as response:
                 if response.status != 200:
-                    raise await self._refusal(call, response)
+                    raise await self._refusal(response)
                 yield response
         except self._failures as error:
             raise unified_error(error) from None
         except self._endless_line:
             raise ResponseError(not_scoring(200), status=200) from None
 
-    async def _refusal(self, call: Call, response: "ClientResponse") -> MedImageError:
+    async def _refusal(self, response: "ClientResponse") -> MedImageError:
         values = read_object(await response.read()) or {}
-        error = self._error(call, response.status, values.get("message"))
+        error = self._error(response.status, {"request_id": response.headers.get("x-request-id"), **values})
         seconds = SECONDS.fullmatch(response.headers.get("Retry-After", ""))
         if seconds and isinstance(error, Unavailable):
             error.retry_after_s = float(seconds[0])
         return error
 
-    def _event_error(self, call: Call, data: bytes) -> MedImageError:
-        values = read_object(data) or {}
-        status = values.get("status")
-        return self._error(call, status if isinstance(status, int) and status >= 400 else 500, values.get("message"))
+    async def _events(self, response: "ClientResponse") -> AsyncGenerator[tuple[bytes, bytes], None]:
+        """Name and data of the events of a report. One that tells a failure is raised."""
+        async for name, data in read_events(response.content):
+            if name == b"error":
+                values = read_object(data) or {}
+                status = values.get("status")
+                raise self._error(status if isinstance(status, int) and status >= 400 else 500, values)
+            yield name, data
 
-    def _error(self, call: Call, status: int, message: object) -> MedImageError:
+    def _error(self, status: int, values: Mapping[str, Any]) -> MedImageError:
         """An error that the endpoint tells; if not in a text, by its status."""
+        message = values.get("message")
         text = message if isinstance(message, str) and message.strip() else explanation(status)
-        if self._endpoint.key is not None:
-            text = text.replace(self._endpoint.key, "[api_key]")
-        elif status == 401:
+        if status == 401 and self._endpoint.key is None:
             text = f"{text}; expected api_key, which was not given"
-        return response_error(status, AT_FAULT.sub(lambda at_fault: own_name(call, at_fault), text))
+        request_id = values.get("request_id")
+        return scoring_error(
+            status,
+            self._without_key(text),
+            row=values.get("row"),
+            column=values.get("column"),
+            request_id=self._without_key(request_id) if isinstance(request_id, str) else None,
+        )
+
+    def _without_key(self, text: str) -> str:
+        return text if self._endpoint.key is None else text.replace(self._endpoint.key, "[api_key]")
+
+
+def without_row(error: MedImageError) -> MedImageError:
+    """Of the one study in a request; its caller has given no rows."""
+    if isinstance(error, InvalidInput):
+        return InvalidInput(error.reason, column=error.column, status=error.status, request_id=error.request_id)
+    error.row = None
+    return error
 
 
 def explanation(status: int) -> str:
@@ -186,10 +228,3 @@ def explanation(status: int) -> str:
     if status in (401, 403):
         return f"HTTP {status}, the server refuses the key or needs one"
     return not_scoring(status)
-
-
-def own_name(call: Call, at_fault: re.Match[str]) -> str:
-    """An input's name in the endpoint's words as in Triton's: an embedding's by its row, a report's by its column."""
-    if not is_report(call):
-        return f"row {at_fault['row']}: "
-    return f"{at_fault['column']}: " if at_fault["column"] else ""

@@ -1,15 +1,16 @@
 """A connection to a server, and the bounds that hold over all calls of a client."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 from medimage_client.errors import InvalidInput, RequestTimeout, TransportError, Unavailable
-from medimage_client.patience import PatientTransport
-from medimage_client.retries import with_retries
-from medimage_client.scoring_transport import ScoringEndpoint, is_scoring_uri
-from medimage_client.transport import Call, Endpoint, Outputs, Transport
+from medimage_client.wire.patience import PatientTransport
+from medimage_client.wire.retries import with_retries
+from medimage_client.wire.scoring import ScoringEndpoint, ScoringTransport, is_scoring_uri
+from medimage_client.wire.transport import Call, Outputs, Transport
+from medimage_client.wire.triton import Endpoint
 
 T = TypeVar("T")
 
@@ -18,28 +19,24 @@ class Connection:
     """Made by the first call, and by the next one after `close`.
 
     Args:
-        url: a Triton's, `grpc://host:port`, `grpcs://…`, `http://…` or `https://…`, or a scoring URI, `https://…/score`.
-        api_key: of the scoring URI, if it has one.
+        connect: makes the transport, see `connector`.
         timeout: seconds for one request with its retries.
         retries: attempts after the first.
         concurrency: requests in flight, of those that hold one of `slots`.
-        shared_memory: send large inputs through it; for a server on this machine.
-        transport: a connection to use instead of one to `url`.
+        transport: one to begin with.
 
     Raises:
-        InvalidInput: the url or an option is not valid.
+        InvalidInput: an option is not valid.
     """
 
     def __init__(
         self,
-        url: str,
+        connect: Callable[[], Transport],
         *,
-        api_key: str | None,
         timeout: float,
         retries: int,
         concurrency: int,
-        shared_memory: bool,
-        transport: Transport | None,
+        transport: Transport | None = None,
     ) -> None:
         if timeout <= 0 or retries < 0 or concurrency < 1:
             raise InvalidInput(
@@ -47,7 +44,7 @@ class Connection:
                 "and concurrency >= 1"
             )
         self.slots = asyncio.Semaphore(concurrency)
-        self._connect = connector(url, api_key=api_key, shared_memory=shared_memory)
+        self._connect = connect
         self._timeout = timeout
         self._retries = retries
         self._transport = transport
@@ -66,11 +63,19 @@ class Connection:
 
     async def infer(self, call: Call, *, timeout: float | None) -> Outputs:
         """The call's outputs, within `timeout` seconds or, if None, the client's."""
-        return await with_retries(
-            lambda seconds_left: self._connected().infer(call, timeout=seconds_left),
-            retries=self._retries,
-            timeout=self._timeout if timeout is None else timeout,
+        return await self._retried(
+            lambda seconds_left: self._connected().infer(call, timeout=seconds_left), timeout=timeout
         )
+
+    @property
+    def is_to_scoring_uri(self) -> bool:
+        return isinstance(self._connected(), ScoringTransport)
+
+    async def score(self, body: bytes, n_rows: int, *, timeout: float | None) -> Sequence[dict[str, Any]]:
+        """The rows of a scoring URI's answer to a request in Azure's JSON, as `infer`."""
+        transport = self._connected()
+        assert isinstance(transport, ScoringTransport)
+        return await self._retried(lambda seconds_left: transport.score(body, n_rows), timeout=timeout)
 
     async def stream(self, call: Call, *, timeout: float | None) -> AsyncGenerator[Outputs, None]:
         """The responses of a decoupled model, the last within `timeout` seconds or, if None, the client's.
@@ -97,6 +102,9 @@ class Connection:
         finally:
             await responses.aclose()
 
+    async def _retried(self, attempt: Callable[[float], Awaitable[T]], *, timeout: float | None) -> T:
+        return await with_retries(attempt, retries=self._retries, timeout=self._timeout if timeout is None else timeout)
+
     def _connected(self) -> Transport:
         if self._transport is None:
             self._transport = self._connect()
@@ -105,6 +113,11 @@ class Connection:
 
 def connector(url: str, *, api_key: str | None, shared_memory: bool) -> Callable[[], Transport]:
     """What connects to a Triton or a scoring endpoint.
+
+    Args:
+        url: a Triton's, `grpc://host:port`, `grpcs://…`, `http://…` or `https://…`, or a scoring URI, `https://…/score`.
+        api_key: of the scoring URI, if it has one.
+        shared_memory: send large inputs through it; for a server on this machine.
 
     Raises:
         InvalidInput: the url is not valid, or another option is not for it.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medimage_client.constants import PERCENTILES
 from medimage_client.errors import InvalidInput, MissingExtra
-from medimage_client.windowing import Window, apply_window
+from medimage_client.images.windowing import Window, apply_window
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -1,4 +1,8 @@
-"""What a server or a connection fails with, as one of our errors, whatever wire told it."""
+"""What a server or a connection fails with, as one of our errors, whatever wire told it.
+
+Triton tells a failure by a code and a text, so here, and nowhere else, the text is read: what kind of failure it is,
+and which input it names. A scoring endpoint tells row and column beside its text.
+"""
 
 import re
 from textwrap import shorten
@@ -8,6 +12,7 @@ from tritonclient.utils import InferenceServerException
 from medimage_client.errors import (
     InvalidInput,
     MedImageError,
+    ModelLost,
     NoSharedMemory,
     NotFound,
     NotReady,
@@ -17,7 +22,9 @@ from medimage_client.errors import (
     SharedMemoryError,
     TransportError,
     Unavailable,
+    place_of,
 )
+from medimage_client.schema import embeddings, reports
 
 # gRPC codes as HTTP numbers, after Triton's own pairs (server, http_server.cc) and, for the rest, grpc-gateway's
 GRPC_STATUS = {
@@ -43,6 +50,8 @@ STATUS_ERRORS: dict[int, type[MedImageError]] = {
 }
 MAX_MESSAGE_LENGTH = 400  # characters
 
+COLUMNS = (*embeddings.COLUMNS, *reports.COLUMNS)
+PLACE = re.compile(rf"^(?:row (?P<row>\d+)|(?P<column>{'|'.join(COLUMNS)})): ")  # how our models name an input
 # Words of the libraries below, each the only mark of what it tells
 ENSEMBLE_PREFIX = re.compile(r"^(in ensemble '[^']*', )+")  # Triton, before the message of an ensemble's step
 NO_CONNECTION = re.compile(  # gRPC, whose code is UNAVAILABLE like that of a server with a full queue
@@ -60,6 +69,7 @@ SHARED_MEMORY_FULL = re.compile(  # Triton's Python backend, in the server or a 
     r"Failed to increase the shared memory pool size for key|Unable to initialize shared memory key|"
     r"Failed to create new mapped region for the grown shared memory region"
 )
+PROCESS_LOST = re.compile(r"^(Failed to process the request.*)?Stub process '[^']*' is not healthy")  # Triton 2.51
 TOO_LONG = re.compile(r"took longer than the limit")  # our models, UNAVAILABLE as Triton has no code for it
 RESTRICTED = re.compile(r"is restricted, expecting header")  # Triton, where an operator has locked an API
 REGION_LOST = re.compile(r"^Unable to find shared memory region")  # Triton, of one that it has never seen
@@ -83,7 +93,7 @@ def unified_error(error: Exception) -> MedImageError:
         status = status_of(message, default=500)
     else:
         status = int(code) if code.isdecimal() else GRPC_STATUS.get(code, 500)
-    return response_error(status, not_triton(status) if message.startswith(UNREADABLE_BODY) else message)
+    return triton_error(status, not_triton(status) if message.startswith(UNREADABLE_BODY) else message)
 
 
 def shared_memory_error(error: MedImageError) -> MedImageError:
@@ -98,8 +108,8 @@ def shared_memory_error(error: MedImageError) -> MedImageError:
     )
 
 
-def response_error(status: int, message: str) -> MedImageError:
-    """A failure that the server tells, by its HTTP number."""
+def triton_error(status: int, message: str) -> MedImageError:
+    """A failure that Triton tells, by its HTTP number and its text."""
     message = one_line(ENSEMBLE_PREFIX.sub("", message))
     if REGION_LOST.search(message):
         return TransportError("the server has restarted and lost the memory that it shared with this client")
@@ -109,13 +119,46 @@ def response_error(status: int, message: str) -> MedImageError:
         return NotReady(message)
     if TOO_LONG.search(message):
         return RequestTimeout(message)
-    error_type = STATUS_ERRORS.get(status, ServerError if status >= 500 else ResponseError)
+    error_type = error_type_of(status)
+    if issubclass(error_type, InvalidInput) and (place := PLACE.match(message)):
+        row, column = place["row"], place["column"]
+        return error_type(message[place.end() :], row=None if row is None else int(row), column=column, status=status)
+    if issubclass(error_type, ServerError) and PROCESS_LOST.search(message):
+        return ModelLost(message, status=status)
     return error_type(message, status=status)
 
 
 def stream_error(message: str, *, has_begun: bool) -> MedImageError:
     """A failure that a response of a stream tells, which has no status: before the first, it is the request's fault."""
-    return response_error(status_of(message, default=500 if has_begun else 400), message)
+    return triton_error(status_of(message, default=500 if has_begun else 400), message)
+
+
+def scoring_error(status: int, message: str, *, row: object, column: object, request_id: str | None) -> MedImageError:
+    """A failure that a scoring endpoint tells; row and column are of its JSON, and may be anything.
+
+    A column that is none of Azure's is left out: it would be shown.
+    """
+    message = one_line(message)
+    row = row if isinstance(row, int) and not isinstance(row, bool) and row >= 0 else None
+    column = column if isinstance(column, str) and column in COLUMNS else None
+    error_type = NotReady if status == 503 and NOT_READY.search(message) else error_type_of(status)
+    if not issubclass(error_type, InvalidInput):
+        error = error_type(message, status=status, request_id=request_id)
+        error.row, error.column = row, column  # which its text does not name
+        return error
+    place = f"{place_of(row, column)}: "
+    return error_type(
+        message.removeprefix(place),
+        row=row,
+        column=column,
+        place=None if message.startswith(place) else "",
+        status=status,
+        request_id=request_id,
+    )
+
+
+def error_type_of(status: int) -> type[MedImageError]:
+    return STATUS_ERRORS.get(status, ServerError if status >= 500 else ResponseError)
 
 
 def status_of(message: str, *, default: int) -> int:

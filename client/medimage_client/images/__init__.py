@@ -1,0 +1,1 @@
+"""Images of any kind to the bytes that the model takes."""

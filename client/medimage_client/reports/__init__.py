@@ -1,0 +1,1 @@
+"""Chest X-ray reports: asked for, read, drawn and scored."""

@@ -1,0 +1,100 @@
+"""Studies to reports over one connection, whole or as they are written.
+
+Timeouts are seconds for one report, None for the connection's.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medimage_client.errors import InvalidInput, ResponseError
+from medimage_client.images.encoding import ImageInput, encode_image
+from medimage_client.schema.reports import IMAGE_INPUTS, SECTIONS, ReportRequest
+from medimage_client.wire.connection import Connection, gather
+from medimage_client.wire.transport import Call, Outputs
+
+WHOLE_MODEL, STREAM_MODEL = "cxrreportgen", "cxrreportgen_stream"
+WHOLE_OUTPUTS, STREAM_OUTPUTS = ("output", "status"), ("text_output", "output", "status")
+SCORE_OUTPUTS = ("output",)  # the status is not Azure's
+
+
+async def infer_report(
+    connection: Connection, request: ReportRequest, outputs: tuple[str, ...], timeout: float | None
+) -> Outputs:
+    """These outputs of the whole answer to a study."""
+    async with connection.slots:
+        call = await asyncio.to_thread(call_of, request, WHOLE_MODEL, outputs)
+        return await connection.infer(call, timeout=timeout)
+
+
+async def stream_report(
+    connection: Connection, request: ReportRequest, timeout: float | None
+) -> AsyncGenerator[Outputs, None]:
+    """The responses of the streaming model: pieces of text, at last output and status.
+
+    Closing it early cancels the request on the server.
+    """
+    call = await asyncio.to_thread(call_of, request, STREAM_MODEL, STREAM_OUTPUTS)
+    async with aclosing(connection.stream(call, timeout=timeout)) as responses:
+        async for outputs in responses:
+            yield outputs
+
+
+async def score_reports(connection: Connection, rows: Sequence[ReportRequest], timeout: float | None) -> list[str]:
+    """The JSON text of each row's findings, in order.
+
+    Raises:
+        InvalidInput: has row and column, as `row 2, column 'lateral_image': …`.
+        MedImageError: see `errors.py`.
+    """
+
+    async def output_of(n: int, row: ReportRequest) -> str:
+        try:
+            return text_of(await infer_report(connection, row, SCORE_OUTPUTS, timeout), "output")
+        except InvalidInput as error:
+            raise error.at(row=n) from error
+
+    return await gather([output_of(n, row) for n, row in enumerate(rows)])
+
+
+def call_of(request: ReportRequest, model: str, output_names: tuple[str, ...]) -> Call:
+    """The request of Triton; reads and encodes the images.
+
+    Raises:
+        InvalidInput: its column is that of the image at fault, `lateral_image: …`.
+    """
+    images = {name: image for name in IMAGE_INPUTS if (image := getattr(request, name)) is not None}
+    inputs = {name: tensor(encoded(name, image)) for name, image in images.items()}
+    inputs |= {name: tensor(text) for name in (*SECTIONS, "mode", "phrase") if (text := getattr(request, name))}
+    if request.max_new_tokens is not None:
+        inputs["max_new_tokens"] = np.array([request.max_new_tokens], dtype=np.int32)
+    return Call(model, inputs, output_names, {"constrained": True} if request.constrained else {})
+
+
+def encoded(column: str, image: ImageInput) -> bytes:
+    try:
+        return encode_image(image)
+    except InvalidInput as error:
+        raise error.at(column=column) from error
+
+
+def tensor(value: bytes | str) -> NDArray[Any]:
+    return np.array([value], dtype=np.object_)
+
+
+def text_of(outputs: Outputs, name: str) -> str:
+    """The one text of an output.
+
+    Raises:
+        ResponseError: it is not one, not bytes, or not UTF-8.
+    """
+    values = outputs[name].ravel().tolist()
+    try:
+        (value,) = values
+        return str(value, "utf-8")
+    except (TypeError, ValueError):  # a message of theirs may quote it
+        raise ResponseError(f"{name} is not one UTF-8 text", status=200) from None

@@ -1,0 +1,60 @@
+"""A report while it is written."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Self
+
+from medimage_client.errors import MedImageError, ResponseError
+from medimage_client.reports.report import Report, read_report
+from medimage_client.reports.requests import text_of
+from medimage_client.wire.transport import Outputs
+
+
+class AsyncReportStream:
+    """A report as it is written: an asynchronous iterator of pieces of text. `report` is available after the last one.
+
+    Leaving it early cancels the request on the server: with `aclose()`, at the end of an `async with` block, or when
+    the stream is collected, such as after `break` from a loop that holds the only reference.
+    """
+
+    def __init__(self, responses: AsyncGenerator[Outputs, None]) -> None:
+        self._responses = responses
+        self._report: Report | None = None
+        self._reading = asyncio.Lock()  # a generator that is cancelled while it waits cannot be closed before it ends
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str:
+        async with self._reading:
+            async for outputs in self._responses:
+                if "status" in outputs:
+                    self._report = read_report(text_of(outputs, "output"), text_of(outputs, "status"))
+                piece = text_of(outputs, "text_output") if "text_output" in outputs else ""
+                if piece:
+                    return piece
+        if self._report is None:
+            raise ResponseError("the stream ended before its report", status=200)
+        raise StopAsyncIteration
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End the stream, and the request on the server if it is still under way."""
+        async with self._reading:
+            await self._responses.aclose()
+
+    @property
+    def report(self) -> Report:
+        """The report, when the last piece has been read.
+
+        Raises:
+            MedImageError: it has not.
+        """
+        if self._report is None:
+            raise MedImageError("there is no report before the stream is read to its end")
+        return self._report

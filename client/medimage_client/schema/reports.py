@@ -1,0 +1,110 @@
+"""A study with what is asked of its report, and the JSON of Azure's CXRReportGen endpoint.
+
+    {"input_data": {"columns": ["frontal_image", "lateral_image", "indication", "technique", "comparison"],
+                    "index": [0], "data": [["<base64>", "<base64>", "Pneumonia", "One view chest", "None"]]}}
+
+On top of what `table.py` says:
+
+- every row has a `frontal_image`; the other columns are optional;
+- the text "None" is a text: Microsoft's toolkit sends it for a missing comparison, and the model was called with it;
+- there are no params, so any is refused: it would have no effect.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from medimage_client.errors import InvalidInput
+from medimage_client.images.encoding import ImageInput
+from medimage_client.schema.table import check_text, read_image, read_table, read_text, short
+
+Mode = Literal["grounded", "findings", "phrase"]
+
+# Fields of ReportRequest, input tensors of the models and columns of Azure's endpoint have the same names.
+IMAGE_INPUTS = ("frontal_image", "lateral_image", "prior_image")
+SECTIONS = ("indication", "technique", "comparison", "prior_report")
+MAX_INT32 = 2**31 - 1
+COLUMNS = (*IMAGE_INPUTS, *SECTIONS)
+MAX_ROWS = 10  # of a request; what the documentation of Azure's endpoint allows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportRequest:
+    """Images, sections of the request form, and options; an empty section, or none, is not sent.
+
+    Raises:
+        InvalidInput: an option or a text is wrong, which it names. Images are looked at when they are encoded.
+    """
+
+    frontal_image: ImageInput = field(repr=False)
+    lateral_image: ImageInput | None = field(default=None, repr=False)
+    prior_image: ImageInput | None = field(default=None, repr=False)
+    indication: str | None = field(default=None, repr=False)
+    technique: str | None = field(default=None, repr=False)
+    comparison: str | None = field(default=None, repr=False)
+    prior_report: str | None = field(default=None, repr=False)
+    mode: Mode = "grounded"
+    phrase: str | None = field(default=None, repr=False)
+    max_new_tokens: int | None = None
+    constrained: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise InvalidInput(f"mode is {short(self.mode)}; expected one of {list(get_args(Mode))}")
+        if self.frontal_image is None:
+            raise InvalidInput("frontal_image is None; expected an image")
+        for name in (*SECTIONS, "phrase"):
+            text = getattr(self, name)
+            if text is not None:
+                check_text(text, column=name)
+        if self.mode == "phrase" and not (self.phrase and self.phrase.strip()):
+            raise InvalidInput("phrase is empty; mode 'phrase' needs the finding to locate")
+        if self.mode != "phrase" and self.phrase:
+            raise InvalidInput(f"phrase is given and mode is {self.mode!r}; expected mode 'phrase', or no phrase")
+        n = self.max_new_tokens
+        if n is not None and (not isinstance(n, int) or isinstance(n, bool) or not 0 < n <= MAX_INT32):
+            raise InvalidInput(f"max_new_tokens is {short(n)}; expected a whole number above 0, or None")
+
+
+OPTIONS = tuple(option.name for option in fields(ReportRequest))
+
+
+def is_report_request(request: Mapping[str, Any]) -> bool:
+    """Whether a request has a column of this endpoint; if not, it is one of MedImageInsight's, or of none."""
+    input_data = request.get("input_data")
+    columns = input_data.get("columns") if isinstance(input_data, Mapping) else None
+    return isinstance(columns, list) and any(column in COLUMNS for column in columns)
+
+
+def read_report_requests(request: Mapping[str, Any]) -> list[ReportRequest]:
+    """One study a row, from a request that `table.read_json` has decoded.
+
+    Raises:
+        InvalidInput: not the schema above; has row and column where it is one cell's.
+    """
+    table = read_table(request, COLUMNS)
+    if table.params:
+        name = short(next(iter(table.params)), OPTIONS)
+        raise InvalidInput(f"'params' has {name}; expected none, for this model has no params")
+    return [read_study(n, row) for n, row in enumerate(table.rows)]
+
+
+def read_study(n: int, row: Mapping[str, object]) -> ReportRequest:
+    frontal, lateral, prior = (read_image(n, row, column) for column in IMAGE_INPUTS)
+    if frontal is None:
+        raise InvalidInput("is missing; expected an image file as base64", row=n, column="frontal_image")
+    indication, technique, comparison, prior_report = (read_text(n, row, column) for column in SECTIONS)
+    return ReportRequest(
+        frontal_image=frontal,
+        lateral_image=lateral,
+        prior_image=prior,
+        indication=indication,
+        technique=technique,
+        comparison=comparison,
+        prior_report=prior_report,
+    )
+
+
+def render_reports(outputs: Sequence[str]) -> list[dict[str, str]]:
+    """The endpoint's answer: one object a row, whose `output` is the JSON text of the findings."""
+    return [{"output": output} for output in outputs]

@@ -1,0 +1,49 @@
+"""What a client needs of a connection, whatever the server speaks."""
+
+import json
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+Outputs = dict[str, NDArray[Any]]  # by name
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One inference request."""
+
+    model: str
+    inputs: Mapping[str, NDArray[Any]] = field(repr=False)  # by name; object arrays, of bytes or str, travel as BYTES
+    output_names: Sequence[str]
+    parameters: Mapping[str, int]  # a bool stays one
+
+
+class Transport(Protocol):
+    """What the client needs of a connection; every error is a MedImageError."""
+
+    async def infer(self, call: Call, *, timeout: float) -> Outputs:
+        """The call's outputs.
+
+        The caller keeps the time; `timeout`, in seconds, tells the server when nobody waits any more.
+        """
+
+    def stream(self, call: Call, *, timeout: float) -> AsyncGenerator[Outputs, None]:
+        """The responses of a decoupled model, each with those of the call's outputs that it has.
+
+        To close it before its end cancels the request on the server.
+        """
+
+    async def is_ready(self, models: Sequence[str]) -> bool:
+        """Whether the server and these models can answer."""
+
+    async def close(self) -> None: ...
+
+
+def read_object(text: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
