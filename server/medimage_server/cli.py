@@ -9,8 +9,9 @@ from click.core import ParameterSource
 from medimage_server.banner import endpoint_banner, tell, triton_banner
 from medimage_server.clean import clean_run
 from medimage_server.endpoint.front import endpoint_front
-from medimage_server.endpoint.options import EndpointOptions, endpoint_options
+from medimage_server.endpoint.options import checked_settings, endpoint_options
 from medimage_server.endpoint.reception import Reception
+from medimage_server.endpoint.settings import EndpointOptions
 from medimage_server.endpoint.workers import bound
 from medimage_server.errors import LaunchError
 from medimage_server.launcher import spawn_triton
@@ -98,7 +99,7 @@ def serve(
                 listening: Ports | Sockets = Ports(host, ports["grpc"], ports["metrics"], ports.get("http"))
             else:  # before Triton, which takes long and would inherit the keys
                 listening = Sockets(run.path)
-                settings = endpoint.settings(tritons=(listening.url,), triton_metrics=listening.metrics_url)
+                settings = checked_settings(endpoint, tritons=(listening.url,), triton_metrics=listening.metrics_url)
                 listener = held.enter_context(bound(endpoint.score_host, score_port))
                 reception = held.enter_context(Reception(listener, settings))
             locked_apis = OPERATORS_APIS if score_port is None else OPERATORS_APIS + CALLERS_APIS
@@ -110,8 +111,8 @@ def serve(
             banner, front = triton_banner(server, served), None
             if score_port is not None:
                 settings = settings.serving(server.models, served.exports())
-                front = held.enter_context(endpoint_front(settings, endpoint.workers, reception, run, hangups))
-                banner += endpoint_banner(settings, listener, endpoint.workers)
+                front = held.enter_context(endpoint_front(settings, reception, run, hangups))
+                banner += endpoint_banner(settings, listener)
             click.echo("\n".join(banner))
             watch(
                 [triton, *(front.workers if front else [])],

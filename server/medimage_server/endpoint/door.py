@@ -22,7 +22,7 @@ from starlette.types import Scope
 from medimage_server.endpoint.refusal import Refusal
 
 # Of one worker. Strangers of one address leave half of the places to other addresses; both bounds are far more than
-# can be at work (`max_requests`), and with the guests below the usual limit of open files.
+# can be at work (`worker_max_requests`), and with the guests below the usual limit of open files.
 MAX_STRANGERS = 800
 MAX_STRANGERS_OF_ADDRESS = 400
 MAX_GUESTS = 1000

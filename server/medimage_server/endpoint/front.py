@@ -7,7 +7,7 @@ from time import monotonic
 
 from medimage_server.endpoint.reception import Reception
 from medimage_server.endpoint.settings import EndpointSettings
-from medimage_server.endpoint.workers import Worker, endpoint_services, metrics_folder
+from medimage_server.endpoint.workers import Worker, endpoint_services
 from medimage_server.run_folder import RunFolder
 from medimage_server.signals import Hangups
 from medimage_server.supervisor import Service, running
@@ -39,14 +39,14 @@ class Front:
 
 @contextmanager
 def endpoint_front(
-    settings: EndpointSettings, n_workers: int, reception: Reception, run: RunFolder, hangups: Hangups
+    settings: EndpointSettings, reception: Reception, run: RunFolder, hangups: Hangups
 ) -> Iterator[Front]:
     """Workers that answer on the reception's socket, all of them ready, for the block.
 
     Raises:
         LaunchError: one cannot be started.
     """
-    workers = endpoint_services(settings, n_workers, reception.listener, metrics_folder(run.path, n_workers))
+    workers = endpoint_services(settings, reception.listener, run.path)
 
     def end_reception() -> None:
         reception.close()

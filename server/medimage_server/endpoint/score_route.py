@@ -57,9 +57,11 @@ class ScoreRoute:
         self._settings = settings
         self._keys = keys
         self._transport = transport
-        self._memory = Memory(settings.max_in_flight_bytes)
-        self._arriving = Gate(settings.max_requests, "requests")
-        self._at_work = {name: Gate(settings.max_requests, f"requests for {name}") for name in settings.deployments}
+        self._memory = Memory(settings.worker_max_in_flight_bytes)
+        self._arriving = Gate(settings.worker_max_requests, "requests")
+        self._at_work = {
+            name: Gate(settings.worker_max_requests, f"requests for {name}") for name in settings.deployments
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)

@@ -98,18 +98,6 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def metrics_folder(parent: Path, n_workers: int) -> Path:
-    """A folder where workers share their numbers, see `metrics.py`.
-
-    Raises:
-        LaunchError: there is no room for them.
-    """
-    folder = parent / "numbers"
-    folder.mkdir()
-    metrics.reserve(folder, n_workers)
-    return folder
-
-
 @contextmanager
 def run_worker(
     settings: EndpointSettings, listener: socket.socket, metrics_folder: Path, number: int = 1
@@ -141,13 +129,18 @@ def run_worker(
         yield Worker(process, beats)
 
 
-def endpoint_services(
-    settings: EndpointSettings, n_workers: int, listener: socket.socket, metrics_folder: Path
-) -> list[Service[Worker]]:
-    """The workers, for a supervisor."""
+def endpoint_services(settings: EndpointSettings, listener: socket.socket, folder: Path) -> list[Service[Worker]]:
+    """The workers, for a supervisor; in the folder they share their numbers, see `metrics.py`.
+
+    Raises:
+        LaunchError: there is no room for the numbers.
+    """
+    metrics_folder = folder / "numbers"
+    metrics_folder.mkdir()
+    metrics.reserve(metrics_folder, settings.workers)
     return [
         Service(f"worker {n} of the endpoint", partial(run_worker, settings, listener, metrics_folder, n))
-        for n in range(1, n_workers + 1)
+        for n in range(1, settings.workers + 1)
     ]
 
 

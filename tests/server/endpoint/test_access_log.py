@@ -16,7 +16,7 @@ import pytest
 from medimage_server.endpoint import access_log as module
 from medimage_server.endpoint import metrics
 from medimage_server.endpoint.access_log import Entry, access_log
-from medimage_server.endpoint.workers import bound, endpoint_services, metrics_folder
+from medimage_server.endpoint.workers import bound, endpoint_services
 from medimage_server.supervisor import running
 from tests.server.endpoint.asgi import SETTINGS
 from tests.waiting import wait_until
@@ -200,7 +200,7 @@ def test_worker_ends_by_itself_while_the_disk_has_stopped(tmp_path):
     fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
     settings = replace(SETTINGS, tritons=("grpc://127.0.0.1:1",), access_log=str(pipe))
     with bound("127.0.0.1", 0) as listener:
-        with running(endpoint_services(settings, 1, listener, metrics_folder(tmp_path, 1))) as (worker,):
+        with running(endpoint_services(settings, listener, tmp_path)) as (worker,):
             with closing(HTTPConnection(*listener.getsockname(), timeout=10)) as connection:
                 for _ in range(100):  # lines of 200 bytes
                     connection.request("GET", "/live")

@@ -151,7 +151,7 @@ async def test_large_request_leaves_the_others_their_turn(caller, tritons):
 
 async def test_large_body_is_read_too(monkeypatch):
     cells = [[png(7) + "\n" * 100_000] for _ in range(9)]
-    async with running(monkeypatch, max_body_bytes=2**22) as caller:
+    async with running(monkeypatch, max_body_mb=4) as caller:
         answer = await caller.ask(body=table(["image"], *cells))
     assert answer.status == 200
     assert np.array_equal([row["image_features"][0] for row in answer.json], unit_vectors([7] * 9))
@@ -472,17 +472,17 @@ async def test_answer_holds_its_memory_until_it_is_read(monkeypatch):
         held.append(metrics.value("medimage_endpoint_in_flight_bytes"))
         await may_read.wait()
 
-    async with running(monkeypatch, max_in_flight_bytes=100_000) as caller:
-        slow = asyncio.create_task(caller.ask(body=table(["text"], *[["x"]] * 100), on_part=on_part))
+    async with running(monkeypatch, max_in_flight_mb=1) as caller:
+        slow = asyncio.create_task(caller.ask(body=table(["text"], *[["x"]] * 300), on_part=on_part))
         await until(lambda: held)
         refused = await caller.ask(body=TEXTS)
         assert (refused.status, refused.headers["retry-after"]) == (429, "1")
         may_read.set()
         answer = await slow
-        assert held[0] > len(answer.body) > 100_000  # the answer, and the request's body
+        assert held[0] > len(answer.body) > 2**20  # the answer, and the request's body
         assert len(held) == -(-len(answer.body) // sending.PART_BYTES)
         assert int(answer.headers["content-length"]) == len(answer.body)
-        assert answer.json == [answer.json[0]] * 100
+        assert answer.json == [answer.json[0]] * 300
         assert (await caller.ask(body=TEXTS)).status == 200
     assert at_rest()
 

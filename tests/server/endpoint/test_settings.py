@@ -15,7 +15,7 @@ import uvicorn
 
 from medimage_server.endpoint.settings import MAX_ROWS, MODELS, EndpointSettings
 from medimage_server.endpoint.worker import Server
-from medimage_server.endpoint.workers import bound, endpoint_services, metrics_folder
+from medimage_server.endpoint.workers import bound, endpoint_services
 from medimage_server.errors import LaunchError
 from medimage_server.model_repository import Export
 from medimage_server.supervisor import running
@@ -80,7 +80,7 @@ def test_half_a_second_is_a_limit_too(tmp_path):
     settings = replace(SETTINGS, tritons=("grpc://127.0.0.1:1",), drain_limit_s=0.5)
     with (
         bound("127.0.0.1", 0) as listener,
-        running(endpoint_services(settings, 1, listener, metrics_folder(tmp_path, 1))) as (worker,),
+        running(endpoint_services(settings, listener, tmp_path)) as (worker,),
         closing(HTTPConnection(*listener.getsockname(), timeout=10)) as connection,
     ):
         connection.putrequest("POST", "/score")
@@ -100,7 +100,7 @@ def test_requests_that_are_no_http_write_no_log(tmp_path, capfd):
     settings = replace(SETTINGS, tritons=("grpc://127.0.0.1:1",))
     with (
         bound("127.0.0.1", 0) as listener,
-        running(endpoint_services(settings, 1, listener, metrics_folder(tmp_path, 1))),
+        running(endpoint_services(settings, listener, tmp_path)),
     ):
         for request in (
             b"no HTTP\r\n\r\n",
