@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from medimage_export.medimageinsight.export import export_medimageinsight
 from medimage_export.repository import copy_unexported
 from medimage_server.endpoint.settings import EndpointSettings
-from medimage_server.endpoint.workers import bound, endpoint_services
+from medimage_server.endpoint.worker_pool import bound, endpoint_services
 from medimage_server.launcher import run_triton
 from medimage_server.supervisor import running
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from medimage_export.repository import copy_unexported
-from medimage_server.endpoint.workers import bound
+from medimage_server.endpoint.worker_pool import bound
 from medimage_server.errors import LaunchError
 from medimage_server.installation import (
     cache_options,

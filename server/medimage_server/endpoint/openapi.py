@@ -5,7 +5,7 @@ from http import HTTPStatus
 from typing import Any, get_args
 
 from medimage_client.schema.embeddings import Layout
-from medimage_server.endpoint.body import JSON
+from medimage_server.endpoint.headers import JSON
 from medimage_server.endpoint.openapi_examples import (
     EMBEDDING_ANSWERS,
     EMBEDDING_REQUESTS,

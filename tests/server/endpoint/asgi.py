@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import unquote
 
-from medimage_server.endpoint.access_log import Entry
-from medimage_server.endpoint.app import endpoint
+from medimage_server.endpoint.access_log import LogEntry
+from medimage_server.endpoint.app import endpoint_app
 from medimage_server.endpoint.settings import EndpointSettings
 from tests.client.fake_reports import FakeReports
 from tests.client.fake_triton import FakeTriton
@@ -58,7 +58,7 @@ class Log:
     """Keeps the entries."""
 
     def __init__(self):
-        self.entries: list[Entry] = []
+        self.entries: list[LogEntry] = []
 
     def write(self, entry):
         self.entries.append(entry)
@@ -148,6 +148,6 @@ async def running(monkeypatch, tritons=None, **settings):
         "medimage_client.wire.triton.Endpoint.connect", lambda endpoint, *, shared_memory: by_address[endpoint.address]
     )
     log = Log()
-    app = endpoint(replace(SETTINGS, tritons=tuple(by_url), **settings), log)
+    app = endpoint_app(replace(SETTINGS, tritons=tuple(by_url), **settings), log)
     async with app.router.lifespan_context(app):
         yield Caller(app, log)

@@ -15,7 +15,7 @@ from medimage_client.errors import InvalidInput, ServerError, TransportError, Un
 from medimage_client.wire import patience
 from medimage_server.endpoint import app as app_module
 from medimage_server.endpoint import body as body_module
-from medimage_server.endpoint import discarding, metrics, sending
+from medimage_server.endpoint import metrics
 from medimage_server.endpoint.keys import digest
 from medimage_server.endpoint.scoring import CALLS_PER_REQUEST
 from tests.client.fake_reports import OUTPUT, PIECES, FakeReports
@@ -331,7 +331,7 @@ async def test_body_that_is_too_large_is_a_413(caller):
 
 async def test_body_that_stalls_is_a_408(caller, monkeypatch):
     monkeypatch.setattr(body_module, "STALL_LIMIT_S", 0.02)
-    monkeypatch.setattr(discarding, "DISCARD_LIMIT_S", 0.02)
+    monkeypatch.setattr(body_module, "DISCARD_LIMIT_S", 0.02)
     answer = await caller.ask(headers=JSON | {"content-length": "1000"}, parts=())
     assert answer.status == 408
     assert at_rest()
@@ -480,7 +480,7 @@ async def test_answer_holds_its_memory_until_it_is_read(monkeypatch):
         may_read.set()
         answer = await slow
         assert held[0] > len(answer.body) > 2**20  # the answer, and the request's body
-        assert len(held) == -(-len(answer.body) // sending.PART_BYTES)
+        assert len(held) == -(-len(answer.body) // body_module.PART_BYTES)
         assert int(answer.headers["content-length"]) == len(answer.body)
         assert answer.json == [answer.json[0]] * 300
         assert (await caller.ask(body=TEXTS)).status == 200
@@ -499,7 +499,7 @@ async def test_answer_that_is_read_too_slowly_is_given_up(monkeypatch):
         body = table(["text"], *[["x"]] * 200)
         answer = await caller.ask(body=body, on_part=on_part)
         assert len(answer.json) == 200
-        assert len(answer.body) > 4 * sending.PART_BYTES
+        assert len(answer.body) > 4 * body_module.PART_BYTES
         seconds = 0.2
         given_up = await caller.ask(body=body, on_part=on_part)
         assert 0 < len(given_up.body) < len(answer.body)

@@ -11,7 +11,7 @@ from shutil import which
 
 import pytest
 
-from medimage_server.endpoint.workers import bound, endpoint_services
+from medimage_server.endpoint.worker_pool import bound, endpoint_services
 from medimage_server.supervisor import running
 from tests.server.endpoint.asgi import SETTINGS
 from tests.waiting import wait_until

@@ -8,7 +8,7 @@ import pytest
 
 from medimage_server.endpoint.keys import digest
 from medimage_server.endpoint.settings import MODELS, EndpointSettings
-from medimage_server.endpoint.workers import bound, endpoint_services
+from medimage_server.endpoint.worker_pool import bound, endpoint_services
 from medimage_server.supervisor import running
 from tests.triton.endpoint.raw_http import KEY
 

@@ -8,7 +8,7 @@ from http import HTTPStatus
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from medimage_server.endpoint.json_response import error_body
+from medimage_server.endpoint.responses import error_body
 
 CHECK_EVERY_S = 4.0  # so that one without progress lasts 4 to 8 s
 # Of an answer that the kernel takes before it can be sent. Its own bound is megabytes, of which it takes more only when
@@ -16,7 +16,7 @@ CHECK_EVERY_S = 4.0  # so that one without progress lasts 4 to 8 s
 MAX_UNSENT_BYTES = 128 * 1024
 
 
-class Connection(H11Protocol):
+class HttpProtocol(H11Protocol):
     """uvicorn's connection over h11 (which, unlike httptools, bounds the size of a head).
 
     uvicorn has a time limit for idle connections alone, not for one that has sent half a head or that lets an answer
@@ -33,8 +33,8 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._next_check.cancel()
-        if visitor := self.app_state.get("visitor"):  # of `door.py`
-            visitor.leave()
+        if accepted := self.app_state.get("accepted"):  # of `acceptor.py`
+            accepted.leave()
         super().connection_lost(exc)
 
     def resume_writing(self) -> None:

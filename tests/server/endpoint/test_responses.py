@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from medimage_client import errors
-from medimage_server.endpoint.refusal import Refusal, ending, not_ready, refusal_of, too_many
+from medimage_server.endpoint.responses import Refusal, ending, not_ready, refusal_of, too_many
 
 CONTENT = "grpc://triton-7.ward:8001 patient's words"  # nothing of this sort goes to the caller
 

@@ -1,6 +1,7 @@
-"""Start the workers of the endpoint: processes that share one listening socket."""
+"""The workers of the endpoint: processes that share one listening socket; started here, and looked after."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,16 +13,20 @@ from select import select
 from time import monotonic
 
 from medimage_server.endpoint import metrics
-from medimage_server.endpoint.door import BACKLOG
+from medimage_server.endpoint.acceptor import BACKLOG
+from medimage_server.endpoint.fallback_server import FallbackServer
 from medimage_server.endpoint.settings import EndpointSettings
 from medimage_server.errors import LaunchError
 from medimage_server.processes import exit_of
+from medimage_server.run_folder import RunFolder
+from medimage_server.signals import Hangups
 from medimage_server.silence import Silence
-from medimage_server.supervisor import Service
+from medimage_server.supervisor import Service, running
 
 START_TIMEOUT_S = 60.0
 SILENT_S = 10.0  # of no sign of life, of which there are two a second; then it is started again
 LATE_S = 2.5  # without one, callers are answered in its place
+ABSENCE_S = 1.5  # of every worker, after which that begins; a new start mostly takes less
 PIPE_BYTES = 2**16
 END_MARGIN_S = 8.0  # beyond its drain: for calls that are left alone, and the last lines of the log
 
@@ -113,7 +118,7 @@ def run_worker(
         try:
             descriptors = (listener.fileno(), written_by_worker)
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "medimage_server.endpoint.worker", *map(str, descriptors)],
+                [sys.executable, "-P", "-m", "medimage_server.endpoint.worker_process", *map(str, descriptors)],
                 stdin=subprocess.PIPE,
                 pass_fds=descriptors,
                 env=os.environ | {metrics.FOLDER_VARIABLE: str(metrics_folder), metrics.WORKER_VARIABLE: str(number)},
@@ -155,3 +160,45 @@ def _stop(process: subprocess.Popen[bytes], settings: EndpointSettings) -> None:
         assert process.stdin is not None
         with suppress(BrokenPipeError):
             process.stdin.close()
+
+
+class WorkerPool:
+    """Running workers; made by `worker_pool`."""
+
+    def __init__(self, workers: list[Service[Worker]], fallback: FallbackServer, hangups: Hangups) -> None:
+        self.workers = workers
+        self._fallback = fallback
+        self._hangups = hangups
+        self._served_at = monotonic()
+
+    def look(self) -> None:
+        """Do what is due: see that callers are answered, and that a hangup reaches all workers."""
+        ready = [worker.server for worker in self.workers if worker.server is not None and worker.is_ready]
+        if any([worker.is_alive() for worker in ready]):
+            self._served_at = monotonic()
+            self._fallback.close()
+        elif monotonic() - self._served_at > ABSENCE_S:
+            self._fallback.open()
+        if self._hangups.came():
+            for worker in ready:
+                worker.process.send_signal(signal.SIGHUP)
+
+
+@contextmanager
+def worker_pool(
+    settings: EndpointSettings, fallback: FallbackServer, run: RunFolder, hangups: Hangups
+) -> Iterator[WorkerPool]:
+    """Workers that answer on the socket of the fallback server, all of them ready, for the block.
+
+    Raises:
+        LaunchError: one cannot be started.
+    """
+    workers = endpoint_services(settings, fallback.listener, run.path)
+
+    def close_listener() -> None:
+        fallback.close()
+        fallback.listener.close()
+
+    with running(workers, before_end=close_listener):
+        fallback.close()  # before anyone is told that it is ready
+        yield WorkerPool(workers, fallback, hangups)

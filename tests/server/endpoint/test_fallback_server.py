@@ -17,9 +17,9 @@ from time import monotonic
 
 import pytest
 
-from medimage_server.endpoint.reception import HANDSHAKE_S, MAX_CALLERS, MESSAGE, Reception
+from medimage_server.endpoint.fallback_server import HANDSHAKE_S, MAX_CALLERS, MESSAGE, FallbackServer
 from medimage_server.endpoint.settings import EndpointSettings
-from medimage_server.endpoint.workers import bound
+from medimage_server.endpoint.worker_pool import bound
 from tests.waiting import wait_until
 
 SETTINGS = EndpointSettings(tritons=("grpc://127.0.0.1:1",))
@@ -32,11 +32,11 @@ def listener():
 
 
 @pytest.fixture
-def reception(listener):
-    reception = Reception(listener, SETTINGS)
-    reception.open()
-    yield reception
-    reception.close()
+def fallback(listener):
+    fallback = FallbackServer(listener, SETTINGS)
+    fallback.open()
+    yield fallback
+    fallback.close()
 
 
 def test_port_is_nobody_elses_from_the_beginning(listener):
@@ -55,14 +55,14 @@ def ask(listener, method="GET", body=None):
 
 
 @pytest.mark.parametrize("body", [None, b"x" * 300_000], ids=["probe", "body"])
-def test_caller_is_told_to_come_again(reception, listener, body):
+def test_caller_is_told_to_come_again(fallback, listener, body):
     status, retry_after, error = ask(listener, "POST" if body else "GET", body)
     assert (status, retry_after) == (503, "5")
     assert (error["status"], error["message"]) == (503, MESSAGE)
     assert len(error["request_id"]) == 36
 
 
-def test_silent_callers_hold_up_nobody_and_are_told_too(reception, listener):
+def test_silent_callers_hold_up_nobody_and_are_told_too(fallback, listener):
     with ThreadPoolExecutor(32) as pool:
         silent = [socket.create_connection(listener.getsockname(), timeout=10.0) for _ in range(32)]
         start = monotonic()
@@ -76,10 +76,10 @@ def test_silent_callers_hold_up_nobody_and_are_told_too(reception, listener):
 
 def test_handshakes_are_counted_and_leave_the_command_its_descriptors(listener, certificate):
     """Nothing that callers do may keep it from starting a worker."""
-    reception = Reception(listener, replace(SETTINGS, tls_certificate=certificate[0], tls_key=certificate[1]))
-    reception.open()
+    fallback = FallbackServer(listener, replace(SETTINGS, tls_certificate=certificate[0], tls_key=certificate[1]))
+    fallback.open()
     with ExitStack() as held:
-        held.callback(reception.close)
+        held.callback(fallback.close)
         before = len(os.listdir("/proc/self/fd"))
         silent = [
             held.enter_context(socket.create_connection(listener.getsockname(), timeout=10.0))
@@ -109,28 +109,28 @@ def certificate(tmp_path):
 
 def test_without_a_descriptor_it_is_opened_later(listener, monkeypatch):
     """As it is asked to ten times a second; what fails here would end the command."""
-    reception = Reception(listener, SETTINGS)
+    fallback = FallbackServer(listener, SETTINGS)
     failures = [OSError(errno.EMFILE, "Too many open files")]
     new_event_loop = asyncio.new_event_loop
     monkeypatch.setattr(asyncio, "new_event_loop", lambda: new_event_loop() if not failures else raised(failures.pop()))
-    reception.open()
-    reception.close()
-    reception.open()
+    fallback.open()
+    fallback.close()
+    fallback.open()
     assert ask(listener)[0] == 503
-    reception.close()
+    fallback.close()
 
 
 def raised(error):
     raise error
 
 
-def test_closed_it_leaves_callers_to_the_workers(reception, listener):
-    reception.close()
+def test_closed_it_leaves_callers_to_the_workers(fallback, listener):
+    fallback.close()
     with socket.create_connection(listener.getsockname(), timeout=10.0) as caller:
         listener.setblocking(True)
         taken, _ = listener.accept()
         with taken:
             caller.sendall(b"hello")
             assert taken.recv(100) == b"hello"
-    reception.open()
+    fallback.open()
     assert ask(listener)[0] == 503

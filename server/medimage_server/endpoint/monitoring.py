@@ -10,12 +10,10 @@ from starlette.responses import PlainTextResponse, Response
 
 from medimage_client.wire.triton import SOCKET
 from medimage_server.endpoint import metrics
-from medimage_server.endpoint.authorization import authorize
+from medimage_server.endpoint.acceptor import mark_authenticated
 from medimage_server.endpoint.balancing import BalancedTransport
-from medimage_server.endpoint.door import welcome
-from medimage_server.endpoint.json_response import JSONResponse
-from medimage_server.endpoint.keys import Keyring
-from medimage_server.endpoint.refusal import MODEL_FAILED, ending, not_ready
+from medimage_server.endpoint.keys import Keyring, authorize
+from medimage_server.endpoint.responses import MODEL_FAILED, JSONResponse, ending, not_ready
 from medimage_server.endpoint.settings import MAX_ROWS, EndpointSettings
 
 TRITON_PAGE_LIMIT_S = 2.0
@@ -27,7 +25,7 @@ OUTCOMES = {
 }
 
 
-class Operation:
+class MonitoringRoutes:
     """The routes beside /score, and whether this worker is about to end."""
 
     def __init__(
@@ -54,7 +52,7 @@ class Operation:
 
     async def status(self, request: Request) -> Response:
         authorize(request.headers, self._keys)
-        welcome(request.scope)
+        mark_authenticated(request.scope)
         transport, settings = self._transport, self._settings
         told = metrics.counts_by_status()
         return JSONResponse(
@@ -80,7 +78,7 @@ class Operation:
 
     async def metrics(self, request: Request) -> Response:
         authorize(request.headers, self._keys)
-        welcome(request.scope)
+        mark_authenticated(request.scope)
         return Response(metrics.page() + await self._tritons_page(), media_type=CONTENT_TYPE_LATEST)
 
     async def _tritons_page(self) -> bytes:

@@ -14,8 +14,7 @@ from http import HTTPStatus
 from threading import Thread
 from typing import Self
 
-from medimage_server.endpoint.json_response import error_body
-from medimage_server.endpoint.refusal import RECOVERY_S
+from medimage_server.endpoint.responses import RECOVERY_S, error_body
 from medimage_server.endpoint.settings import EndpointSettings
 from medimage_server.endpoint.tls import tls_context
 from medimage_server.errors import LaunchError
@@ -28,7 +27,7 @@ PAUSE_S = 0.1  # after a failed accept: the command needs descriptors itself, to
 MESSAGE = "the endpoint is being started; try again"
 
 
-class Reception:
+class FallbackServer:
     """Open or closed; a context in which it is open first and closed last.
 
     Args:
@@ -122,7 +121,7 @@ class Reception:
                     await reader.readuntil(b"\r\n\r\n")
             with suppress(OSError, TimeoutError):
                 async with asyncio.timeout(BODY_S):
-                    writer.write(refusal())
+                    writer.write(unavailable_response())
                     if writer.can_write_eof():
                         writer.write_eof()
                     while await reader.read(2**16):
@@ -131,7 +130,7 @@ class Reception:
             writer.transport.abort()  # the answer has gone, and TLS would wait for an end from the other side
 
 
-def refusal() -> bytes:
+def unavailable_response() -> bytes:
     """503, as a worker would tell it."""
     request_id = str(uuid.uuid4())
     body = error_body(HTTPStatus.SERVICE_UNAVAILABLE, MESSAGE, request_id)

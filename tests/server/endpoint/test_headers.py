@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 import uvicorn
 
-from medimage_server.endpoint.connection import Connection
+from medimage_server.endpoint.http_protocol import HttpProtocol
 from medimage_server.endpoint.keys import digest
 from tests.server.endpoint.asgi import running
 from tests.triton.endpoint.raw_http import KEY, chunked, request
@@ -153,7 +153,7 @@ async def ask():
 async def served(patch):
     async with running(patch, key_digests=(digest(KEY), digest(OTHER_KEY))) as caller:
         config = uvicorn.Config(
-            caller.app, http=Connection, ws="none", lifespan="off", log_config=None, access_log=False
+            caller.app, http=HttpProtocol, ws="none", lifespan="off", log_config=None, access_log=False
         )
         server = uvicorn.Server(config)
         listener = socket.create_server(("127.0.0.1", 0))

@@ -1,4 +1,5 @@
-"""Around every request: its id, the headers of Azure's inference server, one line of log, and the numbers."""
+"""What is done around every request: its id, the headers of Azure's inference server, one line of log and the numbers;
+and one whose end is not sure is refused."""
 
 import logging
 import re
@@ -11,8 +12,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medimage_server.endpoint import metrics
-from medimage_server.endpoint.access_log import AccessLog, Entry
-from medimage_server.endpoint.json_response import error_response
+from medimage_server.endpoint.access_log import AccessLog, LogEntry
+from medimage_server.endpoint.body import discard
+from medimage_server.endpoint.responses import json_error
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,100}")  # Azure's server takes 100 characters; these are safe in any log
 SAFETY_HEADERS = {
@@ -24,8 +26,8 @@ SERVER_ERROR = "internal error; the log has the place by the request id"
 logger = logging.getLogger(__name__)
 
 
-class Observed:
-    """ASGI middleware; what the application finds out of a request it writes into `entry_of(scope)`.
+class ObservabilityMiddleware:
+    """What the application finds out of a request it writes into `entry_of(scope)`.
 
     Args:
         server_version: for the header x-ms-server-version.
@@ -45,7 +47,7 @@ class Observed:
         start = perf_counter()
         sent_headers = self._headers(Headers(scope=scope))
         path = scope["raw_path"].decode("latin-1")  # as it was sent, which is how routes are told apart
-        entry = Entry(
+        entry = LogEntry(
             request_id=sent_headers["x-request-id"],
             method=scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "OPTIONS") else "other",
             route=path if path in self._routes else "other",
@@ -53,7 +55,7 @@ class Observed:
         )
         scope["state"]["entry"] = entry
 
-        async def send_observed(message: Message) -> None:
+        async def send_noted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 entry.status = message["status"]
                 headers = MutableHeaders(scope=message)
@@ -63,7 +65,7 @@ class Observed:
             entry.sent_bytes += len(message.get("body", b""))
 
         try:
-            await self._app(scope, receive, send_observed)
+            await self._app(scope, receive, send_noted)
         except Exception as error:
             # Type and place, but not the text, which may quote the request.
             where = "".join(traceback.format_tb(error.__traceback__))
@@ -71,8 +73,8 @@ class Observed:
             if entry.status:  # too late for another answer; the connection is closed
                 raise BrokenAnswer from None
             entry.reason = SERVER_ERROR
-            response = error_response(HTTPStatus.INTERNAL_SERVER_ERROR, SERVER_ERROR, entry.request_id)
-            await response(scope, receive, send_observed)
+            response = json_error(HTTPStatus.INTERNAL_SERVER_ERROR, SERVER_ERROR, entry.request_id)
+            await response(scope, receive, send_noted)
         finally:
             self._note(entry, perf_counter() - start)
 
@@ -90,7 +92,7 @@ class Observed:
             sent["x-ms-request-id"] = sent.get("x-ms-client-request-id", request_id)
         return sent | {"x-ms-server-version": self._server_version} | SAFETY_HEADERS
 
-    def _note(self, entry: Entry, seconds: float) -> None:
+    def _note(self, entry: LogEntry, seconds: float) -> None:
         entry.ms = round(seconds * 1000, 2)
         metrics.REQUESTS.labels(entry.deployment or metrics.NO_DEPLOYMENT, str(entry.status)).inc()
         metrics.RECEIVED_BYTES.inc(entry.received_bytes)
@@ -108,6 +110,40 @@ class BrokenAnswer(Exception):
     """An answer that had begun could not be ended; the log has the reason."""
 
 
-def entry_of(scope: Scope) -> Entry:
-    entry: Entry = scope["state"]["entry"]
+def entry_of(scope: Scope) -> LogEntry:
+    entry: LogEntry = scope["state"]["entry"]
     return entry
+
+
+def framing_fault(scope: Scope) -> str | None:
+    """Why it is not sure where the request ends, and the next begins; see RFC 9112, section 6.1."""
+    version: str = scope["http_version"]
+    names = {name for name, _ in scope["headers"]}
+    if not version.startswith("1."):  # h11 takes any, and answers in 1.1
+        return "this version of HTTP is not spoken here; expected HTTP/1.1"
+    if b"transfer-encoding" not in names:
+        return None
+    if b"content-length" in names:
+        return "both Content-Length and Transfer-Encoding are given; expected one of them"
+    if version == "1.0":
+        return "Transfer-Encoding is not part of HTTP/1.0; expected Content-Length"
+    return None
+
+
+class FramingMiddleware:
+    """A request whose end is not sure is refused, whatever it asks for, and its connection closed."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        fault = framing_fault(scope) if scope["type"] == "http" else None
+        if fault is None:
+            await self._app(scope, receive, send)
+            return
+        await discard(Headers(scope=scope), receive)
+        entry = entry_of(scope)
+        entry.reason = fault
+        # what still comes would be read as the next request
+        response = json_error(HTTPStatus.BAD_REQUEST, fault, entry.request_id, {"connection": "close"})
+        await response(scope, receive, send)

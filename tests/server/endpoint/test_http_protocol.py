@@ -9,7 +9,7 @@ from time import perf_counter
 import pytest
 import uvicorn
 
-from medimage_server.endpoint import connection
+from medimage_server.endpoint import http_protocol
 
 CHECK_EVERY_S = 0.1
 KEEP_ALIVE_S = 0.4  # uvicorn's, for idle connections
@@ -50,7 +50,7 @@ def application():
 @pytest.fixture
 async def connect(application, monkeypatch):
     """Opens connections to the server, (reader, writer)."""
-    monkeypatch.setattr(connection, "CHECK_EVERY_S", CHECK_EVERY_S)
+    monkeypatch.setattr(http_protocol, "CHECK_EVERY_S", CHECK_EVERY_S)
     async with serving(application) as connect:
         yield connect
 
@@ -59,7 +59,7 @@ async def connect(application, monkeypatch):
 async def serving(application):
     config = uvicorn.Config(
         application,
-        http=connection.Connection,
+        http=http_protocol.HttpProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

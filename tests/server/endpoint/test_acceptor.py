@@ -13,11 +13,11 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from medimage_server.endpoint import connection as connection_module
-from medimage_server.endpoint import door as module
-from medimage_server.endpoint.connection import Connection
-from medimage_server.endpoint.door import Door, network_of, welcome
-from medimage_server.endpoint.refusal import Refusal
+from medimage_server.endpoint import acceptor as module
+from medimage_server.endpoint import http_protocol
+from medimage_server.endpoint.acceptor import Acceptor, mark_authenticated, network_of
+from medimage_server.endpoint.http_protocol import HttpProtocol
+from medimage_server.endpoint.responses import Refusal
 
 WAIT_S = 10.0
 KEEP_ALIVE_S = 20
@@ -25,11 +25,11 @@ GET = b"GET /%s HTTP/1.1\r\nhost: a\r\n\r\n"
 
 
 async def application(scope, receive, send):
-    """Lets pass who asks for /pass; answers /slow after a message of the body."""
+    """Authenticates who asks for /pass; answers /slow after a message of the body."""
     status = 200
     if scope["path"] == "/pass":
         try:
-            welcome(scope)
+            mark_authenticated(scope)
         except Refusal as refusal:
             status = refusal.status
     if scope["path"] == "/slow":
@@ -40,14 +40,14 @@ async def application(scope, receive, send):
 
 @asynccontextmanager
 async def opened(context=None):
-    """A door; gives a function that connects to it."""
+    """An acceptor; gives a function that connects to it."""
     config = uvicorn.Config(application, lifespan="off", log_config=None, timeout_keep_alive=KEEP_ALIVE_S, ws="none")
     config.load()
-    make = partial(Connection, config=config, server_state=ServerState(), app_state={})
+    make = partial(HttpProtocol, config=config, server_state=ServerState(), app_state={})
     writers = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        receiving = asyncio.create_task(Door(listener, make, context).receive())
+        accepting = asyncio.create_task(Acceptor(listener, make, context).accept())
 
         async def connect(**options):
             reader, writer = await asyncio.open_connection("127.0.0.1", port, **options)
@@ -57,8 +57,8 @@ async def opened(context=None):
         try:
             yield connect
         finally:
-            receiving.cancel()
-            await asyncio.wait([receiving])
+            accepting.cancel()
+            await asyncio.wait([accepting])
             for writer in writers:
                 writer.close()
 
@@ -86,10 +86,10 @@ async def has_ended(connection):
 
 @pytest.fixture
 def few(monkeypatch):
-    monkeypatch.setattr(module, "MAX_STRANGERS_OF_ADDRESS", 3)
+    monkeypatch.setattr(module, "MAX_UNAUTHENTICATED_PER_ADDRESS", 3)
 
 
-async def test_newest_is_let_in_and_the_oldest_stranger_goes(few):
+async def test_newest_is_accepted_and_the_oldest_unauthenticated_one_goes(few):
     async with opened() as connect:
         silent = [await connect() for _ in range(5)]
         assert await ask(await connect()) == 200
@@ -98,14 +98,14 @@ async def test_newest_is_let_in_and_the_oldest_stranger_goes(few):
             assert await has_ended(connection)
 
 
-async def test_who_was_let_pass_stays_whoever_comes(few):
+async def test_authenticated_one_stays_whoever_comes(few):
     async with opened() as connect:
-        guest = await connect()
-        assert await ask(guest, b"pass") == 200
+        known = await connect()
+        assert await ask(known, b"pass") == 200
         for _ in range(10):
             await connect()
         assert await ask(await connect()) == 200
-        assert await ask(guest, b"pass") == 200
+        assert await ask(known, b"pass") == 200
 
 
 async def test_one_that_waits_goes_before_one_that_is_answered(few, monkeypatch):
@@ -120,7 +120,7 @@ async def test_one_that_waits_goes_before_one_that_is_answered(few, monkeypatch)
         assert (await at_work[0].readline()).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_strangers_that_are_all_at_work_keep_no_newcomer_out(few):
+async def test_unauthenticated_ones_that_are_all_at_work_keep_no_newcomer_out(few):
     async with opened() as connect:
         at_work = [await connect() for _ in range(3)]
         for _, writer in at_work:
@@ -132,8 +132,8 @@ async def test_strangers_that_are_all_at_work_keep_no_newcomer_out(few):
         assert await has_ended(at_work[0])
 
 
-async def test_all_strangers_together_have_a_bound(monkeypatch):
-    monkeypatch.setattr(module, "MAX_STRANGERS", 3)
+async def test_all_unauthenticated_ones_together_have_a_bound(monkeypatch):
+    monkeypatch.setattr(module, "MAX_UNAUTHENTICATED", 3)
     addresses = iter(range(100))
     monkeypatch.setattr(module, "network_of", lambda host: str(next(addresses)))
     async with opened() as connect:
@@ -142,33 +142,33 @@ async def test_all_strangers_together_have_a_bound(monkeypatch):
         assert await has_ended(silent[0])
 
 
-async def test_guests_have_a_bound_and_are_told(monkeypatch):
-    monkeypatch.setattr(module, "MAX_GUESTS", 2)
+async def test_authenticated_ones_have_a_bound_and_are_told(monkeypatch):
+    monkeypatch.setattr(module, "MAX_AUTHENTICATED", 2)
     async with opened() as connect:
-        guests = [await connect() for _ in range(3)]
-        assert [await ask(guest, b"pass") for guest in guests[:2]] == [200, 200]
-        for reader, writer in guests[:2]:  # at work, so that none can give way
+        authenticated = [await connect() for _ in range(3)]
+        assert [await ask(known, b"pass") for known in authenticated[:2]] == [200, 200]
+        for reader, writer in authenticated[:2]:  # at work, so that none can give way
             writer.write(b"POST /slow HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\nexpect: 100-continue\r\n\r\n")
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
-        assert await ask(guests[2], b"pass") == 503
+        assert await ask(authenticated[2], b"pass") == 503
 
 
-async def test_idle_guest_gives_way_to_another(monkeypatch):
-    monkeypatch.setattr(module, "MAX_GUESTS", 2)
+async def test_idle_authenticated_one_gives_way_to_another(monkeypatch):
+    monkeypatch.setattr(module, "MAX_AUTHENTICATED", 2)
     async with opened() as connect:
-        guests = [await connect() for _ in range(3)]
-        assert [await ask(guest, b"pass") for guest in guests] == [200, 200, 200]
-        assert await has_ended(guests[0])
-        assert await ask(guests[1], b"pass") == 200
+        authenticated = [await connect() for _ in range(3)]
+        assert [await ask(known, b"pass") for known in authenticated] == [200, 200, 200]
+        assert await has_ended(authenticated[0])
+        assert await ask(authenticated[1], b"pass") == 200
 
 
-async def test_stranger_may_be_idle_for_less_long_than_a_guest(monkeypatch):
-    monkeypatch.setattr(module, "STRANGER_IDLE_S", 0.2)
+async def test_unauthenticated_one_may_be_idle_for_less_long(monkeypatch):
+    monkeypatch.setattr(module, "UNAUTHENTICATED_IDLE_S", 0.2)
     async with opened() as connect:
-        guest, stranger = await connect(), await connect()
-        assert [await ask(guest, b"pass"), await ask(stranger)] == [200, 200]
-        assert await has_ended(stranger)
-        assert await ask(guest) == 200
+        known, unknown = await connect(), await connect()
+        assert [await ask(known, b"pass"), await ask(unknown)] == [200, 200]
+        assert await has_ended(unknown)
+        assert await ask(known) == 200
 
 
 async def test_failed_accept_is_tried_again(monkeypatch, caplog):
@@ -184,10 +184,10 @@ async def test_failed_accept_is_tried_again(monkeypatch, caplog):
     async with opened() as connect:
         assert await ask(await connect()) == 200
     told = [record.getMessage() for record in caplog.records if record.name == module.__name__]
-    assert told == ["cannot take a connection in: Too many open files"]
+    assert told == ["cannot accept a connection: Too many open files"]
 
 
-async def test_stranger_goes_where_there_is_no_descriptor_for_one_more(monkeypatch):
+async def test_unauthenticated_one_goes_where_there_is_no_descriptor_for_one_more(monkeypatch):
     loop = asyncio.get_running_loop()
     accept, failures = loop.sock_accept, []
 
@@ -198,15 +198,15 @@ async def test_stranger_goes_where_there_is_no_descriptor_for_one_more(monkeypat
         failures.append(OSError(errno.EMFILE, "Too many open files"))
         return taken
 
-    monkeypatch.setattr(connection_module, "CHECK_EVERY_S", 10 * WAIT_S)  # after which a silent one would go anyway
+    monkeypatch.setattr(http_protocol, "CHECK_EVERY_S", 10 * WAIT_S)  # after which a silent one would go anyway
     async with opened() as connect:
-        guest = await connect()
-        assert await ask(guest, b"pass") == 200
+        known = await connect()
+        assert await ask(known, b"pass") == 200
         monkeypatch.setattr(loop, "sock_accept", sock_accept)
-        stranger = await connect()  # by the accept that was waiting
+        unknown = await connect()  # by the accept that was waiting
         await connect()
-        assert await has_ended(stranger)
-        assert await ask(guest) == 200
+        assert await has_ended(unknown)
+        assert await ask(known) == 200
 
 
 @pytest.fixture(scope="module")
@@ -237,8 +237,8 @@ async def test_silent_handshakes_are_counted_and_end(certificate, few, monkeypat
 
 
 async def test_end_of_tls_that_is_not_answered_is_cut(certificate, monkeypatch):
-    monkeypatch.setattr(module, "STRANGER_IDLE_S", 0.1)
-    monkeypatch.setattr(module, "GOODBYE_S", 0.2)
+    monkeypatch.setattr(module, "UNAUTHENTICATED_IDLE_S", 0.1)
+    monkeypatch.setattr(module, "TLS_END_S", 0.2)
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()

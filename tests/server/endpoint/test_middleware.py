@@ -9,7 +9,7 @@ import pytest
 from starlette.responses import Response
 
 from medimage_server.endpoint import metrics
-from medimage_server.endpoint.observed import BrokenAnswer, Observed, entry_of
+from medimage_server.endpoint.middleware import BrokenAnswer, ObservabilityMiddleware, entry_of
 from tests.server.endpoint.asgi import Caller, Log
 
 SECRET = "patient's words"
@@ -17,7 +17,10 @@ SECRET = "patient's words"
 
 def caller(app):
     log = Log()
-    return Caller(Observed(app, log=log, server_version="medimage-triton/1.2", routes=frozenset({"/score", "/"})), log)
+    return Caller(
+        ObservabilityMiddleware(app, log=log, server_version="medimage-triton/1.2", routes=frozenset({"/score", "/"})),
+        log,
+    )
 
 
 async def healthy(scope, receive, send):
@@ -104,8 +107,8 @@ async def test_lifespan_passes_through():
     async def app(scope, receive, send):
         seen.append(scope["type"])
 
-    observed = Observed(app, log=Log(), server_version="x", routes=frozenset())
-    await observed({"type": "lifespan"}, None, None)
+    middleware = ObservabilityMiddleware(app, log=Log(), server_version="x", routes=frozenset())
+    await middleware({"type": "lifespan"}, None, None)
     assert seen == ["lifespan"]
 
 
@@ -136,7 +139,7 @@ async def test_failure_is_a_500_that_tells_nothing_but_where_to_look(caplog):
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
     assert record.getMessage().startswith("request r1: ValueError\n")
-    assert re.search(r'test_observed\.py", line \d+, in fails', record.getMessage())
+    assert re.search(r'test_middleware\.py", line \d+, in fails', record.getMessage())
     assert SECRET not in caplog.text
     assert not record.exc_info
 

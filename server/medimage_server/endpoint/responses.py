@@ -1,7 +1,11 @@
-"""What a caller is told when there is no answer: a status, one line, and when to come again."""
+"""Answers in JSON, and what a caller is told when there is none: a status, one line, and when to come again."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
+
+import orjson
+from starlette.responses import Response
 
 from medimage_client.errors import (
     InvalidInput,
@@ -21,6 +25,13 @@ MODEL_FAILED = HTTPStatus.FAILED_DEPENDENCY  # 424, Azure's for a failed contain
 RUN_FAILED = "x-ms-run-function-failed"  # of Azure's inference server
 RECOVERY_S = 5  # that a restarted Triton takes at least; when to ask again where none is ready
 CLIENT_GONE = 499  # for the log alone: nobody is there to read it
+
+
+class JSONResponse(Response):
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return content if isinstance(content, bytes) else orjson.dumps(content)
 
 
 class Refusal(Exception):
@@ -81,3 +92,30 @@ def too_many(message: str, *, seconds: int) -> Refusal:
 
 def ending() -> Refusal:
     return not_ready("the server is about to end")
+
+
+def json_error(
+    status: int,
+    message: str,
+    request_id: str,
+    headers: Mapping[str, str] | None = None,
+    *,
+    row: int | None = None,
+    column: str | None = None,
+) -> Response:
+    body = error_body(status, message, request_id, row=row, column=column)
+    return JSONResponse(body, status_code=int(status), headers=headers)
+
+
+def error_body(
+    status: int, message: str, request_id: str, *, row: int | None = None, column: str | None = None
+) -> bytes:
+    return orjson.dumps(error_values(status, message, request_id, row=row, column=column))
+
+
+def error_values(
+    status: int, message: str, request_id: str, *, row: int | None = None, column: str | None = None
+) -> dict[str, Any]:
+    """An error as all of ours are told. Clients of Azure's endpoints print `message`; programs read row and column."""
+    values = {"message": message, "status": int(status), "row": row, "column": column, "request_id": request_id}
+    return {name: value for name, value in values.items() if value is not None}

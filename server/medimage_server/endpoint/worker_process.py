@@ -1,4 +1,4 @@
-"""One worker of the endpoint: `python -m medimage_server.endpoint.worker LISTENING_FD BEAT_FD`.
+"""One worker of the endpoint: `python -m medimage_server.endpoint.worker_process LISTENING_FD BEAT_FD`.
 
 Its settings come as a line of JSON on standard input, which then stays open: its end is the end of the parent, and of
 the worker, so that nothing is left behind when the parent is killed.
@@ -20,25 +20,25 @@ from types import FrameType
 
 import uvicorn
 
+from medimage_server.endpoint.acceptor import Acceptor
 from medimage_server.endpoint.access_log import access_log
-from medimage_server.endpoint.app import endpoint
-from medimage_server.endpoint.connection import Connection
-from medimage_server.endpoint.door import Door
-from medimage_server.endpoint.operation import Operation
+from medimage_server.endpoint.app import endpoint_app
+from medimage_server.endpoint.http_protocol import HttpProtocol
+from medimage_server.endpoint.monitoring import MonitoringRoutes
 from medimage_server.endpoint.settings import EndpointSettings
 from medimage_server.endpoint.tls import tls_context
 from medimage_server.errors import LaunchError
 
-OPEN_FILES = 4096  # more than the connections that `door.py` takes in
+OPEN_FILES = 4096  # more than the connections that `acceptor.py` keeps
 KEEP_ALIVE_S = 20  # of an idle connection; longer than aiohttp's 15, which could use it just as it closes
 MAX_HEAD_BYTES = 32 * 1024
 BEAT = b"."
 BEAT_EVERY_S = 0.5
 
-logger = logging.getLogger("medimage_server.endpoint.worker")  # this runs as __main__
+logger = logging.getLogger("medimage_server.endpoint.worker_process")  # this runs as __main__
 
 
-class Server(uvicorn.Server):
+class WorkerServer(uvicorn.Server):
     """Told to end, it says that it is not ready, serves on for a while, then refuses connections and finishes.
 
     Args:
@@ -50,7 +50,7 @@ class Server(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
-        operation: Operation,
+        monitoring: MonitoringRoutes,
         *,
         drain_delay_s: float,
         beat_fd: int,
@@ -58,7 +58,7 @@ class Server(uvicorn.Server):
         make_context: Callable[[], ssl.SSLContext | None],
     ) -> None:
         super().__init__(config)
-        self._operation = operation
+        self._monitoring = monitoring
         self._drain_delay_s = drain_delay_s
         self._beat_fd = beat_fd
         self._read_keys = read_keys
@@ -69,35 +69,35 @@ class Server(uvicorn.Server):
         assert sockets is not None
         await super().startup([])  # uvicorn would accept connections itself, and without any bound
         make_protocol = partial(
-            Connection, config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            HttpProtocol, config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
-        self._door = Door(sockets[0], make_protocol, self._make_context())
-        self._receiving = self._loop.create_task(self._door.receive())
-        self._receiving.add_done_callback(self._door_is_shut)
+        self._acceptor = Acceptor(sockets[0], make_protocol, self._make_context())
+        self._accepting = self._loop.create_task(self._acceptor.accept())
+        self._accepting.add_done_callback(self._accepting_has_ended)
         self._loop.add_reader(sys.stdin.fileno(), self._parent_has_ended)
         self._loop.add_signal_handler(signal.SIGHUP, self._read_again)
         os.set_blocking(self._beat_fd, False)
         self._beat()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._receiving.cancel()
-        await asyncio.wait([self._receiving])
+        self._accepting.cancel()
+        await asyncio.wait([self._accepting])
         await super().shutdown(sockets)
 
     def _read_again(self) -> None:
         """Keys and certificate, from their files. Connections that are open keep the certificate that they have."""
         self._read_keys()
         try:
-            self._door.context = self._make_context()
+            self._acceptor.context = self._make_context()
         except LaunchError as error:
             logger.warning("%s; the certificate before stays in use", error)
         else:
-            if self._door.context:
+            if self._acceptor.context:
                 logger.info("the certificate was read again")
 
-    def _door_is_shut(self, receiving: asyncio.Task[None]) -> None:
-        if not receiving.cancelled():  # a fault of ours, and nobody would be let in any more: end, and be started again
-            logger.error("no connections are taken in: %s", type(receiving.exception()).__name__)
+    def _accepting_has_ended(self, accepting: asyncio.Task[None]) -> None:
+        if not accepting.cancelled():  # a fault of ours, and nobody could connect any more: end, and be restarted
+            logger.error("no connections are accepted: %s", type(accepting.exception()).__name__)
             self.should_exit = True
 
     def _beat(self) -> None:
@@ -118,8 +118,8 @@ class Server(uvicorn.Server):
         self._drain()
 
     def _drain(self) -> None:
-        if not self._operation.is_draining:
-            self._operation.is_draining = True
+        if not self._monitoring.is_draining:
+            self._monitoring.is_draining = True
             self._loop.call_later(self._drain_delay_s, self._stop)
 
     def _stop(self) -> None:
@@ -138,10 +138,10 @@ def main() -> None:
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     settings = EndpointSettings.from_json(sys.stdin.readline())
     with access_log(settings.access_log) as log:
-        app = endpoint(settings, log)
+        app = endpoint_app(settings, log)
         config = uvicorn.Config(
             app,
-            http=Connection,
+            http=HttpProtocol,
             ws="none",
             loop="uvloop",
             lifespan="on",
@@ -153,9 +153,9 @@ def main() -> None:
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             timeout_graceful_shutdown=math.ceil(settings.drain_limit_s),  # uvicorn wants whole seconds
         )
-        server = Server(
+        server = WorkerServer(
             config,
-            app.state.operation,
+            app.state.monitoring,
             drain_delay_s=settings.drain_delay_s,
             beat_fd=beat_fd,
             read_keys=app.state.keys.read_again,
