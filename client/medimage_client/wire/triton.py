@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import ssl
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from medimage_client.constants import DEFAULT_PORTS, MIN_SHARED_MEMORY_BYTES
 from medimage_client.errors import InvalidInput, MedImageError, ResponseError
 from medimage_client.wire.error_reader import not_triton, shared_memory_error, stream_error, triton_error, unified_error
 from medimage_client.wire.shared_memory import SharedMemory, tensor_size
-from medimage_client.wire.transport import Call, Outputs, read_object
+from medimage_client.wire.transport import Call, Outputs, read_object, read_to_end
 
 SCHEMES = ", ".join(f"{scheme}://" for scheme in DEFAULT_PORTS)
 SOCKET = "unix:"
@@ -28,7 +29,7 @@ EVENT = b"data:"  # server-sent events
 MAX_RECONNECT_S = 2.0  # between gRPC's attempts; its own 2 minutes are longer than our retries and than a restart
 
 
-class TritonTransport:
+class TritonTransport(ABC):
     """One of tritonclient's asyncio clients, which are alike for gRPC and HTTP; belongs to one event loop.
 
     Args:
@@ -46,8 +47,13 @@ class TritonTransport:
         self._shared_memory = SharedMemory(self._register, self._unregister) if shared_memory else None
 
     async def infer(self, call: Call, *, timeout: float) -> Outputs:
+        if call.decoupled:
+            return await read_to_end(self.stream(call, timeout=timeout), call.output_names)
         async with AsyncExitStack() as held:
             return await self._infer(call, await self._inputs(call, held), timeout)
+
+    @abstractmethod
+    def stream(self, call: Call, *, timeout: float) -> AsyncGenerator[Outputs, None]: ...
 
     async def is_ready(self, models: Sequence[str]) -> bool:
         try:

@@ -8,7 +8,7 @@ from typing import Any, Self, get_args
 import click
 
 from medimage_client.embeddings import IMAGE_ENCODER, TEXT_ENCODER
-from medimage_client.reports.requests import STREAM_MODEL, WHOLE_MODEL
+from medimage_client.reports import requests
 from medimage_client.schema import embeddings, reports
 from medimage_client.schema.embeddings import Layout
 from medimage_server.endpoint.keys import KEYS_VARIABLE
@@ -20,7 +20,7 @@ MB = 2**20
 EMBEDDINGS, REPORTS = "medimageinsight", "cxrreportgen"  # the deployments
 MODELS = {  # of Triton, that each asks
     EMBEDDINGS: (IMAGE_ENCODER.model, TEXT_ENCODER.model),
-    REPORTS: (WHOLE_MODEL, STREAM_MODEL),
+    REPORTS: (requests.MODEL,),
 }
 
 MAX_ROWS = {EMBEDDINGS: embeddings.MAX_ROWS, REPORTS: reports.MAX_ROWS}  # of one request

@@ -71,7 +71,7 @@ def test_rows_and_models_are_those_of_azures_documentation_and_the_repository():
     assert MAX_ROWS == {"medimageinsight": 1024, "cxrreportgen": 10}
     assert MODELS == {
         "medimageinsight": ("medimageinsight_image", "medimageinsight_text"),
-        "cxrreportgen": ("cxrreportgen", "cxrreportgen_stream"),
+        "cxrreportgen": ("cxrreportgen_stream",),
     }
 
 
