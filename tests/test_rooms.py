@@ -35,6 +35,7 @@ MODELS_OF_TRITON = {
     "images.resize": "resize='client' is this very step",
     "images.windowing": "grey of more than 8 bits, shown alike here and there",
     "reports.grammar": "what a report's text means",
+    "schema.reports": "the inputs of a report",
 }
 ENDPOINT = {
     "": "the public clients, which look whether a Triton is ready before the endpoint starts",

@@ -1,12 +1,13 @@
-"""Images that nobody waits for any more, told from the endpoint to Triton's Python models.
+"""Calls that nobody waits for any more, told to Triton's Python models.
 
-Triton 2.51 does not pass the end of a call on to the steps of an ensemble, not even to one that still waits in a queue.
-So a call has a number, a parameter that Triton hands to every step. When the endpoint gives the call up, it leaves a
-file of that number in the run's folder.
+Triton 2.51 does not pass the end of a call on to the steps of an ensemble, not even to one that still waits in a queue,
+and has no way to cancel a call of one model to another. So a call has a number, a parameter that Triton hands to every
+step. Who gives the call up, the endpoint or a model, leaves a file of that number in the run's folder.
 """
 
 import os
 import secrets
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,7 +25,18 @@ def file_of(folder: Path, number: int) -> Path:
     return folder / f"given-up-{number:x}"
 
 
+def number_of(parameters: Mapping[str, object]) -> int | None:
+    """The number of the request with these parameters, if it has one."""
+    number = parameters.get(PARAMETER)
+    return number if type(number) is int and number >= 0 else None
+
+
 def is_given_up(parameters: Mapping[str, object]) -> bool:
     """In a Python model: whether the request with these parameters is part of a call that was given up."""
-    folder, number = os.environ.get(FOLDER_VARIABLE), parameters.get(PARAMETER)
-    return folder is not None and type(number) is int and file_of(Path(folder), number).exists()
+    number = number_of(parameters)
+    return number is not None and file_of(models_folder(), number).exists()
+
+
+def models_folder() -> Path:
+    """Where the Python models look; there is no run's folder where another launcher has started Triton."""
+    return Path(os.environ.get(FOLDER_VARIABLE) or tempfile.gettempdir())

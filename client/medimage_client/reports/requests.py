@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medimage_client.errors import InvalidInput, ResponseError
 from medimage_client.images.encoding import ImageInput, encode_image
-from medimage_client.schema.reports import IMAGE_INPUTS, SECTIONS, ReportRequest
+from medimage_client.schema.reports import IMAGE_INPUTS, PARAMETERS, TEXT_INPUTS, ReportRequest
 from medimage_client.wire.connection import Connection, gather
 from medimage_client.wire.transport import Call, Outputs
 
@@ -70,10 +70,10 @@ def call_of(request: ReportRequest, output_names: tuple[str, ...]) -> Call:
     """
     images = {name: image for name in IMAGE_INPUTS if (image := getattr(request, name)) is not None}
     inputs = {name: tensor(encoded(name, image)) for name, image in images.items()}
-    inputs |= {name: tensor(text) for name in (*SECTIONS, "mode", "phrase") if (text := getattr(request, name))}
+    inputs |= {name: tensor(text) for name in TEXT_INPUTS if (text := getattr(request, name))}
     if request.max_new_tokens is not None:
         inputs["max_new_tokens"] = np.array([request.max_new_tokens], dtype=np.int32)
-    parameters = {"constrained": True} if request.constrained else {}
+    parameters = {name: value for name in PARAMETERS if (value := getattr(request, name))}
     return Call(MODEL, inputs, output_names, parameters, decoupled=True)
 
 
