@@ -29,7 +29,7 @@ FILE = click.Path(dir_okay=False)
 SECONDS = click.FloatRange(min=0, min_open=True)
 
 
-def chosen(default: Any, help: str, **settings: Any) -> Any:  # as click's own is named
+def option_field(default: Any, help: str, **settings: Any) -> Any:  # as click's own is named
     """A field that is also an option, see `options.endpoint_options`; the settings are those of `click.option`."""
     return field(default=default, metadata={"default": default, "help": help, **settings})
 
@@ -38,33 +38,39 @@ def chosen(default: Any, help: str, **settings: Any) -> Any:  # as click's own i
 class EndpointOptions:
     """What the operator chooses, for all workers together."""
 
-    score_host: str = chosen("127.0.0.1", "Address of the endpoint; 0.0.0.0 is every interface.")
-    workers: int = chosen(1, "Number of worker processes.", type=click.IntRange(1, 64))
-    keys_file: str | None = chosen(
+    score_host: str = option_field("127.0.0.1", "Address of the endpoint; 0.0.0.0 is every interface.")
+    workers: int = option_field(1, "Number of worker processes.", type=click.IntRange(1, 64))
+    keys_file: str | None = option_field(
         None,
         "File of keys, one per line; changes take effect within two seconds. Keys may also be in "
         f"{KEYS_VARIABLE}, separated by white space.",
         type=FILE,
     )
-    tls_certificate: str | None = chosen(None, "PEM file with the certificate and its chain, for https.", type=FILE)
-    tls_key: str | None = chosen(None, "PEM file with the key of the certificate.", type=FILE)
-    layout: Layout = chosen(  # noqa: RUF009  # a field, as the others, whose types are ruff's proof
+    tls_certificate: str | None = option_field(
+        None, "PEM file with the certificate and its chain, for https.", type=FILE
+    )
+    tls_key: str | None = option_field(None, "PEM file with the key of the certificate.", type=FILE)
+    layout: Layout = option_field(  # noqa: RUF009  # ruff tells a field by a plain type
         "rows", "Layout of answers, unless a request's header names one.", type=click.Choice(get_args(Layout))
     )
-    max_requests: int = chosen(
+    max_requests: int = option_field(
         64, "Requests running or waiting, per deployment; more get 429.", type=click.IntRange(min=1)
     )
-    max_body_mb: int = chosen(64, "Largest request body, in MB; a larger one gets 413.", type=click.IntRange(1, 1024))
-    max_in_flight_mb: int = chosen(
+    max_body_mb: int = option_field(
+        64, "Largest request body, in MB; a larger one gets 413.", type=click.IntRange(1, 1024)
+    )
+    max_in_flight_mb: int = option_field(
         256, "All bodies and answers together, in MB; more get 429.", type=click.IntRange(min=1)
     )
-    timeout_s: float = chosen(120.0, "Seconds for a request of embeddings; then it gets 504.", type=SECONDS)
-    report_timeout_s: float = chosen(600.0, "Seconds for a request of reports; then it gets 504.", type=SECONDS)
-    drain_delay_s: float = chosen(
+    timeout_s: float = option_field(120.0, "Seconds for a request of embeddings; then it gets 504.", type=SECONDS)
+    report_timeout_s: float = option_field(600.0, "Seconds for a request of reports; then it gets 504.", type=SECONDS)
+    drain_delay_s: float = option_field(
         0.0, "Seconds to keep serving, reported as not ready, after SIGTERM.", type=click.FloatRange(min=0)
     )
-    drain_limit_s: float = chosen(30.0, "Seconds for requests in flight to finish after that.", type=SECONDS)
-    access_log: str | None = chosen(None, "Append one JSON line per request; - is standard output.", metavar="FILE")
+    drain_limit_s: float = option_field(30.0, "Seconds for requests in flight to finish after that.", type=SECONDS)
+    access_log: str | None = option_field(
+        None, "Append one JSON line per request; - is standard output.", metavar="FILE"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -176,7 +176,7 @@ class ReportGenerator:
             Unavailable: too many requests wait already.
         """
         prompt = self._tokenize(request.study, request.max_new_tokens)
-        answer = _Answer(TextStream(self._tokenizer), listener)
+        answer = _AnswerText(TextStream(self._tokenizer), listener)
         constraint = None
         if request.constrained:
             constraint = Constraint(self._grammar, grounded=request.study.mode != "findings")
@@ -211,7 +211,7 @@ class ReportGenerator:
         return self._embed.with_images(prompt.token_ids, prompt.image_positions, image_tokens)
 
 
-class _Answer:
+class _AnswerText:
     """Turns the tokens of one job into text for its listener."""
 
     def __init__(self, stream: TextStream, listener: Listener) -> None:
