@@ -9,11 +9,10 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
+from checkpoints.training.report_decoder import StudyFeatures, embed, prompt_ids
+from checkpoints.training.report_texts import COORDINATES, END, TOKENS, report_prompt
 from medimage_export.cxrreportgen.image_encoder import Projector
 from medimage_export.phantoms.chest_study import Finding
-from medimage_export.phantoms.report_texts import TOKENS, report_prompt
-from medimage_export.phantoms.report_tokenizer import COORDINATES, END
-from medimage_export.phantoms.report_tuning import StudyFeatures, embed, prompt_ids
 from medimage_export.phantoms.shapes import Box
 
 MAX_NEW_TOKENS = 200

@@ -8,13 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from medimage_export.medimageinsight.checkpoint import find_checkpoint, random_model
-from medimage_export.medimageinsight.config import DaViTConfig, MedImageInsightConfig, TextConfig
-from medimage_export.medimageinsight.graphs import ImageEncoderGraph
-from medimage_export.medimageinsight.unicl import MedImageInsight
-from medimage_export.phantoms import CAPTIONS, phantom
-from medimage_export.phantoms import medimageinsight_training as training
-from medimage_export.phantoms.medimageinsight_training import (
+from checkpoints.training import medimageinsight as training
+from checkpoints.training.clip_vocabulary import write_vocabulary
+from checkpoints.training.medimageinsight import (
     CONFIG_YAML,
     Examples,
     separate_captions,
@@ -22,7 +18,11 @@ from medimage_export.phantoms.medimageinsight_training import (
     tokenize,
     train,
 )
-from medimage_export.phantoms.vocabulary import write_vocabulary
+from medimage_export.medimageinsight.checkpoint import find_checkpoint, random_model
+from medimage_export.medimageinsight.config import DaViTConfig, MedImageInsightConfig, TextConfig
+from medimage_export.medimageinsight.graphs import ImageEncoderGraph
+from medimage_export.medimageinsight.unicl import MedImageInsight
+from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_server.image_preprocessing import ImagePreprocessor, Settings
 from tests.paths import PHANTOM_CHECKPOINT
 
