@@ -17,7 +17,7 @@ from medimage_export.phantoms.chest_study import (
     STRUCTURES,
     TECHNIQUES,
     ChestStudy,
-    Finding,
+    DrawnFinding,
 )
 from medimage_export.phantoms.shapes import Box
 
@@ -53,11 +53,11 @@ def phrase_prompt(phrase: str) -> str:
     return STRINGS.template.replace("{content}", content)
 
 
-def plain_answer(findings: Sequence[Finding]) -> str:
+def plain_answer(findings: Sequence[DrawnFinding]) -> str:
     return " ".join(finding.sentence for finding in findings)
 
 
-def grounded_answer(findings: Sequence[Finding]) -> str:
+def grounded_answer(findings: Sequence[DrawnFinding]) -> str:
     """`<obj>sentence<box>…</box></obj>` for each finding, with nothing between them."""
     return "".join(
         f"{TOKENS.obj_start}{finding.sentence}{''.join(map(box_text, finding.boxes))}{TOKENS.obj_end}"

@@ -28,7 +28,7 @@ from medimage_export.cxrreportgen.checkpoint import load_image_encoder, open_che
 from medimage_export.cxrreportgen.config import CXRReportGenConfig, DecoderConfig, VisionConfig
 from medimage_export.cxrreportgen.image_encoder import ImageEncoder
 from medimage_export.phantoms.chest_study import SENTENCES, chest_study
-from medimage_server.reports.chest_xray import ChestXrayPreprocessor, Settings
+from medimage_server.reports.chest_xray import ChestXrayPreprocessor, ChestXraySettings
 
 SIZE = 112
 TOKENIZER = build_report_tokenizer()
@@ -177,5 +177,5 @@ def test_training_pixels_are_those_of_the_served_preprocessing():
     drawn = chest_study(3, size=size).lateral
     png = io.BytesIO()
     Image.fromarray(drawn).save(png, "PNG")
-    settings = Settings(max_encoded_bytes=2**20, max_pixels=size * size, image_size=size, stretch=True)
+    settings = ChestXraySettings(max_encoded_bytes=2**20, max_pixels=size * size, image_size=size, stretch=True)
     np.testing.assert_array_equal(stretched(drawn), ChestXrayPreprocessor(settings)([png.getvalue()])[0])

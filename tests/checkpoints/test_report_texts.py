@@ -16,7 +16,7 @@ from checkpoints.training.report_texts import (
 )
 from medimage_client.reports.grammar import parse_strict
 from medimage_export.cxrreportgen.config import PromptStrings
-from medimage_export.phantoms.chest_study import SENTENCES, STRUCTURES, Finding, chest_study
+from medimage_export.phantoms.chest_study import SENTENCES, STRUCTURES, DrawnFinding, chest_study
 from medimage_server.reports import prompt as served
 from medimage_server.reports import settings as served_settings
 
@@ -133,7 +133,7 @@ def test_scores_count_sentences_and_boxes():
     square, far = (0.0, 0.0, 0.4, 0.4), (0.6, 0.6, 0.9, 0.9)
     drawn = [[("heart", (square,)), ("nodule", (far,)), ("no fluid", ())]]
     written = [[("heart", ((0.0, 0.0, 0.4, 0.3), square)), ("nodule", ((0.6, 0.6, 0.7, 0.7),)), ("fluid", ())]]
-    scores = score([[Finding(*row) for row in written[0]]], [[Finding(*row) for row in drawn[0]]])
+    scores = score([[DrawnFinding(*row) for row in written[0]]], [[DrawnFinding(*row) for row in drawn[0]]])
     assert scores.f1 == pytest.approx(2 / 3) and scores.positive_f1 == 1
     assert (scores.box_recall, scores.box_precision) == (1 / 2, 1 / 3)
 

@@ -15,8 +15,8 @@ from medimage_server.endpoint import metrics
 from medimage_server.endpoint.door import BACKLOG
 from medimage_server.endpoint.settings import EndpointSettings
 from medimage_server.errors import LaunchError
+from medimage_server.heartbeat import Silence
 from medimage_server.processes import exit_of
-from medimage_server.silence import Silence
 from medimage_server.supervisor import Service
 
 START_TIMEOUT_S = 60.0

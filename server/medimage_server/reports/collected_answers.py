@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimage_server import bls
-from medimage_server.error_response import public_error, refusal
-from medimage_server.errors import InferenceFailed, Unavailable
+from medimage_server.errors import InferenceFailed, Unavailable, public_error, refusal
 from medimage_server.reports.caller import Caller
 from medimage_server.reports.periodic import Periodic
 from medimage_server.reports.streamed_answer import CALL_ID, CANCEL

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from medimage_server import bls
-from medimage_server.error_response import public_error, refusal
-from medimage_server.errors import InvalidInput
+from medimage_server.errors import InvalidInput, public_error, refusal
 from medimage_server.reports.caller import Caller
 from medimage_server.reports.generator import Report
 
