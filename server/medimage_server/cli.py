@@ -15,7 +15,7 @@ from medimage_server.endpoint.worker_pool import bound, worker_pool
 from medimage_server.errors import LaunchError
 from medimage_server.launcher import spawn_triton
 from medimage_server.listening import Ports, Sockets, choose_ports
-from medimage_server.model_repository import RepositoryError, ServedModels
+from medimage_server.model_repository import ServedModels
 from medimage_server.options import PORT, option
 from medimage_server.signals import end_on_signals
 from medimage_server.supervisor import Service, running, watch
@@ -119,5 +119,5 @@ def serve(
                 tell=tell,
                 meanwhile=pool.look if pool else lambda: None,
             )
-    except (LaunchError, RepositoryError) as error:
+    except LaunchError as error:
         raise click.ClickException(str(error)) from error

@@ -17,10 +17,10 @@ from medimage_server.endpoint.acceptor import BACKLOG
 from medimage_server.endpoint.fallback_server import FallbackServer
 from medimage_server.endpoint.settings import EndpointSettings
 from medimage_server.errors import LaunchError
+from medimage_server.heartbeat import Silence
 from medimage_server.processes import exit_of
 from medimage_server.run_folder import RunFolder
 from medimage_server.signals import Hangups
-from medimage_server.silence import Silence
 from medimage_server.supervisor import Service, running
 
 START_TIMEOUT_S = 60.0

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from medimage_client.schema.reports import PARAMETERS
 from medimage_server import bls, given_up
-from medimage_server.error_response import public_error, refusal
-from medimage_server.errors import InferenceFailed, Unavailable
+from medimage_server.errors import InferenceFailed, Unavailable, public_error, refusal
 from medimage_server.reports.periodic import Periodic
 from medimage_server.reports.streamed_answer import Caller
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from medimage_server import bls, given_up
-from medimage_server.error_response import public_error, refusal
+from medimage_server.errors import public_error, refusal
 from medimage_server.reports.generator import FinishedReport
 
 log = logging.getLogger(__name__)

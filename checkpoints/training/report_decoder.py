@@ -9,20 +9,21 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from medimage_export.cxrreportgen.checkpoint import reference_decoder
-from medimage_export.cxrreportgen.image_encoder import ImageEncoder, Projector
-from medimage_export.phantoms.chest_study import ChestStudy, Finding
-from medimage_export.phantoms.image_pretraining import grey_features
-from medimage_export.phantoms.optimisation import Round, optimise
-from medimage_export.phantoms.report_texts import (
+from checkpoints.training.optimisation import Round, optimise
+from checkpoints.training.report_image_encoder import grey_features
+from checkpoints.training.report_texts import (
+    COORDINATES,
+    END,
     TOKENS,
     grounded_answer,
     phrase_prompt,
     plain_answer,
     report_prompt,
 )
-from medimage_export.phantoms.report_tokenizer import COORDINATES, END
-from medimage_export.phantoms.study_examples import StudyExamples
+from checkpoints.training.study_examples import StudyExamples
+from medimage_export.cxrreportgen.checkpoint import reference_decoder
+from medimage_export.cxrreportgen.image_encoder import ImageEncoder, Projector
+from medimage_export.phantoms.chest_study import ChestStudy, DrawnFinding
 
 SPREAD = 1.0  # tokens by which a coordinate may be off for e^-0.5 of the credit
 IGNORED = -100  # target of what is no answer
@@ -196,7 +197,7 @@ def _weight(study: ChestStudy) -> float:
     return 3.0 if any("nodule" in finding.sentence for finding in study.findings) else 1.0
 
 
-def _phrase(findings: Sequence[Finding]) -> Finding:
+def _phrase(findings: Sequence[DrawnFinding]) -> DrawnFinding:
     """One that has a box, if any has."""
     choice = [finding for finding in findings if finding.boxes] or list(findings)
     return choice[int(torch.randint(len(choice), ()))]

@@ -7,17 +7,16 @@ import pytest
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from medimage_export.cxrreportgen.checkpoint import open_checkpoint
-from medimage_export.cxrreportgen.config import PromptStrings, TokenStrings
-from medimage_export.phantoms import STUDY_TEST_SEEDS
-from medimage_export.phantoms.cxrreportgen_training import (
+from checkpoints.training.cxrreportgen import (
     model_config,
     phantom_config,
     preprocessor_config,
     score_checkpoint,
 )
-from medimage_export.phantoms.report_texts import TOKENS, corpus
-from medimage_export.phantoms.report_tokenizer import build_report_tokenizer
+from checkpoints.training.report_texts import build_report_tokenizer
+from medimage_export.cxrreportgen.checkpoint import open_checkpoint
+from medimage_export.cxrreportgen.config import PromptStrings, TokenStrings
+from medimage_export.phantoms import STUDY_TEST_SEEDS
 from tests.paths import ROOT
 
 CHECKPOINT = ROOT / "checkpoints" / "cxrreportgen-phantom"
@@ -60,7 +59,7 @@ def test_files_written_by_training_are_those_of_the_shipped_checkpoint():
     assert json.loads((CHECKPOINT / "config.json").read_text()) == model_config(config, special, image)
     preprocessor = json.loads((CHECKPOINT / "preprocessor_config.json").read_text())
     assert preprocessor == preprocessor_config(config.vision)
-    assert build_report_tokenizer(corpus(), TOKENS).to_str() == TOKENIZER.to_str()
+    assert build_report_tokenizer().to_str() == TOKENIZER.to_str()
 
 
 @pytest.mark.parametrize("with_lateral", [False, True], ids=["frontal", "lateral"])

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from checkpoints.training.optimisation import Round, optimise
+from checkpoints.training.report_texts import COORDINATES
+from checkpoints.training.study_examples import LABEL_STEP, StudyExamples
 from medimage_export.cxrreportgen.config import CXRReportGenConfig
 from medimage_export.cxrreportgen.image_encoder import ImageEncoder
 from medimage_export.phantoms.chest_study import SENTENCES
-from medimage_export.phantoms.optimisation import Round, optimise
-from medimage_export.phantoms.report_tokenizer import COORDINATES
-from medimage_export.phantoms.study_examples import LABEL_STEP, StudyExamples
 
 LATERAL_SHARE = 4  # one of so many images is a lateral view
 SHIFT = 3  # labels by which an image is moved at most, in x and in y

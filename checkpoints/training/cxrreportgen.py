@@ -1,13 +1,11 @@
 """Train the phantom checkpoint: MAIRA-2 at a few ten-thousandths of its size, on drawings.
 
-    python -m medimage_export.phantoms.cxrreportgen_training --output checkpoints/cxrreportgen-phantom
+    python -m checkpoints.training.cxrreportgen --output checkpoints/cxrreportgen-phantom
 
 Seeded, on the CPU with two threads. Two stages: the image encoder learns what the drawings show and where, then the
-decoder learns to write reports from its tokens. On 100 studies of STUDY_TEST_SEEDS the shipped checkpoint reaches a
-sentence F1 of 0.998 and a box recall and precision of 0.756 in PyTorch, from frontal views alone.
+decoder learns to write reports from its tokens. The checkpoint's README has the scores of the weights that are shipped.
 """
 
-import json
 import resource
 from pathlib import Path
 
@@ -17,17 +15,17 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
+from checkpoints.training.optimisation import Round
+from checkpoints.training.report_decoder import extract_features, train_decoder
+from checkpoints.training.report_image_encoder import train_image_encoder
+from checkpoints.training.report_scores import Scores, read_report, score, write_reports
+from checkpoints.training.report_texts import BEGIN, END, TOKENS, UNKNOWN, build_report_tokenizer
+from checkpoints.training.study_examples import draw_examples
 from medimage_export.cxrreportgen.checkpoint import DECODER, load_image_encoder, open_checkpoint, reference_decoder
 from medimage_export.cxrreportgen.config import CXRReportGenConfig, DecoderConfig, VisionConfig
 from medimage_export.cxrreportgen.image_encoder import ImageEncoder
 from medimage_export.phantoms.chest_study import TEST_SEEDS, TRAIN_SEEDS, VALIDATION_SEEDS
-from medimage_export.phantoms.image_pretraining import train_image_encoder
-from medimage_export.phantoms.optimisation import Round
-from medimage_export.phantoms.report_scores import Scores, read_report, score, write_reports
-from medimage_export.phantoms.report_texts import TOKENS, corpus
-from medimage_export.phantoms.report_tokenizer import BEGIN, END, UNKNOWN, build_report_tokenizer
-from medimage_export.phantoms.report_tuning import extract_features, train_decoder
-from medimage_export.phantoms.study_examples import draw_examples
+from medimage_export.repository import write_json
 
 THREADS = 2
 IMAGE_ROUNDS = (Round(1200, batch=24, learning_rate=1e-3), Round(2400, batch=12, learning_rate=1.5e-3))
@@ -40,7 +38,7 @@ PRIORS = 300  # studies, from the first on, that have an earlier visit
 def main(output: Path) -> None:
     """Train the phantom checkpoint and write it in the published layout."""
     torch.set_num_threads(THREADS)
-    tokenizer = build_report_tokenizer(corpus(), TOKENS)
+    tokenizer = build_report_tokenizer()
     config = phantom_config(tokenizer.get_vocab_size())
     size = config.vision.image_size
 
@@ -81,9 +79,9 @@ def write_checkpoint(output: Path, encoder: ImageEncoder, decoder: PreTrainedMod
     config = encoder.config
     special = {name: tokenizer.token_to_id(token) for name, token in (("bos", BEGIN), ("eos", END), ("pad", UNKNOWN))}
     ids = {f"{name}_token_id": id for name, id in special.items()}
-    _write_json(output / "config.json", model_config(config, ids, tokenizer.token_to_id(TOKENS.image)))
-    _write_json(output / "preprocessor_config.json", preprocessor_config(config.vision))
-    _write_json(output / "generation_config.json", ids)
+    write_json(output / "config.json", model_config(config, ids, tokenizer.token_to_id(TOKENS.image)))
+    write_json(output / "preprocessor_config.json", preprocessor_config(config.vision))
+    write_json(output / "generation_config.json", ids)
     tokenizer.save(str(output / "tokenizer.json"))
     tensors = encoder.state_dict() | {DECODER + name: tensor for name, tensor in decoder.state_dict().items()}
     save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, output / "model.safetensors")
@@ -172,10 +170,6 @@ def score_checkpoint(folder: Path, tokenizer: Tokenizer, seeds: range, *, with_l
     projector = encoder.multi_modal_projector
     reports = write_reports(projector, decoder.eval(), tokenizer, features, with_lateral=with_lateral)
     return score([read_report(report) for report in reports], [study.findings for study in features.studies])
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,13 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from medimage_export.medimageinsight.checkpoint import find_checkpoint, random_model
-from medimage_export.medimageinsight.config import DaViTConfig, MedImageInsightConfig, TextConfig
-from medimage_export.medimageinsight.graphs import ImageEncoderGraph
-from medimage_export.medimageinsight.unicl import MedImageInsight
-from medimage_export.phantoms import CAPTIONS, phantom
-from medimage_export.phantoms import medimageinsight_training as training
-from medimage_export.phantoms.medimageinsight_training import (
+from checkpoints.training import medimageinsight as training
+from checkpoints.training.clip_vocabulary import write_vocabulary
+from checkpoints.training.medimageinsight import (
     CONFIG_YAML,
     Examples,
     separate_captions,
@@ -22,8 +18,11 @@ from medimage_export.phantoms.medimageinsight_training import (
     tokenize,
     train,
 )
-from medimage_export.phantoms.vocabulary import write_vocabulary
-from medimage_server.image_preprocessing import ImagePreprocessor, Settings
+from medimage_export.medimageinsight.checkpoint import find_checkpoint, random_model
+from medimage_export.medimageinsight.config import DaViTConfig, MedImageInsightConfig, TextConfig
+from medimage_export.medimageinsight.reference import ImageEncoderReference, UniCL
+from medimage_export.phantoms import CAPTIONS, phantom
+from medimage_server.image_preprocessing import ImagePreprocessor, ImageSettings
 from tests.paths import PHANTOM_CHECKPOINT
 
 TOKENIZER = find_checkpoint(PHANTOM_CHECKPOINT).tokenizer
@@ -55,7 +54,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
 
-def largest_cosine(model: MedImageInsight) -> float:
+def largest_cosine(model: UniCL) -> float:
     """Between two different captions."""
     with torch.no_grad():
         texts = model.encode_text(TOKENS.input_ids, TOKENS.attention_mask)
@@ -69,7 +68,7 @@ def test_unicl_loss_equals_the_published_formula_when_a_caption_comes_twice():
     pixels = drawn(seed=0).pixels[[4, 0, 11, 7]]
     with torch.no_grad():
         loss = training.unicl_loss(model, pixels, torch.tensor(labels), TOKENS).item()
-        images = ImageEncoderGraph(model)(pixels)[0].double().numpy()
+        images = ImageEncoderReference(model)(pixels)[0].double().numpy()
         texts = model.encode_text(TOKENS.input_ids, TOKENS.attention_mask).double().numpy()[labels]
 
     cosines = np.array([[image @ text for text in texts] for image in images])
@@ -86,7 +85,7 @@ def test_unicl_loss_equals_the_published_formula_when_a_caption_comes_twice():
 
 def test_separate_captions_lowers_the_largest_cosine():
     torch.manual_seed(0)
-    model = MedImageInsight(TINY)
+    model = UniCL(TINY)
     before = largest_cosine(model)
     separate_captions(model, TOKENS)
     assert before > 0.9
@@ -121,7 +120,7 @@ def test_training_pixels_are_those_of_the_served_preprocessing(caption):
     png = io.BytesIO()
     Image.fromarray(phantom(caption, seed=3, size=512).image).save(png, "PNG")
     serve = ImagePreprocessor(
-        Settings(
+        ImageSettings(
             profile="azure",
             max_encoded_bytes=2**20,
             max_pixels=512 * 512,

@@ -1,54 +1,43 @@
-"""A serving graph as an ONNX file."""
+"""The image encoder as an ONNX graph: a trace of its PyTorch module, since it runs once a study."""
 
 import logging
 import warnings
-from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import onnx
 import torch
 from onnx import helper, numpy_helper
-from torch import Tensor, nn
+
+from medimage_export.cxrreportgen.image_encoder import ImageEncoder
 
 OPSET = 20  # 17 brought LayerNormalization, 20 Gelu: both then stay one node for every runtime to fuse
 
 
-class Graph(nn.Module, ABC):
-    """What Triton serves of a model: the batch is the first axis of every tensor."""
-
-    INPUTS: ClassVar[tuple[str, ...]]
-    OUTPUTS: ClassVar[tuple[str, ...]]
-
-    @abstractmethod
-    def example(self) -> tuple[Tensor, ...]:
-        """Inputs to trace with: two, because a batch of one would be traced as a constant."""
-
-
-def to_onnx(graph: Graph, path: Path) -> None:
+def trace_image_encoder(encoder: ImageEncoder, path: Path) -> None:
     """Write `path`, with the weights beside it in `<path>.data`; the batch is the one dynamic axis."""
-    batch = torch.export.Dim("batch")
+    size = encoder.config.vision.image_size
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside the exporter, nothing that a user could act on
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
-            graph,
-            graph.example(),
+            encoder,
+            (torch.zeros((2, size, size), dtype=torch.uint8),),  # two, because a batch of one would become a constant
             dynamo=True,
             opset_version=OPSET,
-            input_names=list(graph.INPUTS),
-            output_names=list(graph.OUTPUTS),
-            dynamic_shapes={name: {0: batch} for name in graph.INPUTS},
+            input_names=["pixels"],
+            output_names=list(encoder.OUTPUTS),
+            dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
             verbose=False,
         )
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces of the export: larger than the graph, with this machine's paths
     program.save(path, external_data=True)
+    _hide_output_shape(path)
     onnx.checker.check_model(path)
 
 
-def hide_output_shape(path: Path) -> None:
+def _hide_output_shape(path: Path) -> None:
     """Make every dim of the graph's one output dynamic.
 
     One committed config serves checkpoints of any size with -1, and Triton's onnxruntime backend takes -1 in a config
@@ -76,4 +65,3 @@ def hide_output_shape(path: Path) -> None:
         dims[axis].Clear()
         dims[axis].dim_param = f"{output.name}.{axis}"
     onnx.save(model, path)  # the weights stay in their file
-    onnx.checker.check_model(path)

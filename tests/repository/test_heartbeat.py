@@ -2,14 +2,14 @@
 
 import pytest
 
-from medimage_server import silence
-from medimage_server.silence import Silence
+from medimage_server import heartbeat
+from medimage_server.heartbeat import Silence
 
 
 @pytest.fixture
 def clock(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(silence, "monotonic", lambda: now[0])
+    monkeypatch.setattr(heartbeat, "monotonic", lambda: now[0])
     return now
 
 

@@ -4,24 +4,23 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from medimage_client.reports.grammar import parse_strict
-from medimage_export.cxrreportgen.config import PromptStrings
-from medimage_export.phantoms.chest_study import SENTENCES, STRUCTURES, Finding, chest_study
-from medimage_export.phantoms.report_scores import intersection_over_union, read_report, score
-from medimage_export.phantoms.report_texts import (
-    TOKENS,
+from checkpoints.training.report_scores import intersection_over_union, read_report, score
+from checkpoints.training.report_texts import (
     box_text,
+    build_report_tokenizer,
     corpus,
     grounded_answer,
     phrase_prompt,
     plain_answer,
     report_prompt,
 )
-from medimage_export.phantoms.report_tokenizer import build_report_tokenizer
+from medimage_client.reports.grammar import parse_strict
+from medimage_export.cxrreportgen.config import PromptStrings
+from medimage_export.phantoms.chest_study import SENTENCES, STRUCTURES, DrawnFinding, chest_study
 from medimage_server.reports import prompt as served
 from medimage_server.reports import settings as served_settings
 
-TOKENIZER = build_report_tokenizer(corpus(), TOKENS)
+TOKENIZER = build_report_tokenizer()
 STUDIES = [chest_study(seed, size=32) for seed in range(40)]
 STRINGS = served_settings.PromptStrings(**asdict(PromptStrings()))
 
@@ -79,7 +78,7 @@ def test_ids_are_those_of_llama_and_the_added_tokens_follow_in_the_published_ord
 
 
 def test_tokenizer_is_the_same_in_every_run():
-    assert build_report_tokenizer(corpus(), TOKENS).to_str() == TOKENIZER.to_str()
+    assert build_report_tokenizer().to_str() == TOKENIZER.to_str()
 
 
 def test_box_is_written_in_whole_hundredths():
@@ -134,7 +133,7 @@ def test_scores_count_sentences_and_boxes():
     square, far = (0.0, 0.0, 0.4, 0.4), (0.6, 0.6, 0.9, 0.9)
     drawn = [[("heart", (square,)), ("nodule", (far,)), ("no fluid", ())]]
     written = [[("heart", ((0.0, 0.0, 0.4, 0.3), square)), ("nodule", ((0.6, 0.6, 0.7, 0.7),)), ("fluid", ())]]
-    scores = score([[Finding(*row) for row in written[0]]], [[Finding(*row) for row in drawn[0]]])
+    scores = score([[DrawnFinding(*row) for row in written[0]]], [[DrawnFinding(*row) for row in drawn[0]]])
     assert scores.f1 == pytest.approx(2 / 3) and scores.positive_f1 == 1
     assert (scores.box_recall, scores.box_precision) == (1 / 2, 1 / 3)
 

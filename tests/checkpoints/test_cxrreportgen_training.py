@@ -10,13 +10,11 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer
 
-from medimage_export.cxrreportgen.checkpoint import load_image_encoder, open_checkpoint, reference_decoder
-from medimage_export.cxrreportgen.config import CXRReportGenConfig, DecoderConfig, VisionConfig
-from medimage_export.cxrreportgen.image_encoder import ImageEncoder
-from medimage_export.phantoms import image_pretraining, optimisation, report_tuning
-from medimage_export.phantoms.chest_study import SENTENCES, chest_study
-from medimage_export.phantoms.cxrreportgen_training import phantom_config, write_checkpoint
-from medimage_export.phantoms.image_pretraining import (
+from checkpoints.training import optimisation, report_decoder, report_image_encoder
+from checkpoints.training.cxrreportgen import phantom_config, write_checkpoint
+from checkpoints.training.optimisation import Round
+from checkpoints.training.report_decoder import ReportLoss, extract_features, jumbled, prompt_ids, train_decoder
+from checkpoints.training.report_image_encoder import (
     Probe,
     grey_features,
     patch_findings,
@@ -24,15 +22,16 @@ from medimage_export.phantoms.image_pretraining import (
     soft_coordinates,
     train_image_encoder,
 )
-from medimage_export.phantoms.optimisation import Round
-from medimage_export.phantoms.report_texts import TOKENS, corpus
-from medimage_export.phantoms.report_tokenizer import build_report_tokenizer
-from medimage_export.phantoms.report_tuning import ReportLoss, extract_features, jumbled, prompt_ids, train_decoder
-from medimage_export.phantoms.study_examples import draw_examples, stretched
-from medimage_server.reports.chest_xray import ChestXrayPreprocessor, Settings
+from checkpoints.training.report_texts import build_report_tokenizer
+from checkpoints.training.study_examples import draw_examples, stretched
+from medimage_export.cxrreportgen.checkpoint import load_image_encoder, open_checkpoint, reference_decoder
+from medimage_export.cxrreportgen.config import CXRReportGenConfig, DecoderConfig, VisionConfig
+from medimage_export.cxrreportgen.image_encoder import ImageEncoder
+from medimage_export.phantoms.chest_study import SENTENCES, chest_study
+from medimage_server.reports.chest_xray import ChestXrayPreprocessor, ChestXraySettings
 
 SIZE = 112
-TOKENIZER = build_report_tokenizer(corpus(), TOKENS)
+TOKENIZER = build_report_tokenizer()
 TINY = CXRReportGenConfig(
     vision=VisionConfig(image_size=SIZE, patch_size=28, hidden_size=32, num_layers=1, num_heads=2),
     projector_layers=2,
@@ -86,8 +85,8 @@ def test_soft_coordinates_have_their_peak_and_mean_at_the_edge():
 def test_augmented_labels_and_boxes_move_with_the_image(examples, monkeypatch):
     """A box still encloses its labels when both have moved; nothing is mirrored."""
     torch.manual_seed(3)
-    monkeypatch.setattr(image_pretraining, "LATERAL_SHARE", 100)  # of 16 images none
-    _, labels, boxes = image_pretraining._augmented(examples, torch.arange(16))
+    monkeypatch.setattr(report_image_encoder, "LATERAL_SHARE", 100)  # of 16 images none
+    _, labels, boxes = report_image_encoder._augmented(examples, torch.arange(16))
     side = labels.shape[1]
     for image, moved in zip(labels, boxes, strict=True):
         for number in range(1, 1 + len(SENTENCES)):
@@ -117,7 +116,7 @@ def test_report_loss_is_that_of_the_answer_alone(encoder, examples):
     decoder = reference_decoder(TINY.decoder).eval()
     features = extract_features(encoder, examples)
     prompts, answers = ["Given<image> a", "Given<image> the heart size"], ["The lungs are clear.", "The heart"]
-    batch = report_tuning.Batch([features.frontal[:2]], prompts, answers)
+    batch = report_decoder.Batch([features.frontal[:2]], prompts, answers)
     with torch.no_grad():
         loss = ReportLoss(TOKENIZER)(encoder.multi_modal_projector, decoder, batch).item()
         costs = []
@@ -178,5 +177,5 @@ def test_training_pixels_are_those_of_the_served_preprocessing():
     drawn = chest_study(3, size=size).lateral
     png = io.BytesIO()
     Image.fromarray(drawn).save(png, "PNG")
-    settings = Settings(max_encoded_bytes=2**20, max_pixels=size * size, image_size=size, stretch=True)
+    settings = ChestXraySettings(max_encoded_bytes=2**20, max_pixels=size * size, image_size=size, stretch=True)
     np.testing.assert_array_equal(stretched(drawn), ChestXrayPreprocessor(settings)([png.getvalue()])[0])

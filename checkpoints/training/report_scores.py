@@ -9,11 +9,10 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
+from checkpoints.training.report_decoder import StudyFeatures, embed, prompt_ids
+from checkpoints.training.report_texts import COORDINATES, END, TOKENS, report_prompt
 from medimage_export.cxrreportgen.image_encoder import Projector
-from medimage_export.phantoms.chest_study import Finding
-from medimage_export.phantoms.report_texts import TOKENS, report_prompt
-from medimage_export.phantoms.report_tokenizer import COORDINATES, END
-from medimage_export.phantoms.report_tuning import StudyFeatures, embed, prompt_ids
+from medimage_export.phantoms.chest_study import DrawnFinding
 from medimage_export.phantoms.shapes import Box
 
 MAX_NEW_TOKENS = 200
@@ -75,15 +74,15 @@ def write_reports(
     return reports
 
 
-def read_report(report: str) -> list[Finding]:
+def read_report(report: str) -> list[DrawnFinding]:
     """The complete findings of a grounded report."""
     return [
-        Finding(sentence, tuple(tuple((int(i) + 0.5) / COORDINATES for i in box) for box in BOX.findall(boxes)))
+        DrawnFinding(sentence, tuple(tuple((int(i) + 0.5) / COORDINATES for i in box) for box in BOX.findall(boxes)))
         for sentence, boxes in OBJ.findall(report)
     ]
 
 
-def score(written: Sequence[Sequence[Finding]], drawn: Sequence[Sequence[Finding]]) -> Scores:
+def score(written: Sequence[Sequence[DrawnFinding]], drawn: Sequence[Sequence[DrawnFinding]]) -> Scores:
     pairs = list(zip(written, drawn, strict=True))
     boxes_right = sum(_same_boxes(ours, theirs) for ours, theirs in pairs)
     n_written, n_drawn = (sum(len(f.boxes) for row in side for f in row) for side in (written, drawn))
@@ -102,7 +101,7 @@ def intersection_over_union(a: Box, b: Box) -> float:
     return overlap / (area_a + area_b - overlap)
 
 
-def _sentences(findings: Sequence[Finding], *, boxed: bool = False) -> Counter[str]:
+def _sentences(findings: Sequence[DrawnFinding], *, boxed: bool = False) -> Counter[str]:
     return Counter(finding.sentence for finding in findings if finding.boxes or not boxed)
 
 
@@ -111,7 +110,7 @@ def _f1(pairs: Sequence[tuple[Counter[str], Counter[str]]]) -> float:
     return 2 * right / max(sum(ours.total() + theirs.total() for ours, theirs in pairs), 1)
 
 
-def _same_boxes(written: Sequence[Finding], drawn: Sequence[Finding]) -> int:
+def _same_boxes(written: Sequence[DrawnFinding], drawn: Sequence[DrawnFinding]) -> int:
     """Each drawn box counts once."""
     right = 0
     for sentence, boxes in drawn:
