@@ -10,6 +10,8 @@ from urllib.parse import unquote
 
 from medimage_server.endpoint.access_log import Entry
 from medimage_server.endpoint.app import endpoint
+from medimage_server.endpoint.openapi import openapi, referred
+from medimage_server.endpoint.refusal import CLIENT_GONE
 from medimage_server.endpoint.settings import EndpointSettings
 from tests.client.fake_reports import FakeReports
 from tests.client.fake_triton import FakeTriton
@@ -26,6 +28,7 @@ SETTINGS = EndpointSettings(
     drain_limit_s=1.0,
 )
 JSON = {"content-type": "application/json"}
+DOCUMENT = openapi(SETTINGS.deployments, keys=True)
 
 
 @dataclass
@@ -75,8 +78,21 @@ class Answer:
         return json.loads(self.body)
 
 
+def check_documented(method: str, path: str, answer: Answer) -> None:
+    """That status, media type and headers of an answer are in the OpenAPI document, if the route is."""
+    operation = DOCUMENT["paths"].get(path, {}).get(method.lower())
+    if operation is None or answer.status == CLIENT_GONE:
+        return
+    response = operation["responses"][str(answer.status)]
+    if "$ref" in response:
+        response = referred(DOCUMENT, response["$ref"])
+    assert answer.headers["content-type"].partition(";")[0] in response["content"]
+    headers = {name.lower(): referred(DOCUMENT, header["$ref"]) for name, header in response["headers"].items()}
+    assert {name for name, header in headers.items() if header.get("required")} <= answer.headers.keys()
+
+
 class Caller:
-    """Asks an ASGI application; one method call is one connection."""
+    """Asks an ASGI application; one method call is one connection. Each answer has to be a documented one."""
 
     def __init__(self, app, log):
         self.app = app
@@ -132,11 +148,13 @@ class Caller:
 
         await self.app(scope, receive, send)
         (start,) = [message for message in received if message["type"] == "http.response.start"]
-        return Answer(
+        answer = Answer(
             start["status"],
             {name.decode(): value.decode() for name, value in start["headers"]},
             b"".join(message.get("body", b"") for message in received),
         )
+        check_documented(method, path, answer)
+        return answer
 
 
 @asynccontextmanager
