@@ -50,7 +50,7 @@ def endpoint(settings: EndpointSettings, log: AccessLog) -> Starlette:
         PlainRoute("/live", operation.live),
         PlainRoute("/status", operation.status),
         PlainRoute("/metrics", operation.metrics),
-        *(PlainRoute(path, page.answer) for path, page in pages(settings.deployments, keys=not keys.is_open)),
+        *(PlainRoute(path, page, methods=["GET"]) for path, page in pages(settings.deployments, keys=not keys.is_open)),
         PlainRoute("/score", score, methods=["POST"]),
         PlainRoute("/{deployment}/score", score, methods=["POST"]),
     ]

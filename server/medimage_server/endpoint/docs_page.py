@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 
 import orjson
-from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from medimage_server.endpoint import openapi
+from medimage_server.endpoint.observed import entry_of
+from medimage_server.endpoint.refusal import ClientGone
+from medimage_server.endpoint.sending import send_parts
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; "
@@ -28,12 +31,19 @@ CACHED = {
 
 @dataclass(frozen=True, slots=True)
 class Page:
+    """An ASGI application that answers with the same content always, in parts: strangers may ask, and read slowly."""
+
     content: bytes
     media_type: str
     headers: Mapping[str, str] = field(default_factory=dict)
 
-    async def answer(self, request: Request) -> Response:
-        return Response(self.content, media_type=self.media_type, headers=self.headers)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = Response(self.content, media_type=self.media_type, headers=self.headers)
+        await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+        try:
+            await send_parts(send, self.content)
+        except ClientGone as gone:  # a part has been sent, and no other answer can be given
+            entry_of(scope).reason = str(gone)
 
 
 def pages(deployments: Collection[str], *, keys: bool) -> Iterator[tuple[str, Page]]:

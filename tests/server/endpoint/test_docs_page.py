@@ -1,5 +1,6 @@
 """/docs: what it is made of, and the page in a real browser."""
 
+import asyncio
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
+from medimage_server.endpoint import body
 from medimage_server.endpoint.keys import digest
 from medimage_server.endpoint.workers import bound, endpoint_services, metrics_folder
 from medimage_server.supervisor import running as running_services
@@ -87,6 +89,28 @@ async def test_files_of_the_page_are_cached(caller, name, kind):
     assert answer.headers["cache-control"] == "public, max-age=86400"
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert (await caller.ask("POST", f"/docs/{name}")).status == 405
+
+
+async def test_file_is_sent_in_parts_to_those_who_read_them(caller, monkeypatch):
+    monkeypatch.setattr(body, "GRACE_S", 0.05)
+    monkeypatch.setattr(body, "MIN_BYTES_S", 2**20)  # a part in 1/16 s
+    seconds, sizes = 0.0, []
+
+    async def on_part(part):
+        sizes.append(len(part))
+        await asyncio.sleep(seconds)
+
+    whole = await caller.ask("GET", "/docs/swagger-ui.css", headers={}, on_part=on_part)
+    assert sizes == [65_536, 65_536, len(whole.body) - 2 * 65_536]
+    seconds = 0.5
+    given_up = await caller.ask("GET", "/docs/swagger-ui.css", headers={}, on_part=on_part)
+    assert len(given_up.body) < len(whole.body)
+    assert caller.log.entries[-1].reason == "the client reads the answer too slowly"
+
+
+async def test_head_tells_of_a_file_without_sending_it(caller):
+    answer = await caller.ask("HEAD", "/docs/start.js", headers={})
+    assert (answer.status, answer.headers["content-length"]) == (200, str((FOLDER / "start.js").stat().st_size))
 
 
 @pytest.mark.parametrize(

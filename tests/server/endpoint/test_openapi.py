@@ -150,7 +150,7 @@ async def test_every_route_of_the_app_is_there_and_no_other(monkeypatch):
 
 
 def test_every_status_in_the_code_is_one_of_scoring_and_no_other():
-    """Of the requests that the tests send, `asgi.Caller` looks at each answer."""
+    """Of the requests that the tests send, `asgi.EndpointCaller` looks at each answer."""
     source = "".join(path.read_text() for path in (ROOT / "server/medimage_server/endpoint").glob("*.py"))
     statuses = {HTTPStatus[name] for name in re.findall(r"\bHTTPStatus\.([A-Z_]+)", source)}
     statuses |= set(map(int, re.findall(r"(?:Refusal\(|error_response\(|error_body\(|status_code=)\s*(\d+)", source)))
