@@ -7,8 +7,10 @@ import os
 import re
 from dataclasses import replace
 from shutil import which
+from zipfile import ZipFile
 
 import pytest
+from hatchling.builders.wheel import WheelBuilder
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
@@ -48,6 +50,16 @@ def test_renderer_is_the_package_that_is_said_with_its_licence():
     assert {path.name for path in FOLDER.iterdir()} == {*sums, "SHA256SUMS", "page.html", "start.js"}
     assert "Apache License" in (FOLDER / "LICENSE").read_text()
     assert version in (FOLDER / "swagger-ui-bundle.js").read_text()
+
+
+def test_wheel_has_the_files_and_their_licences(tmp_path):
+    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    with ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    endpoint = "medimage_server/endpoint"
+    assert {f"{endpoint}/openapi.yaml", *(f"{endpoint}/swagger_ui/{path.name}" for path in FOLDER.iterdir())} <= names
+    licences = {name.partition("/swagger_ui/")[2] for name in names if ".dist-info/licenses/server" in name}
+    assert licences == {"LICENSE", "NOTICE", "swagger-ui-bundle.js.LICENSE.txt"}
 
 
 @pytest.fixture
