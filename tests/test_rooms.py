@@ -40,7 +40,6 @@ MODELS_OF_TRITON = {
 }
 ENDPOINT = {
     "": "the public clients, which look whether a Triton is ready before the endpoint starts",
-    "constants": "the length of a vector, for OpenAPI",
     "errors": "what a Triton fails with",
     "schema.table": "Azure's JSON",
     "schema.embeddings": "requests and answers of MedImageInsight",

@@ -11,25 +11,23 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Scope
 
 from medimage_server.endpoint.access_log import AccessLog
 from medimage_server.endpoint.balancing import BalancedTransport
-from medimage_server.endpoint.docs_page import docs_page
+from medimage_server.endpoint.docs_page import pages
 from medimage_server.endpoint.keys import Keyring
 from medimage_server.endpoint.middleware import FramingMiddleware, ObservabilityMiddleware, entry_of
 from medimage_server.endpoint.monitoring import MonitoringRoutes
-from medimage_server.endpoint.openapi import openapi
-from medimage_server.endpoint.responses import CLIENT_GONE, ClientGone, JSONResponse, Refusal, json_error
+from medimage_server.endpoint.responses import CLIENT_GONE, ClientGone, Refusal, json_error
 from medimage_server.endpoint.score_route import ScoreRoute
 from medimage_server.endpoint.settings import EndpointSettings
 
 # Calls to Triton at once, of each deployment and worker: two batches of the image encoder, and below the 64 that its
 # models' queues hold.
 CALLS = 32
-DOCS_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def endpoint_app(settings: EndpointSettings, log: AccessLog) -> Starlette:
@@ -41,27 +39,16 @@ def endpoint_app(settings: EndpointSettings, log: AccessLog) -> Starlette:
     """
     our_version = version("medimage-triton")
     keys = Keyring(settings.key_digests, Path(settings.keys_file) if settings.keys_file else None)
-    document = openapi(settings.deployments, version=our_version, keys=not keys.is_open)
     transport = BalancedTransport(settings.tritons, settings.deployments, slots=CALLS)
     monitoring = MonitoringRoutes(settings, keys, transport, version=our_version)
     score = ScoreRoute(settings, keys, transport)
-
-    async def document_route(request: Request) -> Response:
-        return JSONResponse(document)
-
-    page = docs_page(document)
-
-    async def docs_route(request: Request) -> Response:
-        return HTMLResponse(page, headers={"content-security-policy": DOCS_POLICY})
 
     routes = [
         PlainRoute("/", monitoring.health),
         PlainRoute("/live", monitoring.live),
         PlainRoute("/status", monitoring.status),
         PlainRoute("/metrics", monitoring.metrics),
-        PlainRoute("/openapi.json", document_route),
-        PlainRoute("/swagger.json", document_route),
-        PlainRoute("/docs", docs_route),
+        *(PlainRoute(path, page, methods=["GET"]) for path, page in pages(settings.deployments, keys=not keys.is_open)),
         PlainRoute("/score", score, methods=["POST"]),
         PlainRoute("/{deployment}/score", score, methods=["POST"]),
     ]

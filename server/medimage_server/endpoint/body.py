@@ -125,7 +125,8 @@ async def send_parts(send: Send, content: bytes) -> None:
         async with asyncio.timeout(time_limit_s(0)) as limit:
             for n_sent in range(0, len(content), PART_BYTES):
                 limit.reschedule(started + time_limit_s(n_sent))
-                await send({"type": "http.response.body", "body": content[n_sent:][:PART_BYTES], "more_body": True})
+                part = content[n_sent : n_sent + PART_BYTES]
+                await send({"type": "http.response.body", "body": part, "more_body": True})
             # uvicorn takes this end when the caller has read what goes before: until then the request holds its place
             await send({"type": "http.response.body", "body": b"", "more_body": False})
     except TimeoutError:

@@ -10,6 +10,8 @@ from urllib.parse import unquote
 
 from medimage_server.endpoint.access_log import LogEntry
 from medimage_server.endpoint.app import endpoint_app
+from medimage_server.endpoint.openapi import openapi, referred
+from medimage_server.endpoint.responses import CLIENT_GONE
 from medimage_server.endpoint.settings import EndpointSettings
 from tests.client.fake_reports import FakeReports
 from tests.client.fake_triton import FakeTriton
@@ -26,6 +28,7 @@ SETTINGS = EndpointSettings(
     drain_limit_s=1.0,
 )
 JSON = {"content-type": "application/json"}
+DOCUMENT = openapi(SETTINGS.deployments, keys=True)
 
 
 @dataclass
@@ -139,6 +142,29 @@ class Caller:
         )
 
 
+class EndpointCaller(Caller):
+    """Asks the endpoint, whose every answer has to be one that its OpenAPI document has."""
+
+    async def ask(self, method: str = "POST", path: str = "/score", *args: Any, **options: Any) -> Answer:
+        answer = await super().ask(method, path, *args, **options)
+        check_documented(method, path, answer)
+        return answer
+
+
+def check_documented(method: str, path: str, answer: Answer) -> None:
+    """That status, media type and headers of an answer are in the OpenAPI document, if the route is."""
+    operation = DOCUMENT["paths"].get(path, {}).get(method.lower())
+    if operation is None or answer.status == CLIENT_GONE:
+        return
+    assert str(answer.status) in operation["responses"], f"openapi.yaml has no {answer.status} of {method} {path}"
+    response = operation["responses"][str(answer.status)]
+    if "$ref" in response:
+        response = referred(DOCUMENT, response["$ref"])
+    assert answer.headers["content-type"].partition(";")[0] in response["content"]
+    headers = {name.lower(): referred(DOCUMENT, header["$ref"]) for name, header in response["headers"].items()}
+    assert {name for name, header in headers.items() if header.get("required")} <= answer.headers.keys()
+
+
 @asynccontextmanager
 async def running(monkeypatch, tritons=None, **settings):
     """A caller of the endpoint with these settings, over `tritons`, one of them or several by URL."""
@@ -150,4 +176,4 @@ async def running(monkeypatch, tritons=None, **settings):
     log = Log()
     app = endpoint_app(replace(SETTINGS, tritons=tuple(by_url), **settings), log)
     async with app.router.lifespan_context(app):
-        yield Caller(app, log)
+        yield EndpointCaller(app, log)
