@@ -74,6 +74,14 @@ class AcceptedConnection:
     def leave(self) -> None:
         self._acceptor.forget(self)
 
+    def abandon(self) -> None:
+        """Its handshake has failed. An event loop may have told the protocol of its beginning, and now of no end."""
+        if self._protocol is not None and self._protocol in self._protocol.connections:
+            self._protocol.connection_lost(None)
+        self.leave()
+        with suppress(OSError):
+            self._sock.close()
+
     def end(self) -> None:
         """Close the connection at once."""
         if self.handshake is not None:
@@ -81,7 +89,7 @@ class AcceptedConnection:
         transport = getattr(self._protocol, "transport", None)
         if transport is not None:
             transport.abort()
-        else:
+        elif self._protocol is None:
             self._sock.close()
         self.leave()
 
@@ -165,9 +173,7 @@ class Acceptor:
                 ssl_shutdown_timeout=end_s,
             )
         except (OSError, ssl.SSLError, asyncio.CancelledError):  # it speaks no TLS, or has gone, or had to
-            connection.leave()
-            with suppress(OSError):
-                sock.close()
+            connection.abandon()
 
     def _make_room(self, newest: AcceptedConnection) -> None:
         neighbours = [connection for connection in self._unauthenticated if connection.address == newest.address]

@@ -11,6 +11,7 @@ from shutil import which
 
 import pytest
 import uvicorn
+import uvloop
 from uvicorn.server import ServerState
 
 from medimage_server.endpoint import acceptor as module
@@ -87,6 +88,34 @@ async def has_ended(connection):
 @pytest.fixture
 def few(monkeypatch):
     monkeypatch.setattr(module, "MAX_UNAUTHENTICATED_PER_ADDRESS", 3)
+
+
+# uvloop drops a socket that it has accepted for who is cancelled; it is closed as garbage
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_accepting_that_ends_at_any_moment_leaves_no_connection_to_wait_for(run):
+    """uvicorn waits for those of its list before it ends."""
+
+    async def connections_left(steps):
+        config = uvicorn.Config(application, lifespan="off", log_config=None, ws="none")
+        config.load()
+        state = ServerState()
+        make = partial(HttpProtocol, config=config, server_state=state, app_state={})
+        with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()):
+            accepting = asyncio.create_task(Acceptor(listener, make, None).accept())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            accepting.cancel()
+            await asyncio.wait([accepting])
+            for connection in list(state.connections):  # as uvicorn's shutdown
+                connection.shutdown()
+            await asyncio.sleep(0.05)
+            return len(state.connections)
+
+    async def of_each_moment():
+        return [await connections_left(steps) for steps in range(12)]
+
+    assert run(of_each_moment()) == [0] * 12
 
 
 async def test_newest_is_accepted_and_the_oldest_unauthenticated_one_goes(few):
