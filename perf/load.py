@@ -70,10 +70,11 @@ def load(
         sent, answers = Path(scratch, "requests.pickle"), Path(scratch, "answers.json")
         sent.write_bytes(pickle.dumps(requests))
         command = [sys.executable, "-m", "locust", "-f", str(USERS), user, "--headless", "--host", url]
-        command += ["-u", str(callers), "-r", str(callers), "-t", f"{seconds}s", "--stop-timeout", "600"]
+        command += ["-u", str(callers), "-r", str(callers), "--stop-timeout", "600"]
+        variables = {"PERF_REQUESTS": str(sent), "PERF_ANSWERS": str(answers), "PERF_SECONDS": str(seconds)}
         done = subprocess.run(
             [*command, "--skip-log", "--only-summary", "--loglevel", "ERROR"],
-            env=os.environ | {"PERF_REQUESTS": str(sent), "PERF_ANSWERS": str(answers)},
+            env=os.environ | variables,
             capture_output=True,
             text=True,
         )

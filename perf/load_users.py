@@ -1,6 +1,7 @@
 """Callers for Locust: of a Triton over gRPC, and of the scoring endpoint. `load.py` runs Locust with this file.
 
 PERF_REQUESTS names a file of requests, as `load.py` has them, and PERF_ANSWERS the one that gets what was answered.
+PERF_SECONDS is how long they ask.
 """
 
 import itertools
@@ -17,6 +18,7 @@ import numpy as np
 import orjson
 import tritonclient.grpc as triton
 from locust import FastHttpUser, User, events, task
+from locust.env import Environment
 from tritonclient.utils import np_to_triton_dtype
 
 TOLERANCE = 1e-5  # of a vector's entry: in another batch sums are made in another order
@@ -98,6 +100,14 @@ def is_close(got: object, expected: object) -> bool:
     if got is None or expected is None:
         return got is expected
     return np.shape(got) == np.shape(expected) and bool(np.allclose(got, expected, rtol=0, atol=TOLERANCE))
+
+
+@events.init.add_listener
+def limit_time(environment: Environment, **_: object) -> None:
+    """Locust's own --run-time begins before its callers do, on a busy machine by seconds."""
+    environment.events.spawning_complete.add_listener(
+        lambda **_: gevent.spawn_later(float(os.environ["PERF_SECONDS"]), environment.runner.quit)
+    )
 
 
 @events.request.add_listener

@@ -2,14 +2,17 @@
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 
 import click
+import numpy as np
+import tritonclient.grpc as triton
 from prometheus_client.parser import text_string_to_metric_families
+from tritonclient.utils import np_to_triton_dtype
 
 from medimage_export.medimageinsight.export import export_medimageinsight
 from medimage_export.repository import copy_unexported
@@ -53,6 +56,15 @@ class Servers:
         """Seconds that requests have spent in each stage of the endpoint so far."""
         name = "medimage_endpoint_stage_seconds_sum"
         return {dict(labels)["stage"]: value for (n, labels), value in self.metrics().items() if n == name}
+
+
+def infer(client: triton.InferenceServerClient, model: str, inputs: Mapping[str, np.ndarray]) -> triton.InferResult:
+    """What a Triton answers over gRPC."""
+    tensors = []
+    for name, values in inputs.items():
+        tensors.append(triton.InferInput(name, values.shape, np_to_triton_dtype(values.dtype)))
+        tensors[-1].set_data_from_numpy(values)
+    return client.infer(model, tensors)
 
 
 def phantom_repository(scratch: Path) -> Path:

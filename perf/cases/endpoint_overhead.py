@@ -21,7 +21,7 @@ import tritonclient.grpc as triton
 from perf import tables
 from perf.measure import Report, quick_option, side_by_side
 from perf.pictures import film, noisy, png
-from perf.servers import Servers, phantom_repository, repository_option, serve
+from perf.servers import Servers, infer, phantom_repository, repository_option, serve
 
 SIDE_PX = 512
 STAGES = ("receive", "parse", "model", "send")
@@ -64,14 +64,9 @@ def main(quick: bool, repository: Path | None, rounds: int) -> None:
 
 @contextmanager
 def over_grpc(servers: Servers, image: bytes) -> Iterator[Embed]:
+    row = {"image": np.array([[image]], np.object_)}
     with triton.InferenceServerClient(servers.grpc_address) as client:
-
-        def embed() -> np.ndarray:
-            tensor = triton.InferInput("image", [1, 1], "BYTES")
-            tensor.set_data_from_numpy(np.array([[image]], dtype=np.object_))
-            return client.infer("medimageinsight_image", [tensor]).as_numpy("image_features")[0]
-
-        yield embed
+        yield lambda: infer(client, "medimageinsight_image", row).as_numpy("image_features")[0]
 
 
 @contextmanager

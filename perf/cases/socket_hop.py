@@ -6,8 +6,8 @@ turn, over gRPC. Unit: milliseconds.
 
 import statistics
 import tempfile
-from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from time import sleep
 
@@ -22,7 +22,7 @@ from medimage_server.run_folder import run_folder
 from perf import tables
 from perf.measure import Report, quick_option, side_by_side
 from perf.pictures import film, noisy, png
-from perf.servers import phantom_repository
+from perf.servers import infer, phantom_repository
 
 MODELS = ["medimageinsight_image", "medimageinsight_text"]
 CACHE_MB = 64  # so that a text asked before costs the way and little else
@@ -57,23 +57,13 @@ def main(quick: bool, rounds: int) -> None:
         }
         rows = []
         for name, (kind, value) in requests.items():
-            found = side_by_side({way: ask(client, kind, value) for way, client in clients.items()}, rounds)
-            pairs = [
-                after - before for before, after in zip(found["port"].times_ms, found["socket"].times_ms, strict=True)
-            ]
+            model, row = f"medimageinsight_{kind}", {kind: np.array([[value]], np.object_)}
+            found = side_by_side({way: partial(infer, client, model, row) for way, client in clients.items()}, rounds)
+            times_ms = zip(found["port"].times_ms, found["socket"].times_ms, strict=True)
             rows.append(
                 {"request": name, "bytes": len(value)}
                 | {way: timed.spread() for way, timed in found.items()}
-                | {"added_ms": statistics.median(pairs)}
+                | {"added_ms": statistics.median(socket - port for port, socket in times_ms)}
             )
     report.put(rounds=rounds, requests=rows)
     print(tables.of("socket_hop", report.content))
-
-
-def ask(client: triton.InferenceServerClient, kind: str, value: bytes) -> Callable[[], np.ndarray]:
-    def embed() -> np.ndarray:
-        tensor = triton.InferInput(kind, [1, 1], "BYTES")
-        tensor.set_data_from_numpy(np.array([[value]], dtype=np.object_))
-        return client.infer(f"medimageinsight_{kind}", [tensor]).as_numpy(f"{kind}_features")[0]
-
-    return embed

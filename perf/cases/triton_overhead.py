@@ -17,7 +17,6 @@ from pathlib import Path
 import click
 import numpy as np
 import tritonclient.grpc as grpc
-from tritonclient.utils import np_to_triton_dtype
 
 from medimage_server.launcher import run_triton
 from perf import tables
@@ -25,7 +24,7 @@ from perf.cases.scaling import encoder_inputs
 from perf.load import TritonRequest, triton_load
 from perf.measure import Report, alternate, quick_option, side_by_side, timed
 from perf.pictures import film, png
-from perf.servers import exported_for_onnxruntime, exported_repository, repository_option
+from perf.servers import exported_for_onnxruntime, exported_repository, infer, repository_option
 from perf.sessions import first_rows, session_as_served
 
 BUSY = (4, 8, 16)  # requests in flight
@@ -59,9 +58,9 @@ def main(quick: bool, repository: Path | None, seconds: int, rounds: int) -> Non
         ):
             for tower, inputs in encoder_inputs(repository, max(BUSY)).items():
                 session = session_as_served(repository / f"{tower}_encoder" / "1" / "model.onnx")
-                alone = partial(session.run, None, first_rows(inputs, 1))
-                rows = requests(f"{tower}_encoder", inputs)
-                one.append({"tower": tower, **one_at_a_time(alone, ask(client, rows[0]), rounds)})
+                model, row = f"{tower}_encoder", first_rows(inputs, 1)
+                alone, rows = partial(session.run, None, row), requests(model, inputs)
+                one.append({"tower": tower, **one_at_a_time(alone, partial(infer, client, model, row), rounds)})
                 cases = [(f"{tower} encoder", rows, n) for n in concurrencies]
                 if tower == "image":
                     cases.append((WHOLE_PATH, requests(models[0], {"image": films(IN_FLIGHT)}), IN_FLIGHT))
@@ -86,19 +85,6 @@ def requests(model: str, inputs: Tensors) -> list[TritonRequest]:
         {"model": model, "inputs": {name: values[row : row + 1] for name, values in inputs.items()}, "expected": {}}
         for row in range(rows)
     ]
-
-
-def ask(client: grpc.InferenceServerClient, request: TritonRequest) -> Call:
-    """A call that has the server answer a request."""
-
-    def infer() -> grpc.InferResult:
-        tensors = []
-        for name, values in request["inputs"].items():
-            tensors.append(grpc.InferInput(name, values.shape, np_to_triton_dtype(values.dtype)))
-            tensors[-1].set_data_from_numpy(values)
-        return client.infer(request["model"], tensors)
-
-    return infer
 
 
 def one_at_a_time(session: Call, triton: Call, rounds: int) -> dict[str, float]:

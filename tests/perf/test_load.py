@@ -2,11 +2,14 @@
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import grpc
 import numpy as np
 import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from perf.load import Load, load, triton_load
 
@@ -66,7 +69,8 @@ def test_so_many_callers_ask_at_once_and_every_answer_is_counted():
         found = load(url, [request(0), request(1, 2), request(3)], callers=3, seconds=2)
     assert list(found) == ["score"]
     assert found["score"].failures == {}
-    assert len(found["score"].latencies_ms) == seen["requests"] >= 3
+    assert len(found["score"].latencies_ms) == seen["requests"] > 3
+    assert found["score"].seconds > 1
     assert seen["most"] == 3
     assert found["score"].rate == pytest.approx(seen["requests"] / found["score"].seconds)
 
@@ -90,10 +94,28 @@ def test_refusals_failures_and_wrong_answers_are_told_apart():
     assert 0 < found["score"].failed < len(found["score"].latencies_ms)
 
 
+TO_TRITON = [{"model": "nothing", "inputs": {"text": np.array([[b"heart"]], object)}, "expected": {}}]
+
+
 def test_a_failed_request_fails_the_load_of_a_triton():
-    sent = [{"model": "nothing", "inputs": {"text": np.array([[b"heart"]], object)}, "expected": {}}]
-    with pytest.raises(RuntimeError, match=r"requests failed: .*(UNAVAILABLE|failed to connect)"):
-        triton_load("grpc://127.0.0.1:1", sent, callers=1, seconds=1)
+    class OnlyLive(service_pb2_grpc.GRPCInferenceServiceServicer):
+        def ServerLive(self, request, context):
+            return service_pb2.ServerLiveResponse(live=True)
+
+    server = grpc.server(ThreadPoolExecutor(2))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(OnlyLive(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with pytest.raises(RuntimeError, match=r"(\d+) of \1 requests failed: .*not implemented"):
+            triton_load(f"grpc://127.0.0.1:{port}", TO_TRITON, callers=1, seconds=1)
+    finally:
+        server.stop(None).wait()
+
+
+def test_a_triton_that_is_not_there_fails_the_load():
+    with pytest.raises(RuntimeError, match=r"no request to grpc://127\.0\.0\.1:1 ended in 1 s"):
+        triton_load("grpc://127.0.0.1:1", TO_TRITON, callers=1, seconds=1)
 
 
 def test_percentiles_are_those_of_numpy():

@@ -70,7 +70,7 @@ def runtimes(
         calls[f"PyTorch eager {SHORT[dtype]}"] = bound(eager(encoder, device.torch), inputs)
     baseline = module(in_dtype(model, device.eager[0], device.torch)).eval()
     optional: dict[str, Callable[[], Encode]] = {}
-    if module is ImageEncoder and device.with_compilation:  # of texts it takes minutes
+    if module is ImageEncoder and device.with_compilation:  # it takes minutes, so not of texts, too
         optional[f"torch.compile {SHORT[device.eager[0]]}"] = lambda: compiled(baseline, device.torch, inputs)
     if device.with_openvino:
         optional["OpenVINO fp32"] = lambda: openvino(baseline, inputs)
