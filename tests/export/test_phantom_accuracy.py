@@ -11,9 +11,9 @@ import pytest
 from medimage_export.medimageinsight.checkpoint import find_checkpoint, load_model
 from medimage_export.medimageinsight.export import export_medimageinsight
 from medimage_export.repository import copy_unexported
-from perf.suite.accuracy import drawings, encoders, evaluate
-from perf.suite.device import CPU
-from perf.suite.tables import GOALS
+from perf.cases.suite.accuracy import drawings, encoders, evaluate
+from perf.cases.suite.device import CPU
+from perf.tables import GOALS
 from tests.paths import PHANTOM_CHECKPOINT, REPOSITORY
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_auc")
