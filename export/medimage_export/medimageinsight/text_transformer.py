@@ -75,7 +75,8 @@ class TextTransformer(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.token_embedding = nn.Embedding(config.vocab_size, config.width)
+        # nn.Embedding(rows, width) fills itself with numbers, for which the meta device imports the compiler: 4 s
+        self.token_embedding = nn.Embedding.from_pretrained(torch.randn(config.vocab_size, config.width), freeze=False)
         self.positional_embedding = nn.Parameter(torch.randn(config.context_length, config.width) * 0.01)
         self.resblocks = nn.ModuleList(ResidualAttentionBlock(config.width, config.heads) for _ in range(config.layers))
         self.ln_final = LayerNorm(config.width)
