@@ -32,11 +32,13 @@ GET_LIBPYTHON = { cd $(VENV) && apt-get download --quiet $(LIBPYTHON) && dpkg --
 demo: $(VENV)/.runtime  ## the whole way on a real Triton, with the phantom checkpoint
 	$(BIN)/python examples/demo.py
 
-test: $(VENV)/.dev  ## every test; those of tests/triton start a real Triton, and so run one after the other
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --ignore tests/triton -m "not soak"
-	MEDIMAGE_REQUIRE_TRITON=1 $(BIN)/python -m pytest tests/triton -m "not soak"
+# Tests of a file share fixtures, and those of tests/triton a server: tests/conftest.py groups them. Without bytecode on
+# the disk each of the hundreds of processes that they start would compile what it imports: four seconds for PyTorch.
+unexport PYTHONDONTWRITEBYTECODE
+test: $(VENV)/.dev  ## every test, on two cores
+	MEDIMAGE_REQUIRE_TRITON=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder -m "not soak"
 
-test-soak: $(VENV)/.dev  ## what takes minutes: the whole corpus of hostile files, with the slowest and the largest of each format
+test-soak: $(VENV)/.dev  ## the tests that take minutes, and the whole of those that `make test` does in part
 	MEDIMAGE_REQUIRE_TRITON=1 $(BIN)/python -m pytest -m soak
 
 check: $(VENV)/.dev  ## lint, format, types; changes nothing

@@ -18,11 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medimage_export.medimageinsight.checkpoint import find_checkpoint, load_model
 from medimage_export.medimageinsight.config import MedImageInsightConfig
-from medimage_export.medimageinsight.export import export_medimageinsight
 from medimage_export.medimageinsight.reference import UniCL
 from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_export.phantoms.generator import TRAIN_SEEDS, VALIDATION_SEEDS
-from medimage_export.repository import copy_unexported
 from medimage_export.served_config import config_change
 from medimage_server.errors import LaunchError
 from medimage_server.image_preprocessing import ImagePreprocessor, ImageSettings
@@ -31,7 +29,7 @@ from perf.cases.suite import accuracy, baselines, encoders, floor, main, session
 from perf.cases.suite.device import CPU, CUDA, runtime_of, without_bf16
 from perf.cases.suite.rounds import compare, difference
 from perf.cases.suite.sessions import check_present, session
-from tests.paths import PHANTOM_CHECKPOINT, REPOSITORY
+from tests.paths import PHANTOM_CHECKPOINT
 
 # The very path of a GPU, on the machine that the tests run on.
 CUDA_ON_CPU = replace(CUDA, torch="cpu", provider="CPUExecutionProvider", image_batches=(1, 2))
@@ -43,14 +41,9 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def repositories(tmp_path_factory):
+def repositories(exported):
     """The phantom checkpoint in each precision."""
-    folder = tmp_path_factory.mktemp("exports")
-    exports = {}
-    for precision in ("fp32", "fp16", "int8"):
-        exports[precision] = copy_unexported(REPOSITORY, folder / precision)
-        export_medimageinsight(PHANTOM_CHECKPOINT, exports[precision], precision=precision)
-    return exports
+    return {precision: exported(precision) for precision in ("fp32", "fp16", "int8")}
 
 
 @pytest.fixture
