@@ -1,6 +1,7 @@
 """Imports go one way between the rooms, so that each can be installed and read without the ones behind it."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -49,7 +50,7 @@ ENDPOINT = {
     "wire.connection": "the bounds that hold over the calls of a request",
     "wire.transport": "what a transport is: the endpoint has one over several Tritons",
     "wire.triton": "the transport to one of them",
-    "wire.patience": "when a call that nobody waits for is cancelled",
+    "wire.triton_workarounds": "what is done about Triton's faults, if a Triton has them",
 }
 
 
@@ -108,6 +109,18 @@ def test_server_imports_of_the_client_exactly_what_is_listed():
 def test_packages_of_the_client_import_one_way(package):
     packages = {module.split(".")[0] for module in modules_of_the_client(CLIENT / package)} & set(CLIENT_ORDER)
     assert packages <= set(CLIENT_ORDER[: CLIENT_ORDER.index(package) + 1])
+
+
+def test_faults_of_a_version_of_triton_are_in_the_two_rooms_for_them():
+    rooms = [*ROOT.glob("*/*/wire/triton_workarounds.py"), *ROOT.glob("*/*/triton_workarounds.py")]
+    assert [room.relative_to(ROOT).parts[0] for room in rooms] == ["client", "server"]
+    files = [path for room in ("client", "server", "model_repository") for path in (ROOT / room).rglob("*.*")]
+    texts = [path for path in files if path.suffix in (".py", ".pbtxt")]
+    assert {path for path in texts if "2.51" in path.read_text(encoding="utf-8")} == set(rooms)
+    named = [
+        name for room in rooms for name in re.findall(r"(?:tests|perf)/[\w/]+\.\w+", room.read_text(encoding="utf-8"))
+    ]
+    assert {name for name in named if not (ROOT / name).is_file()} == set()
 
 
 def test_server_room_imports_nothing_of_triton():

@@ -1,8 +1,8 @@
 """The responses of `cxrreportgen_stream` to one request, and the calls that `cxrreportgen` makes to it.
 
 Such a call carries the request parameter CALL_ID. It wants the end of an answer alone, and its errors named, because
-BLS loses their code (see medimage_server.bls). Triton 2.51 cannot cancel a BLS call, so another one, whose parameter
-CANCEL is that id, says that nobody waits for the first any more. Both names are for this server alone: Triton makes a
+BLS loses their code, and cannot cancel a call (see triton_workarounds.py); so another one, whose parameter CANCEL is
+that id, says that nobody waits for the first any more. Both names are for this server alone: Triton makes a
 parameter of every unknown key that a caller sends, so they are none that a caller would choose, and the id is random.
 """
 

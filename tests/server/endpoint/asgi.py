@@ -32,6 +32,7 @@ JSON = {"content-type": "application/json"}
 class Tritons:
     """A Transport that gives each call to the fake of its model."""
 
+    version = "2.51.0"
     embeddings: FakeTriton = field(default_factory=FakeTriton)
     reports: FakeReports = field(default_factory=FakeReports)
 
@@ -45,7 +46,7 @@ class Tritons:
         return self.reports.stream(call, timeout=timeout)
 
     async def server_version(self):
-        return "2.51.0"
+        return self.version
 
     async def is_ready(self, models):
         return await self._of(models[0]).is_ready(models)
