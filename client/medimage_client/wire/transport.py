@@ -1,11 +1,12 @@
 """What a client needs of a connection, whatever the server speaks."""
 
-import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
+
+from medimage_client.schema.json_text import decode_json
 
 Outputs = dict[str, NDArray[Any]]  # by name
 
@@ -42,8 +43,9 @@ class Transport(Protocol):
 
 
 def read_object(text: bytes) -> dict[str, Any] | None:
+    """JSON of an object, None for anything else."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = decode_json(text)
+    except ValueError:
         return None
     return value if isinstance(value, dict) else None

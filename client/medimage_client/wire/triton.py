@@ -1,6 +1,5 @@
 """Requests to a Triton server over gRPC or HTTP, with one set of errors."""
 
-import base64
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack
@@ -15,6 +14,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from medimage_client.constants import DEFAULT_PORTS, MIN_SHARED_MEMORY_BYTES
 from medimage_client.errors import InvalidInput, MedImageError, ResponseError, TransportError
+from medimage_client.images.base64_text import encode_base64
 from medimage_client.wire.error_reader import not_triton, shared_memory_error, stream_error, triton_error, unified_error
 from medimage_client.wire.shared_memory import SharedMemory, tensor_size
 from medimage_client.wire.transport import Call, Outputs, read_object
@@ -279,7 +279,7 @@ def bytes_values(array: NDArray[Any]) -> list[bytes]:
 
 def json_value(array: NDArray[Any]) -> Any:
     """A tensor as the generate extension takes it: text as it is, bytes as base64, one value without a list."""
-    values = [base64.b64encode(v).decode() if isinstance(v, bytes) else v for v in array.ravel().tolist()]
+    values = [encode_base64(v).decode() if isinstance(v, bytes) else v for v in array.ravel().tolist()]
     return values[0] if len(values) == 1 else values
 
 
