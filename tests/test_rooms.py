@@ -2,7 +2,6 @@
 
 import ast
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,16 +16,6 @@ ALLOWED = {
     "model_repository": {"medimage_server"},
 }
 CLIENT = ROOT / "client" / "medimage_client"
-# grpc and aiohttp come with tritonclient[grpc,http]
-CLIENT_BASE = {"medimage_client", "jiter", "numpy", "PIL", "pybase64", "tritonclient", "grpc", "aiohttp"}
-CLIENT_EXTRAS = {  # package -> where it may stand
-    "click": "cli/",
-    "pydicom": "images/dicom.py",
-    "pyarrow": "cli/embed.py",
-    "rouge_score": "reports/evaluation.py",
-    "sacrebleu": "reports/evaluation.py",
-}
-
 CLIENT_ORDER = ("images", "schema", "wire", "reports", "cli")  # packages of the client; each may import those before it
 
 # What the server takes of the client, and why. A module that is not here is the client's own business.
@@ -70,13 +59,6 @@ def test_room_imports_only_the_rooms_it_may(room):
     imported = imported_packages(ROOT / room)
     assert imported, f"{room} has no imports: is the folder still there?"
     assert imported & ROOMS <= ALLOWED[room]
-
-
-def test_client_without_extras_needs_only_its_base_dependencies():
-    for path in CLIENT.rglob("*.py"):
-        place = path.relative_to(CLIENT).as_posix()
-        third_party = imported_packages(path) - set(sys.stdlib_module_names) - CLIENT_BASE
-        assert third_party == {p for p in third_party if place.startswith(CLIENT_EXTRAS.get(p, "nowhere"))}, place
 
 
 def modules_of_the_client(folder: Path) -> set[str]:
