@@ -78,7 +78,8 @@ def check_frame(dataset: Dataset, frame: int | None) -> int:
 
 def decode_frame(dataset: Dataset, index: int) -> NDArray[Any]:
     """Stored values (H, W), or (H, W, 3) with YBR already turned into RGB."""
-    from pydicom.pixels import get_decoder, pixel_array
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.pixels.utils import pixel_array
 
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated and not get_decoder(syntax).is_available:
@@ -104,7 +105,7 @@ def frame_attributes(dataset: Dataset, index: int) -> Dataset:
 
 
 def greys(stored: NDArray[Any], attributes: Dataset, window: Window | None) -> NDArray[np.uint8]:
-    from pydicom.pixels import apply_modality_lut
+    from pydicom.pixels.processing import apply_modality_lut
 
     values = apply_modality_lut(stored, attributes)
     shown = apply_window(values, window) if window is not None else apply_voi(values, attributes)
@@ -113,7 +114,7 @@ def greys(stored: NDArray[Any], attributes: Dataset, window: Window | None) -> N
 
 def apply_voi(values: NDArray[Any], attributes: Dataset) -> NDArray[np.uint8]:
     """The file's own VOI transformation (PS3.3 C.11.2), its first if it offers several; the table before the window."""
-    from pydicom.pixels import apply_voi as apply_voi_table
+    from pydicom.pixels.processing import apply_voi as apply_voi_table
 
     if attributes.get("VOILUTSequence"):
         bits = attributes.VOILUTSequence[0].LUTDescriptor[2]
@@ -144,7 +145,7 @@ def first(value: Any) -> float | None:
 
 def colours(values: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
     """(H, W, 3) RGB of any depth, or (H, W) palette indices, to 8-bit RGB."""
-    from pydicom.pixels import apply_color_lut
+    from pydicom.pixels.processing import apply_color_lut
 
     bits = dataset.BitsStored
     if dataset.PhotometricInterpretation == "PALETTE COLOR":

@@ -91,7 +91,7 @@ class DeferredCancellation:
             await asyncio.wait(self._abandoned)
 
 
-class TritonTransport(Transport, Protocol):
+class VersionedTransport(Transport, Protocol):
     """A transport to one Triton."""
 
     version: str | None  # of the server; "" if it does not tell, None if it is to be asked (again)
@@ -107,7 +107,7 @@ class DeferredTransport:
     count among the client's requests in flight any more.
     """
 
-    def __init__(self, transport: TritonTransport) -> None:
+    def __init__(self, transport: VersionedTransport) -> None:
         self._transport = transport
         self._cancellation = DeferredCancellation()
         self._asking: asyncio.Task[None] | None = None

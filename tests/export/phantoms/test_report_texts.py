@@ -4,7 +4,6 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from medimage_client.reports.grammar import parse_strict
 from medimage_export.cxrreportgen.config import PromptStrings
 from medimage_export.phantoms.chest_study import SENTENCES, STRUCTURES, Finding, chest_study
 from medimage_export.phantoms.report_scores import intersection_over_union, read_report, score
@@ -20,6 +19,7 @@ from medimage_export.phantoms.report_texts import (
 from medimage_export.phantoms.report_tokenizer import build_report_tokenizer
 from medimage_server.reports import prompt as served
 from medimage_server.reports import settings as served_settings
+from tests.strict_reports import parse_strict
 
 TOKENIZER = build_report_tokenizer(corpus(), TOKENS)
 STUDIES = [chest_study(seed, size=32) for seed in range(40)]
