@@ -23,8 +23,8 @@ BLS has no cancel: a model cannot cancel its call of another, so a second call s
 Newer Tritons can cancel the call of a decoupled model, which `cxrreportgen_stream` is.
 
 Lost process: where the process of a Python model has gone, Triton neither starts it again nor calls the model not
-ready (newer ones do the latter). Requests to it fail from then on, and reports under way never end. So all of Triton is
-started again.
+ready (newer ones do the latter, server#8552). Requests to it fail from then on, and reports under way never end. So all
+of Triton is started again.
 
 No model.py: Triton does not fail on it but waits for ever for the process that cannot start.
 
