@@ -12,13 +12,13 @@ from concurrent.futures import Future
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
-from medimage_client.wire.patience import LEFT_ALONE_S
+from medimage_client.wire.triton_workarounds import CANCEL_AFTER_S
 
 T = TypeVar("T")
 
 
 STARTING = threading.RLock()  # reentrant: the garbage collector may close a client in the middle
-CLOSING_TIME_S = LEFT_ALONE_S + 1.0  # for open connections to close at the end; what takes longer is cancelled
+CLOSING_TIME_S = CANCEL_AFTER_S + 1.0  # for open connections to close at the end; what takes longer is cancelled
 
 
 def event_loop() -> asyncio.AbstractEventLoop:

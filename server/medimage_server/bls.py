@@ -1,8 +1,7 @@
 """Calls from one model of the repository to another: Triton's business logic scripting (BLS), and its errors.
 
-Measured on Triton 2.51, in a decoupled and in a default model: a call may come from any thread, and blocks that thread
-alone. The code of an error is lost on the way, it is always INTERNAL; so an error is told by its text, which is read
-here and nowhere else.
+A call may come from any thread of a model, decoupled or not, and blocks that thread alone. The code of an error is lost
+on the way (see triton_workarounds.py); so an error is told by its text, which is read here and nowhere else.
 """
 
 import re

@@ -127,10 +127,8 @@ class TritonServer:
         return True
 
     def failure(self) -> str | None:
-        """Why it does not serve any more, None while it does.
-
-        Triton 2.51 neither starts the process of a Python model again nor calls the model not ready: requests to that
-        model fail from then on, and reports under way never end.
+        """Why it does not serve any more, None while it does. Triton does not see a lost process of a model by itself,
+        see triton_workarounds.py.
         """
         if parent_of(self.pid) is None:
             with suppress(subprocess.TimeoutExpired):  # of the guard, which clears up first

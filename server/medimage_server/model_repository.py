@@ -144,7 +144,7 @@ def check_complete(repository: Path, models: Sequence[str], configs: dict[str, M
     Raises:
         LaunchError: names the models without.
     """
-    # Triton 2.51 would not fail on these but wait for ever for the process that cannot start.
+    # Triton would wait for ever for the process that cannot start, see triton_workarounds.py
     if missing := _without_file(repository, models, configs, "python"):
         raise LaunchError(f"no model.py for {', '.join(missing)}: restore it from the project's model_repository")
     for kind, option in (("onnxruntime", ""), ("tensorrt_plan", " --format tensorrt")):

@@ -14,11 +14,11 @@ from checkpoints.training.report_texts import (
     plain_answer,
     report_prompt,
 )
-from medimage_client.reports.grammar import parse_strict
 from medimage_export.cxrreportgen.config import PromptStrings
 from medimage_export.phantoms.chest_study import SENTENCES, STRUCTURES, DrawnFinding, chest_study
 from medimage_server.reports import prompt as served
 from medimage_server.reports import settings as served_settings
+from tests.strict_reports import parse_strict
 
 TOKENIZER = build_report_tokenizer()
 STUDIES = [chest_study(seed, size=32) for seed in range(40)]

@@ -32,6 +32,7 @@ class FakeReports:
     A stream sends `pieces`, then fails with `broken` or ends with its report; then it waits if it is to `hang`.
     """
 
+    version = "2.51.0"  # as the server has told it
     failures: list[MedImageError] = field(default_factory=list)
     refuse: Callable[[Call], None] = lambda call: None
     pieces: Sequence[str] = PIECES

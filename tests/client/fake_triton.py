@@ -48,6 +48,7 @@ class FakeTriton:
     No call is answered before `wait_for_in_flight` calls have been under way at once.
     """
 
+    version = "2.51.0"  # as the server has told it
     failures: list[MedImageError] = field(default_factory=list)
     refuse: Callable[[Call], None] = lambda call: None
     wait_for_in_flight: int = 1

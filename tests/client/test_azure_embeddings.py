@@ -8,8 +8,9 @@ import pytest
 
 from medimage_client import InvalidInput
 from medimage_client.schema.embeddings import COLUMNS, IMAGE_PARAMS, EmbeddingRow, render_answer
+from medimage_client.schema.json_text import MAX_DELIMITERS, NAMES
 from medimage_client.schema.reports import COLUMNS as REPORT_COLUMNS
-from medimage_client.schema.table import MAX_DELIMITERS, NAMES, read_json
+from medimage_client.schema.table import read_json
 from tests.client.azure_samples import IMAGE_AND_TEXT, TEXT_ONLY, TWO_BY_TWO, card_request, read_request
 
 PNG = base64.b64decode(TWO_BY_TWO)

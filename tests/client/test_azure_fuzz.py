@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from medimage_client import InvalidInput
 from medimage_client.images.base64_text import decode_base64
 from medimage_client.schema.embeddings import COLUMNS, EmbeddingRequest, RequestParams, RequestRow
+from medimage_client.schema.json_text import NAMES
 from medimage_client.schema.reports import COLUMNS as REPORT_COLUMNS
 from medimage_client.schema.reports import IMAGE_INPUTS, ReportRequest
-from medimage_client.schema.table import NAMES
 from tests.client.azure_samples import is_report_request, read_report_requests, read_request
 
 

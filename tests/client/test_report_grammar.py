@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from medimage_client.reports.grammar import FindingParser, GrammarError, parse_strict, parse_tolerant, to_output
+from medimage_client.reports.grammar import FindingParser, parse_tolerant, to_output
+from tests.strict_reports import GrammarError, parse_strict
 
 B = "<box><x0><y10><x99><y50></box>"
 BOX = (0.005, 0.105, 0.995, 0.505)

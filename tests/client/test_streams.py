@@ -207,7 +207,7 @@ def test_report_whose_stream_ends_too_soon_is_an_error(client, script, film):
 
 
 def test_report_that_takes_too_long_is_cancelled_on_the_server(client, script, film, monkeypatch):
-    monkeypatch.setattr("medimage_client.wire.patience.LEFT_ALONE_S", 0.1)
+    monkeypatch.setattr("medimage_client.wire.triton_workarounds.CANCEL_AFTER_S", 0.1)
     script.endless = True
     with pytest.raises(errors.RequestTimeout, match=r"no answer within 0\.5 s"):
         client.report(film, timeout=0.5)
@@ -320,7 +320,7 @@ def test_stream_that_fails_over_grpc_is_left_to_end_by_itself(grpc_url, script, 
 
 def test_stream_that_does_not_end_after_its_error_is_cut(grpc_url, script, film, monkeypatch):
     """As where a process of the model has gone."""
-    monkeypatch.setattr("medimage_client.wire.triton.STREAM_END_S", 0.01)
+    monkeypatch.setattr("medimage_client.wire.triton_workarounds.STREAM_END_S", 0.01)
     script.end_after_error = lambda context: script.left.wait(WAIT_S)
     script.refusals = [("INTERNAL", "internal error")]
     with CXRReportGen(grpc_url) as client, pytest.raises(errors.ServerError, match="internal error"):

@@ -20,6 +20,9 @@ from medimage_client import (
 )
 from medimage_client.images.encoding import encode_image
 from medimage_client.wire.shared_memory import FOLDER
+from medimage_client.wire.transport import Call
+from medimage_client.wire.triton import Endpoint
+from medimage_client.wire.triton_workarounds import CANCELLED_CALL, DeferredTransport
 from medimage_server.launcher import run_triton
 from tests.client.azure_samples import IMAGE_AND_TEXT, TEXT_ONLY, TWO_BY_TWO, card_request
 from tests.triton.requests import bytes_input, embed_images, embed_texts
@@ -66,6 +69,21 @@ def assert_close(actual, expected):
 
 def test_client_is_ready(call):
     assert call("is_ready") is True
+
+
+async def test_version_that_switches_the_workarounds_is_the_servers(url, triton):
+    connection = Endpoint.parse(url).connect(shared_memory=False)
+    transport = DeferredTransport(connection)
+    call = Call("medimageinsight_text", {"text": np.array([[b"a"]], np.object_)}, ("text_features",), {})
+    async with asyncio.timeout(60):
+        await transport.infer(call, timeout=60)
+        while connection.version is None:
+            await asyncio.sleep(0.01)
+    await transport.close()
+    version = triton.grpc.get_server_metadata().version
+    assert connection.version == version
+    is_old = tuple(map(int, version.split("."))) < (2, 57)
+    assert CANCELLED_CALL.is_in(connection.version) == is_old
 
 
 def test_many_images_get_the_servers_vectors_in_order(call, triton):

@@ -22,7 +22,6 @@ from PIL import Image
 from tokenizers import Tokenizer
 from tritonclient.utils import InferenceServerException
 
-from medimage_client.reports.grammar import parse_strict
 from medimage_export.cxrreportgen.checkpoint import load_image_encoder, load_reference_decoder, open_checkpoint
 from medimage_export.cxrreportgen.export import export_cxrreportgen
 from medimage_server.launcher import run_triton
@@ -30,6 +29,7 @@ from medimage_server.reports.chest_xray import resize_and_crop, stretch_grey
 from medimage_server.reports.prompt import PromptTokenizer, Study
 from medimage_server.reports.settings import GenerationSettings
 from tests.export.cxrreportgen.small import LLAMA, VISION, write_checkpoint
+from tests.strict_reports import parse_strict
 from tests.waiting import wait_until
 
 WAIT_S = 60.0  # for any answer: far more than it takes, so that a hang fails the test and not the machine

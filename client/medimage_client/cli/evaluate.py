@@ -11,6 +11,7 @@ import click
 from medimage_client.reports.evaluation import Scores
 from medimage_client.reports.evaluation import evaluate as evaluate_findings
 from medimage_client.reports.finding import Finding, findings_of
+from medimage_client.schema.json_text import decode_json
 
 COLUMNS = ("reference", "output")
 
@@ -60,8 +61,8 @@ def read_jsonl(table: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
+                row = decode_json(line.encode())
+            except ValueError:
                 row = None
             if not isinstance(row, dict):
                 raise click.ClickException(f"line {number}: is not a JSON object")
@@ -79,8 +80,8 @@ def read_cell(row: Mapping[str, Any], column: str, name: str) -> Sequence[Findin
     if cell is None:
         raise click.ClickException(f"{name}: has no {column!r}")
     try:
-        return findings_of(json.loads(cell) if isinstance(cell, str) else cell)
-    except (ValueError, TypeError, RecursionError):
+        return findings_of(decode_json(cell.encode()) if isinstance(cell, str) else cell)
+    except (ValueError, TypeError):
         raise click.ClickException(
             f"{name}, column {column!r}: is not the JSON of findings; expected [[text, null or a list of boxes], …]"
         ) from None

@@ -3,13 +3,13 @@
 Findings are clinical text: no repr and no message shows them.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from medimage_client.constants import REPORT_IMAGE_SIZE_PX
 from medimage_client.errors import ResponseError
+from medimage_client.schema.json_text import decode_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,8 @@ class Finding:
 
 def read_findings(output: str) -> tuple[Finding, ...]:
     try:
-        return findings_of(json.loads(output))
-    except (ValueError, TypeError, RecursionError):  # a message of theirs may quote the text
+        return findings_of(decode_json(output.encode()))
+    except (ValueError, TypeError):  # a message of theirs may quote the text
         raise ResponseError(
             "the output is not the JSON of findings; expected [[text, null or a list of boxes], …]", status=200
         ) from None

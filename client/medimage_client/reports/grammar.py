@@ -7,9 +7,9 @@
 
 A coordinate is the middle of one of 100 bins: (index + 0.5) / 100, a fraction of the square that the model saw.
 
-Strict reading follows MAIRA-2's own processor (`convert_output_to_plaintext_or_grounded_sequence`) to the letter, also
-where it is lenient: what surrounds four good coordinates inside a box is ignored, and a box may be inside out.
-Tolerant reading keeps every complete obj and says whether anything else was there.
+Reading follows MAIRA-2's own processor (`convert_output_to_plaintext_or_grounded_sequence`) to the letter, also where
+it is lenient: what surrounds four good coordinates inside a box is ignored, and a box may be inside out. Of a text that
+the processor refuses, every complete obj is kept, and it is said that there was something else.
 """
 
 import json
@@ -27,34 +27,16 @@ COORDINATES = re.compile(r"<x(\d+?)><y(\d+?)><x(\d+?)><y(\d+?)>")
 BINS = 100
 
 
-class GrammarError(ValueError):
-    """A text that is not of the grammar. The message says what is wrong and never quotes the text."""
-
-
 @dataclass(frozen=True)
 class Parsed:
     findings: list[ParsedFinding] = field(repr=False)
     malformed: bool  # something had to be dropped, or was not of the grammar
 
 
-def parse_strict(text: str) -> str | list[ParsedFinding]:
-    """A plain text, stripped, or the findings of a grounded one, as MAIRA-2's own processor reads them.
-
-    Raises:
-        GrammarError: where that processor raises AssertionError or ValueError.
-    """
-    parser = FindingParser()
-    findings = parser.feed(text)
-    parser.finish()
-    if parser.problem is not None:
-        raise GrammarError(parser.problem)
-    return findings if parser.is_grounded else text.strip()
-
-
 def parse_tolerant(text: str) -> Parsed:
     """The complete findings of any text; never raises. A plain text is one finding without boxes, an empty one none.
 
-    What `parse_strict` accepts gives the same findings, and `malformed` is true exactly for what it refuses.
+    `malformed` is true exactly for what MAIRA-2's own processor refuses.
     """
     parser = FindingParser()
     findings = parser.feed(text)

@@ -6,11 +6,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 from medimage_client.errors import InvalidInput, RequestTimeout, TransportError, Unavailable
-from medimage_client.wire.patience import PatientTransport
 from medimage_client.wire.retries import with_retries
 from medimage_client.wire.scoring import ScoringEndpoint, ScoringTransport, is_scoring_uri
 from medimage_client.wire.transport import Call, Outputs, Transport
 from medimage_client.wire.triton import Endpoint
+from medimage_client.wire.triton_workarounds import DeferredTransport
 
 T = TypeVar("T")
 
@@ -130,7 +130,7 @@ def connector(url: str, *, api_key: str | None, shared_memory: bool) -> Callable
         raise InvalidInput("api_key is for a scoring URI, https://host/score; a Triton server has no keys")
     endpoint = Endpoint.parse(url)
     connect = partial(endpoint.connect, shared_memory=shared_memory)
-    return (lambda: PatientTransport(connect())) if endpoint.scheme.startswith("grpc") else connect
+    return (lambda: DeferredTransport(connect())) if endpoint.scheme.startswith("grpc") else connect
 
 
 async def gather(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -59,7 +59,7 @@ NO_CONNECTION = re.compile(  # gRPC, whose code is UNAVAILABLE like that of a se
     re.IGNORECASE,
 )
 UNREADABLE_BODY = "an exception occurred in the client while decoding"  # tritonclient, over HTTP
-STATUS_MARKS = {  # Triton 2.51 and our models; for streams, whose errors have no status
+STATUS_MARKS = {  # Triton and our models; for streams, whose errors have no status
     # first, for these may go on with any words: of our models, and of Triton's Python backend
     re.compile(r"^(internal error|Failed to process the request|Stub process '[^']*' is not healthy)"): 500,
     re.compile(r"maximum queue size|waiting already|busy; try again|shutting down|Server is stopping"): 503,
@@ -69,7 +69,7 @@ SHARED_MEMORY_FULL = re.compile(  # Triton's Python backend, in the server or a 
     r"Failed to increase the shared memory pool size for key|Unable to initialize shared memory key|"
     r"Failed to create new mapped region for the grown shared memory region"
 )
-PROCESS_LOST = re.compile(r"^(Failed to process the request.*)?Stub process '[^']*' is not healthy")  # Triton 2.51
+PROCESS_LOST = re.compile(r"^(Failed to process the request.*)?Stub process '[^']*' is not healthy")  # Triton
 TOO_LONG = re.compile(r"took longer than the limit")  # our models, UNAVAILABLE as Triton has no code for it
 RESTRICTED = re.compile(r"is restricted, expecting header")  # Triton, where an operator has locked an API
 REGION_LOST = re.compile(r"^Unable to find shared memory region")  # Triton, of one that it has never seen

@@ -11,7 +11,6 @@ Other events tell nothing that is needed here, nor do comments, which keep the c
 """
 
 import json
-from binascii import b2a_base64
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,8 +19,10 @@ from numpy.typing import NDArray
 
 from medimage_client.constants import EMBEDDING_SIZE
 from medimage_client.errors import InvalidInput, ResponseError
+from medimage_client.images.base64_text import encode_base64
 from medimage_client.images.resize import RESIZED_BY_CLIENT
 from medimage_client.schema import embeddings, reports
+from medimage_client.schema.json_text import decode_json
 from medimage_client.schema.reports import IMAGE_INPUTS
 from medimage_client.wire.error_reader import not_scoring
 from medimage_client.wire.transport import Call, Outputs, read_object
@@ -85,7 +86,7 @@ def pieces(call: Call) -> Iterator[bytes]:
 def cell(column: str, value: bytes | str) -> Sequence[bytes]:
     if column in IMAGE_COLUMNS:
         assert isinstance(value, bytes)
-        return b'"', b2a_base64(value, newline=False), b'"'
+        return b'"', encode_base64(value), b'"'
     return (json_bytes(str(value, "utf-8") if isinstance(value, bytes) else value),)
 
 
@@ -100,8 +101,8 @@ def read_rows(body: bytes, n_rows: int) -> Sequence[dict[str, Any]]:
         ResponseError: not the JSON of so many objects in a list.
     """
     try:
-        rows = json.loads(body)
-    except (ValueError, RecursionError):
+        rows = decode_json(body)
+    except ValueError:
         rows = None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ResponseError(not_scoring(200), status=200)

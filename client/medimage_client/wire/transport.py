@@ -1,6 +1,5 @@
 """What a client needs of a connection, whatever the server speaks."""
 
-import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from medimage_client.errors import ResponseError
+from medimage_client.schema.json_text import decode_json
 
 Outputs = dict[str, NDArray[Any]]  # by name
 
@@ -59,8 +59,9 @@ async def read_to_end(responses: AsyncGenerator[Outputs, None], names: Sequence[
 
 
 def read_object(text: bytes) -> dict[str, Any] | None:
+    """JSON of an object, None for anything else."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = decode_json(text)
+    except ValueError:
         return None
     return value if isinstance(value, dict) else None

@@ -1,11 +1,9 @@
 """Requests to a Triton server over gRPC or HTTP, with one set of errors."""
 
-import asyncio
-import base64
 import ssl
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Self
@@ -16,15 +14,16 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from medimage_client.constants import DEFAULT_PORTS, MIN_SHARED_MEMORY_BYTES
-from medimage_client.errors import InvalidInput, MedImageError, ResponseError
+from medimage_client.errors import InvalidInput, MedImageError, ResponseError, TransportError
+from medimage_client.images.base64_text import encode_base64
 from medimage_client.wire.error_reader import not_triton, shared_memory_error, stream_error, triton_error, unified_error
 from medimage_client.wire.shared_memory import SharedMemory, tensor_size
 from medimage_client.wire.transport import Call, Outputs, read_object, read_to_end
+from medimage_client.wire.triton_workarounds import CANCELLED_STREAM, read_to_its_end
 
 SCHEMES = ", ".join(f"{scheme}://" for scheme in DEFAULT_PORTS)
 SOCKET = "unix:"
 
-STREAM_END_S = 1.0  # after its error; Triton ends it at once, but for a lost process of the model perhaps never
 EVENT = b"data:"  # server-sent events
 MAX_RECONNECT_S = 2.0  # between gRPC's attempts; its own 2 minutes are longer than our retries and than a restart
 
@@ -44,6 +43,7 @@ class TritonTransport(ABC):
         self._triton = triton
         self._client = client
         self._failures = failures
+        self.version: str | None = None  # of the server; "" if it does not tell, None if it is to be asked (again)
         self._shared_memory = SharedMemory(self._register, self._unregister) if shared_memory else None
 
     async def infer(self, call: Call, *, timeout: float) -> Outputs:
@@ -62,14 +62,18 @@ class TritonTransport(ABC):
                 [await self._client.is_model_ready(model) for model in models]
             )
         except self._failures as error:
-            raise unified_error(error) from None
+            raise self._failure(error) from None
 
     async def server_version(self) -> str:
+        """Ask for the version, and keep it."""
+        self.version = None
         try:
             metadata = await self._client.get_server_metadata()
         except self._failures as error:
-            raise unified_error(error) from None
-        return str(metadata["version"] if isinstance(metadata, dict) else metadata.version)
+            self.version = ""
+            raise self._failure(error) from None
+        self.version = str(metadata["version"] if isinstance(metadata, dict) else metadata.version)
+        return self.version
 
     async def close(self) -> None:
         try:
@@ -77,6 +81,12 @@ class TritonTransport(ABC):
                 await self._shared_memory.close()
         finally:
             await self._client.close()
+
+    def _failure(self, error: Exception) -> MedImageError:
+        failure = unified_error(error)
+        if isinstance(failure, TransportError):
+            self.version = None  # the next connection may be to another
+        return failure
 
     async def _infer(self, call: Call, inputs: Sequence[Any], timeout: float) -> Outputs:
         try:
@@ -89,7 +99,7 @@ class TritonTransport(ABC):
             )
             outputs = {name: result.as_numpy(name) for name in call.output_names}
         except self._failures as error:
-            raise unified_error(error) from None
+            raise self._failure(error) from None
         except (AttributeError, LookupError, TypeError, ValueError):  # tritonclient checks no body
             raise ResponseError(not_triton(200), status=200) from None
         if any(array is None for array in outputs.values()):
@@ -117,13 +127,13 @@ class TritonTransport(ABC):
         try:
             await self._client.register_system_shared_memory(region, f"/{region}", size)
         except self._failures as error:
-            raise shared_memory_error(unified_error(error)) from None
+            raise shared_memory_error(self._failure(error)) from None
 
     async def _unregister(self, region: str) -> None:
         try:
             await self._client.unregister_system_shared_memory(region)
         except self._failures as error:
-            raise unified_error(error) from None
+            raise self._failure(error) from None
 
 
 class GrpcTransport(TritonTransport):
@@ -147,29 +157,22 @@ class GrpcTransport(TritonTransport):
         self._rpc_error = AioRpcError
 
     async def stream(self, call: Call, *, timeout: float) -> AsyncGenerator[Outputs, None]:
-        # An error is a response without a code. With codes, by the header triton_grpc_error, Triton 2.51 takes the end
-        # of every stream that fails for a cancellation, and once in thousands crashes.
+        # An error is a response without a code, see triton_workarounds.py
         responses = self._client.stream_infer(self._requests(call, timeout))
         has_begun = False
         try:
             async for result, error in responses:
                 if error is not None:
-                    await self._end_of(responses)
+                    if CANCELLED_STREAM.is_in(self.version):
+                        await read_to_its_end(responses, self._rpc_error)
                     raise stream_error(error.message(), has_begun=has_begun)
                 has_begun = True
                 arrays = {name: result.as_numpy(name) for name in call.output_names}
                 yield {name: array for name, array in arrays.items() if array is not None}
         except self._rpc_error as error:  # which tritonclient lets through here
-            raise unified_error(InferenceServerException(error.details(), status=str(error.code()))) from None
+            raise self._failure(InferenceServerException(error.details(), status=str(error.code()))) from None
         finally:
             responses.cancel()  # of no effect after the end
-
-    async def _end_of(self, responses: AsyncIterator[object]) -> None:
-        """Read on to the end, for Triton 2.51 may crash where a stream is cancelled just as it ends."""
-        with suppress(TimeoutError, self._rpc_error):
-            async with asyncio.timeout(STREAM_END_S):
-                async for _ in responses:
-                    pass
 
     async def _requests(self, call: Call, timeout: float) -> AsyncIterator[dict[str, Any]]:
         yield {
@@ -214,7 +217,7 @@ class HttpTransport(TritonTransport):
                 finally:
                     response.close()  # and the connection, unless the response has come to its end
         except self._failures as error:
-            raise unified_error(error) from None
+            raise self._failure(error) from None
         except self._endless_line:
             raise ResponseError(not_triton(200), status=200) from None
 
@@ -282,7 +285,7 @@ def bytes_values(array: NDArray[Any]) -> list[bytes]:
 
 def json_value(array: NDArray[Any]) -> Any:
     """A tensor as the generate extension takes it: text as it is, bytes as base64, one value without a list."""
-    values = [base64.b64encode(v).decode() if isinstance(v, bytes) else v for v in array.ravel().tolist()]
+    values = [encode_base64(v).decode() if isinstance(v, bytes) else v for v in array.ravel().tolist()]
     return values[0] if len(values) == 1 else values
 
 

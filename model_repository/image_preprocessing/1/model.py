@@ -7,9 +7,9 @@ import triton_python_backend_utils as pb_utils
 
 from medimage_server import heartbeat
 from medimage_server.errors import error_response
-from medimage_server.given_up import is_given_up
 from medimage_server.image_preprocessing import ImagePreprocessor, ImageSettings, OneImage
 from medimage_server.image_process import ImageProcess
+from medimage_server.triton_workarounds import is_given_up
 
 
 class TritonPythonModel:

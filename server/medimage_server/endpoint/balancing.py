@@ -10,12 +10,12 @@ from pathlib import Path
 
 from medimage_client.embeddings import IMAGE_ENCODER
 from medimage_client.errors import MedImageError, ModelLost, NotFound, NotReady, TransportError, Unavailable
-from medimage_client.wire.patience import Patience
 from medimage_client.wire.transport import Call, Outputs
 from medimage_client.wire.triton import SOCKET, Endpoint, GrpcTransport, HttpTransport
+from medimage_client.wire.triton_workarounds import CANCELLED_CALL, DeferredCancellation
 from medimage_server.endpoint.metrics import TRITON_READY
 from medimage_server.endpoint.settings import MODELS
-from medimage_server.given_up import PARAMETER, file_of, new_number
+from medimage_server.triton_workarounds import PARAMETER, file_of, new_number
 
 CHECK_EVERY_S = 1.0
 CHECK_LIMIT_S = 2.0
@@ -34,11 +34,15 @@ class Backend:
         self.url = url
         self.transport = transport
         self.ready = dict.fromkeys(deployments, False)  # when last asked
-        self.version = ""  # of the server, if it tells
         self.in_flight = 0
         self._socket = Path(url.removeprefix(SOCKET)) if url.startswith(SOCKET) else None
         self._calls: set[asyncio.Timeout] = set()
         self._silent_checks = 0
+
+    @property
+    def version(self) -> str:
+        """Of the server; "" if it is not known."""
+        return self.transport.version or ""
 
     def is_serving(self, deployment: str) -> bool:
         """Whether it was ready when last asked and, if it listens on a socket, has not ended since.
@@ -65,16 +69,15 @@ class Backend:
             for deployment in self.ready:
                 self.mark(deployment, ready=False)
             self._give_up_calls()
-        if any(self.ready.values()) and not was_ready:
+        if any(self.ready.values()) and (not was_ready or self.transport.version is None):
             await self._ask_version()
 
     async def _ask_version(self) -> None:
         """Anew whenever it gets ready, for it may be another. One that does not tell (`metadata` can be restricted)
         serves as well."""
-        self.version = ""
         with suppress(TimeoutError, MedImageError):
             async with asyncio.timeout(CHECK_LIMIT_S):
-                self.version = await self.transport.server_version()
+                await self.transport.server_version()
 
     def mark(self, deployment: str, *, ready: bool) -> None:
         if self.ready[deployment] != ready:
@@ -139,7 +142,7 @@ class BalancedTransport:
         self._endpoints = {url: Endpoint.parse(url) for url in urls}
         self._deployment = {model: name for name in deployments for model in MODELS[name]}
         self._slots = {name: asyncio.Semaphore(slots) for name in deployments}
-        self._patience = Patience()
+        self._cancellation = DeferredCancellation()
 
     async def open(self) -> None:
         """Connect to every Triton, and ask each for its health."""
@@ -167,7 +170,7 @@ class BalancedTransport:
         await asyncio.gather(*(backend.check() for backend in self.backends))
 
     async def infer(self, call: Call, *, timeout: float) -> Outputs:
-        """As of any transport; a call that is cancelled goes on for a while and keeps its slot.
+        """As of any transport; a call that is cancelled may go on for a while and keep its slot, see `CANCELLED_CALL`.
 
         One that still waits for its slot is gone at once.
         """
@@ -185,7 +188,9 @@ class BalancedTransport:
                 slots.release()
 
         try:
-            return await self._patience.result_of(with_slot())
+            if any(CANCELLED_CALL.is_in(backend.version) for backend in self.backends):
+                return await self._cancellation.result_of(with_slot())
+            return await with_slot()
         except asyncio.CancelledError:
             for backend in self.backends if is_told else ():
                 backend.give_up(number)
@@ -229,7 +234,7 @@ class BalancedTransport:
 
     async def close(self) -> None:
         try:
-            await self._patience.end()
+            await self._cancellation.finish()
         finally:
             await asyncio.gather(*(backend.transport.close() for backend in self.backends))
 

@@ -13,7 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from medimage_client.schema.reports import PARAMETERS
-from medimage_server import bls, given_up
+from medimage_server import bls, triton_workarounds
 from medimage_server.errors import InferenceFailed, Unavailable, public_error, refusal
 from medimage_server.reports.periodic import Periodic
 from medimage_server.reports.streamed_answer import Caller
@@ -42,7 +42,7 @@ class CollectedAnswers:
 
     def add(self, request: Any, parameters: Mapping[str, Any]) -> None:
         """Have a request answered, and return at once."""
-        caller, number = Caller(self._pb_utils, request), given_up.new_number()
+        caller, number = Caller(self._pb_utils, request), triton_workarounds.new_number()
         if len(self._waiting) >= self._max_requests:
             error = Unavailable(f"{self._max_requests} requests are waiting already; try again later")
             caller.finish(refusal(self._pb_utils, error))
@@ -62,7 +62,7 @@ class CollectedAnswers:
         self, number: int, request_id: str, tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any]
     ) -> None:
         try:
-            answer = self._collect(request_id, tensors, {**parameters, given_up.PARAMETER: number})
+            answer = self._collect(request_id, tensors, {**parameters, triton_workarounds.PARAMETER: number})
         except Exception as error:
             answer = refusal(self._pb_utils, public_error(self._pb_utils, error, request_id))
         self._waiting.pop(number).finish(answer)
@@ -101,4 +101,4 @@ class CollectedAnswers:
 
 def file_of(number: int) -> Path:
     """Which tells the stream model that nobody waits for a call."""
-    return given_up.file_of(given_up.models_folder(), number)
+    return triton_workarounds.file_of(triton_workarounds.models_folder(), number)

@@ -35,6 +35,7 @@ DOCUMENT = openapi(SETTINGS.deployments, keys=True)
 class Tritons:
     """A Transport that gives each call to the fake of its model."""
 
+    version = "2.51.0"
     embeddings: FakeTriton = field(default_factory=FakeTriton)
     reports: FakeReports = field(default_factory=FakeReports)
 
@@ -48,7 +49,7 @@ class Tritons:
         return self.reports.stream(call, timeout=timeout)
 
     async def server_version(self):
-        return "2.51.0"
+        return self.version
 
     async def is_ready(self, models):
         return await self._of(models[0]).is_ready(models)

@@ -18,12 +18,12 @@ from medimage_client.errors import (
     TransportError,
     Unavailable,
 )
-from medimage_client.wire import patience
+from medimage_client.wire import triton_workarounds
 from medimage_client.wire.transport import Call
 from medimage_server.endpoint import balancing, metrics
 from medimage_server.endpoint.balancing import SILENT_CHECKS, BalancedTransport
-from medimage_server.given_up import PARAMETER, is_given_up
 from medimage_server.heartbeat import FOLDER_VARIABLE
+from medimage_server.triton_workarounds import PARAMETER, is_given_up
 
 TEXTS = Call("medimageinsight_text", {}, (), {})
 REPORT = Call("cxrreportgen_stream", {}, (), {}, decoupled=True)
@@ -34,13 +34,14 @@ BOTH = ("medimageinsight", "cxrreportgen")
 class Triton:
     """A Transport that answers with its name, when `answers` is set. `failures` are raised first, one a call."""
 
-    def __init__(self, name, *failures, ready=BOTH, responses=3, breaks=None):
+    def __init__(self, name, *failures, ready=BOTH, responses=3, breaks=None, tells="2.51.0"):
         self.name = name
         self.failures = list(failures)
         self.ready = ready  # deployments; an exception; None is silence
         self.responses = responses
         self.breaks = breaks  # raised after the first response of a stream
-        self.version = "2.51.0"  # an exception is raised
+        self.version = None  # as the transport knows it
+        self.tells = tells  # its version; an exception is raised
         self.version_asked = 0
         self.answers = asyncio.Event()
         self.answers.set()
@@ -87,8 +88,10 @@ class Triton:
 
     async def server_version(self):
         self.version_asked += 1
-        if isinstance(self.version, Exception):
-            raise self.version
+        self.version = ""
+        if isinstance(self.tells, Exception):
+            raise self.tells
+        self.version = self.tells
         return self.version
 
     async def is_ready(self, models):
@@ -280,7 +283,7 @@ async def test_call_that_is_slow_to_end_when_it_is_given_up_does_not_disturb_the
 
 async def test_version_is_asked_for_when_a_triton_gets_ready_and_it_serves_also_without(balance, caplog):
     a = Triton("a")
-    a.version = ServerError("restricted")
+    a.tells = ServerError("restricted")
     with caplog.at_level(logging.INFO):
         transport = await balance(a, deployments=("medimageinsight",))
         for _ in range(3):
@@ -292,7 +295,7 @@ async def test_version_is_asked_for_when_a_triton_gets_ready_and_it_serves_also_
     for version in ("2.51.0", "2.60.0"):
         a.ready = TransportError("refused")
         await transport.check()
-        a.ready, a.version = BOTH, version
+        a.ready, a.tells = BOTH, version
         await transport.check()
         await transport.check()
         assert backend.version == version
@@ -375,7 +378,7 @@ async def test_slot_is_free_again_after_failures(balance):
 
 
 async def test_cancelled_call_is_left_alone_for_a_while_then_ended_and_keeps_its_slot_until_then(balance, monkeypatch):
-    monkeypatch.setattr(patience, "LEFT_ALONE_S", 0.5)
+    monkeypatch.setattr(triton_workarounds, "CANCEL_AFTER_S", 0.5)
     a = Triton("a")
     transport = await balance(a, slots=1)
     a.answers.clear()
@@ -394,6 +397,27 @@ async def test_cancelled_call_is_left_alone_for_a_while_then_ended_and_keeps_its
     a.answers.set()
     assert await asyncio.wait_for(following, 1.0) == "a"
     assert transport.backends[0].in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("versions", "is_cancelled"),
+    [(["2.60.0"], True), (["2.60.0", "2.74.0"], True), (["2.60.0", "2.51.0"], False), ([ServerError("x")], False)],
+)
+async def test_call_is_cancelled_with_its_caller_where_no_triton_could_crash(
+    balance, monkeypatch, versions, is_cancelled
+):
+    monkeypatch.setattr(triton_workarounds, "CANCEL_AFTER_S", 30.0)
+    tritons = [Triton(f"t{n}", tells=version) for n, version in enumerate(versions)]
+    transport = await balance(*tritons, slots=1)
+    first = tritons[0]
+    first.answers.clear()
+    asked = asyncio.create_task(ask(transport))
+    await soon()
+    asked.cancel()
+    await asyncio.wait([asked])
+    assert (first.in_flight, first.ended_early) == ((0, 1) if is_cancelled else (1, 0))
+    first.answers.set()
+    assert await asyncio.wait_for(ask(transport), 1.0) == "t0"  # its slot is free
 
 
 async def test_closing_waits_for_a_call_that_is_left_alone(balance):
@@ -436,7 +460,7 @@ async def test_cancelled_call_for_images_is_told_to_the_models_behind_a_socket(b
 
 @pytest.mark.parametrize("call", [TEXTS, STREAM])
 async def test_cancelled_callers_who_wait_for_a_slot_are_gone_at_once_and_never_asked_for(balance, monkeypatch, call):
-    monkeypatch.setattr(patience, "LEFT_ALONE_S", 0.5)
+    monkeypatch.setattr(triton_workarounds, "CANCEL_AFTER_S", 0.5)
     a = Triton("a")
     transport = await balance(a, slots=2)
     a.answers.clear()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from medimage_client import AsyncCXRReportGen, AsyncMedImageInsight
 from medimage_client.errors import InvalidInput, ServerError, TransportError, Unavailable
-from medimage_client.wire import patience
+from medimage_client.wire import triton_workarounds
 from medimage_server.endpoint import app as app_module
 from medimage_server.endpoint import body as body_module
 from medimage_server.endpoint import metrics
@@ -368,7 +368,7 @@ async def test_no_ready_triton_is_a_503_at_once(monkeypatch):
 
 
 async def test_answer_that_takes_too_long_is_a_504(monkeypatch):
-    monkeypatch.setattr(patience, "LEFT_ALONE_S", 0.02)
+    monkeypatch.setattr(triton_workarounds, "CANCEL_AFTER_S", 0.02)
     hanging = FakeTriton(wait_for_in_flight=2)
     async with running(monkeypatch, Tritons(hanging), timeout_s=0.05) as caller:
         answer = await caller.ask(body=TEXTS)
@@ -402,7 +402,7 @@ async def test_requests_beyond_the_limit_are_refused_until_one_is_answered(monke
 
 
 async def test_caller_who_hangs_up_ends_the_work(monkeypatch, caplog):
-    monkeypatch.setattr(patience, "LEFT_ALONE_S", 0.02)
+    monkeypatch.setattr(triton_workarounds, "CANCEL_AFTER_S", 0.02)
     hanging = FakeTriton(wait_for_in_flight=2)
     async with running(monkeypatch, Tritons(hanging)) as caller:
         hang_up = asyncio.Event()
@@ -427,7 +427,7 @@ async def ask_and_hang_up(caller, in_flight, **request):
 
 async def test_no_call_to_triton_is_left_held_however_a_request_ends(monkeypatch):
     monkeypatch.setattr(app_module, "CALLS", 1)
-    monkeypatch.setattr(patience, "LEFT_ALONE_S", 0.02)
+    monkeypatch.setattr(triton_workarounds, "CANCEL_AFTER_S", 0.02)
     tritons = Tritons(FakeTriton(), FakeReports())
     async with running(monkeypatch, tritons, timeout_s=0.2, report_timeout_s=0.2) as caller:
 

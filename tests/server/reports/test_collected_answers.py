@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from medimage_server.given_up import FOLDER_VARIABLE, PARAMETER, is_given_up
 from medimage_server.reports.collected_answers import CollectedAnswers
+from medimage_server.triton_workarounds import FOLDER_VARIABLE, PARAMETER, is_given_up
 from tests.python_backend_stand_in import Request
 from tests.server.reports.fake_triton import fake_triton, response
 from tests.waiting import wait_until

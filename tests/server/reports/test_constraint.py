@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from medimage_client.reports.grammar import parse_strict
 from medimage_server.reports.constraint import Constraint, Grammar
 from tests.server.reports.samples import GRAMMAR, SPECIAL, byte_tokenizer, generation_settings, llama_tokenizer
+from tests.strict_reports import parse_strict
 
 EOS = 2
 TOKENIZERS = {"llama": llama_tokenizer(), "bytes": byte_tokenizer()}

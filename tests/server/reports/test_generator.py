@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
-from medimage_client.reports.grammar import parse_strict
 from medimage_server.errors import InferenceFailed, InvalidInput, Unavailable
 from medimage_server.reports.decoder import Decoder
 from medimage_server.reports.embedding import TokenEmbedding
@@ -17,6 +16,7 @@ from medimage_server.reports.settings import GenerationSettings
 from medimage_server.reports.text_stream import TextStream
 from tests.server.reports.samples import byte_tokenizer
 from tests.server.reports.small_model import CONFIGS, write_small_model
+from tests.strict_reports import parse_strict
 
 WAIT_S = 30.0  # for what takes a fraction of a second
 SETTINGS = GeneratorSettings(
