@@ -14,6 +14,9 @@ CHECK_INSTALLED := ! $(BIN)/python -m pip check | grep -v -e '^No broken require
 CPU_TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements/cpu.lock)
 TORCH_LOCK = $(if $(shell $(PIP_INSTALL) --dry-run --no-deps '$(CPU_TORCH)' 2>/dev/null && echo found),cpu,cuda)
 UV_VERSION := 0.13.9
+SWAGGER_UI_VERSION := 5.35.0
+SWAGGER_UI := server/medimage_server/endpoint/swagger_ui
+SWAGGER_UI_FILES := LICENSE NOTICE swagger-ui-bundle.js swagger-ui-bundle.js.LICENSE.txt swagger-ui.css
 export ORT_DISABLE_TELEMETRY := 1
 
 # Triton's python backend needs libpython, which Debian has in a package of its own: unpacked into .venv/lib, which takes
@@ -25,7 +28,7 @@ GET_LIBPYTHON = { cd $(VENV) && apt-get download --quiet $(LIBPYTHON) && dpkg --
 	&& cp --no-dereference deb/usr/lib/*/$(LIBPYTHON).so.1.0 lib/ && rm -r deb $(LIBPYTHON)_*.deb; } || true
 
 .PHONY: demo test test-soak check fix docs lock perf perf-gpu perf-scaling perf-overhead perf-preprocessing perf-client \
-	perf-endpoint perf-reports phantom-reports clean
+	perf-endpoint perf-reports phantom-reports swagger-ui clean
 
 demo: $(VENV)/.runtime  ## the whole way on a real Triton, with the phantom checkpoint
 	$(BIN)/python examples/demo.py
@@ -83,6 +86,14 @@ lock:  ## write requirements/*.lock anew; options of uv as in `make lock UPGRADE
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	PATH=$(CURDIR)/build/lock/bin:$$PATH python requirements/lock.py $(UPGRADE)
+
+swagger-ui:  ## fetch anew, with npm, what shows the API at /docs; npm compares the package with the registry's hash
+	mkdir -p build
+	npm pack --pack-destination build swagger-ui-dist@$(SWAGGER_UI_VERSION)
+	tar --extract --gzip --file build/swagger-ui-dist-$(SWAGGER_UI_VERSION).tgz --directory $(SWAGGER_UI) --no-same-owner \
+		--no-same-permissions --touch --strip-components 1 $(addprefix package/,$(SWAGGER_UI_FILES))
+	cd $(SWAGGER_UI) && { echo "# swagger-ui-dist $(SWAGGER_UI_VERSION) of npm; written by \`make swagger-ui\`" \
+		&& sha256sum $(SWAGGER_UI_FILES); } > SHA256SUMS
 
 clean:
 	rm -rf $(VENV) build

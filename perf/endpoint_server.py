@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from medimage_export.medimageinsight.export import export_medimageinsight
 from medimage_export.repository import copy_unexported
 from medimage_server.endpoint.settings import EndpointSettings
-from medimage_server.endpoint.workers import bound, endpoint_services, metrics_folder
+from medimage_server.endpoint.worker_pool import bound, endpoint_services
 from medimage_server.launcher import run_triton
 from medimage_server.supervisor import running
 
@@ -75,7 +75,7 @@ def serve(repository: Path, scratch: Path, *, max_requests: int = 64) -> Iterato
             triton_metrics=f"http://127.0.0.1:{triton.metrics_port}/metrics",
         )
         numbers = Path(held.enter_context(tempfile.TemporaryDirectory(dir=scratch)))
-        workers = endpoint_services(settings, 1, listener, metrics_folder(numbers, 1))
+        workers = endpoint_services(settings, listener, numbers)
         (worker,) = held.enter_context(running(workers))
         address = f"127.0.0.1:{triton.grpc_port}"
         yield Servers(address, listener.getsockname(), triton.pid, worker.process.pid)

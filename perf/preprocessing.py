@@ -25,7 +25,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from medimage_server.image_preprocessing import ImagePreprocessor, Settings
+from medimage_server.image_preprocessing import ImagePreprocessor, ImageSettings
 from perf.machine import machine
 from perf.pictures import film
 from perf.timing import alternate, spread
@@ -38,7 +38,7 @@ RESIZED = SIZES[2]  # to it, by every library
 SHRINK = [side / standard for side, standard in zip(RESIZED, STANDARD, strict=True)]
 JPEG_QUALITY = 90  # of the files; the profile's own is 75
 ROUNDS = 9  # measured, after one that is not
-SETTINGS = Settings(
+SETTINGS = ImageSettings(
     profile="azure",
     max_encoded_bytes=2**25,
     max_pixels=50_000_000,

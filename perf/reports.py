@@ -27,7 +27,7 @@ from medimage_export.cxrreportgen.checkpoint import RandomTensors, expected_shap
 from medimage_export.cxrreportgen.config import PHI3_MINI, CXRReportGenConfig
 from medimage_export.cxrreportgen.decoder_graph import write_decoder
 from medimage_export.cxrreportgen.image_encoder import ImageEncoder
-from medimage_export.to_onnx import to_onnx
+from medimage_export.cxrreportgen.image_graph import trace_image_encoder
 from medimage_server.reports.decoder import Decoder
 from medimage_server.reports.scheduler import Ending, Job, Scheduler
 from perf.machine import machine
@@ -127,7 +127,7 @@ def fill(decoder: Decoder, studies: int, context: int) -> None:
 
 def image_encoder(folder: Path) -> float:
     """Seconds of the image encoder for one image; the median of three."""
-    to_onnx(ImageEncoder(CONFIG).eval(), folder / "model.onnx")
+    trace_image_encoder(ImageEncoder(CONFIG).eval(), folder / "model.onnx")
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     pixels = np.zeros((1, CONFIG.vision.image_size, CONFIG.vision.image_size), np.uint8)
     session.run(None, {"pixels": pixels})

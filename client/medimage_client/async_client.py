@@ -30,8 +30,7 @@ from medimage_client.images.resize import Resize
 from medimage_client.images.windowing import Window
 from medimage_client.reports.report import Report, read_report
 from medimage_client.reports.requests import (
-    STREAM_MODEL,
-    WHOLE_MODEL,
+    MODEL,
     WHOLE_OUTPUTS,
     infer_report,
     score_reports,
@@ -286,7 +285,7 @@ class AsyncCXRReportGen:
 
     async def is_ready(self) -> bool:
         """Whether the server answers now and has the models loaded; not retried."""
-        return await self._connection.is_ready([WHOLE_MODEL, STREAM_MODEL])
+        return await self._connection.is_ready([MODEL])
 
     async def report(
         self,

@@ -61,8 +61,9 @@ def config_change(repository: Path, model: str, written: Format, *, bf16: bool =
 
     Of the text only the backend or platform, the file's name and the optimisation profiles of the instance groups
     change, or with `bf16`, for ONNX, the CPU accelerator openvino comes in; comments and the rest stay byte for byte,
-    and back in ONNX of another precision the config is what it was. KIND_AUTO stays: Triton makes it KIND_GPU where
-    there is a GPU, and without one says itself that TensorRT needs one.
+    and back in ONNX of another precision the config is what it was. Hence regular expressions, since protobuf's
+    text_format drops comments; their outcome is parsed and must be what is wanted. KIND_AUTO stays: Triton makes it
+    KIND_GPU where there is a GPU, and without one says itself that TensorRT needs one.
 
     Raises:
         RepositoryError: the config runs on the CPU, where a plan cannot, or on a GPU, where bf16 cannot; it has a CPU

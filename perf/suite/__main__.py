@@ -22,7 +22,7 @@ from medimage_export.errors import OpenVINOMissing
 from medimage_export.medimageinsight.checkpoint import find_checkpoint, load_model, random_model
 from medimage_export.medimageinsight.config import MedImageInsightConfig
 from medimage_export.medimageinsight.export import export_medimageinsight
-from medimage_export.medimageinsight.unicl import MedImageInsight
+from medimage_export.medimageinsight.reference import UniCL
 from medimage_export.openvino_session import check_bf16
 from medimage_export.repository import copy_unexported
 from perf.machine import exported
@@ -143,7 +143,7 @@ def measure_floor(device: Device) -> dict[str, dict[str, float]]:
 
 
 def measure_encoders(
-    model: MedImageInsight,
+    model: UniCL,
     repositories: Mapping[Precision, Path],
     device: Device,
     results: Results,
@@ -175,7 +175,7 @@ def check_same_weights(timings: Mapping[str, Timing], case: str) -> None:
 
 
 def measure_whole_path(
-    model: MedImageInsight,
+    model: UniCL,
     repositories: Mapping[Precision, Path],
     device: Device,
     sizes: Sequence[tuple[int, int]],
@@ -204,7 +204,7 @@ def measure_whole_path(
 
 
 def measure_accuracy(
-    model: MedImageInsight,
+    model: UniCL,
     repositories: Mapping[Precision, Path],
     device: Device,
     drawings: tuple[int, int],

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
 
-from medimage_export.medimageinsight.unicl import MedImageInsight
+from medimage_export.medimageinsight.reference import UniCL
 from medimage_export.phantoms import CAPTIONS, TEST_SEEDS, phantom
 from medimage_export.phantoms.generator import EXAMS
 from medimage_server.text_tokenizer import TextTokenizer
@@ -52,7 +52,7 @@ def drawings(normal: int, finding: int) -> list[Drawing]:
     ]
 
 
-def encoders(model: MedImageInsight, repositories: Mapping[Precision, Path], device: Device) -> dict[str, Encoders]:
+def encoders(model: UniCL, repositories: Mapping[Precision, Path], device: Device) -> dict[str, Encoders]:
     """The PyTorch model in fp32, in the dtype of the device's baseline, then each exported precision of it."""
     candidates = {}
     for dtype in dict.fromkeys(("float32", device.eager[0])):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from medimage_export.errors import OpenVINOMissing
-from medimage_export.medimageinsight.unicl import MedImageInsight
+from medimage_export.medimageinsight.reference import UniCL
 from medimage_export.openvino_session import load_openvino
 from perf.suite.device import Dtype
 from perf.suite.rounds import Call
@@ -28,7 +28,7 @@ class NotMeasured(Exception):
 class ImageEncoder(nn.Module):
     """Pixels to vectors, the model computing in the dtype of its weights."""
 
-    def __init__(self, model: MedImageInsight) -> None:
+    def __init__(self, model: UniCL) -> None:
         super().__init__()
         self.model = model
         self.mean = torch.tensor(model.config.image.image_mean, device=model.logit_scale.device)
@@ -42,7 +42,7 @@ class ImageEncoder(nn.Module):
 class TextEncoder(nn.Module):
     """Token ids to vectors, the model computing in the dtype of its weights."""
 
-    def __init__(self, model: MedImageInsight) -> None:
+    def __init__(self, model: UniCL) -> None:
         super().__init__()
         self.model = model
 
@@ -50,7 +50,7 @@ class TextEncoder(nn.Module):
         return self.model.encode_text(input_ids, attention_mask).float()
 
 
-def in_dtype(model: MedImageInsight, dtype: Dtype, device: str) -> MedImageInsight:
+def in_dtype(model: UniCL, dtype: Dtype, device: str) -> UniCL:
     """The model's weights in that dtype on that device; the model itself where they are so already."""
     wanted = getattr(torch, dtype)
     if model.logit_scale.dtype == wanted and model.logit_scale.device.type == device:

@@ -9,7 +9,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import nn
 
-from medimage_export.medimageinsight.unicl import MedImageInsight
+from medimage_export.medimageinsight.reference import UniCL
 from medimage_export.phantoms import CAPTIONS, TEST_SEEDS, phantom
 from perf.suite.baselines import (
     Encode,
@@ -45,7 +45,7 @@ class Case:
     not_measured: dict[str, str]  # runtime -> why not
 
 
-def cases(model: MedImageInsight, repositories: Mapping[Precision, Path], device: Device) -> Iterator[Case]:
+def cases(model: UniCL, repositories: Mapping[Precision, Path], device: Device) -> Iterator[Case]:
     """Each case is built when it is asked for, so that its weights are gone before the next one's come."""
     for batch in device.image_batches:
         calls, missing = runtimes(ImageEncoder, "image_encoder", (images(batch),), model, repositories, device)
@@ -59,7 +59,7 @@ def runtimes(
     module: type[nn.Module],
     served: str,
     inputs: Arrays,
-    model: MedImageInsight,
+    model: UniCL,
     repositories: Mapping[Precision, Path],
     device: Device,
 ) -> tuple[dict[str, Call], dict[str, str]]:

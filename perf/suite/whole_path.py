@@ -11,7 +11,7 @@ from PIL import Image
 from medimage_client import MedImageInsight
 from medimage_export.phantoms import TEST_SEEDS
 from medimage_server.errors import LaunchError
-from medimage_server.image_preprocessing import ImagePreprocessor, Settings
+from medimage_server.image_preprocessing import ImagePreprocessor, ImageSettings
 from medimage_server.installation import find_triton
 from medimage_server.launcher import run_triton
 from medimage_server.model_repository import read_configs
@@ -94,7 +94,7 @@ def served(
 
 def _in_process(repository: Path, device: Device) -> Embed:
     parameters = read_configs(repository)[0]["image_preprocessing"].parameters
-    settings = Settings.read(
+    settings = ImageSettings.read(
         {name: value.string_value for name, value in parameters.items()},
         repository / "image_preprocessing" / "1" / "preprocessing.json",
     )

@@ -5,7 +5,7 @@ from socket import socket
 
 import click
 
-from medimage_server.endpoint.settings import MAX_ROWS, MB, EndpointSettings
+from medimage_server.endpoint.settings import MAX_ROWS, EndpointSettings
 from medimage_server.launcher import TritonServer
 from medimage_server.listening import Ports, Sockets
 from medimage_server.model_repository import ServedModels
@@ -37,7 +37,7 @@ def where(listening: Ports | Sockets) -> str:
     )
 
 
-def endpoint_banner(settings: EndpointSettings, listener: socket, workers: int) -> list[str]:
+def endpoint_banner(settings: EndpointSettings, listener: socket) -> list[str]:
     """Where the endpoint listens, who may ask it, and its limits; nothing secret."""
     host, port = listener.getsockname()[:2]
     base = f"{'https' if settings.tls_certificate else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
@@ -48,11 +48,11 @@ def endpoint_banner(settings: EndpointSettings, listener: socket, workers: int) 
         f"score: {base}/score  docs {base}/docs  metrics {base}/metrics",
         f"deployments: {', '.join(settings.deployments)}  of {', '.join(settings.tritons)}",
         f"keys: {' and '.join(keys) or 'none, open to this machine'}",
-        f"limits: {settings.max_requests * workers} requests at once, {settings.max_body_bytes // MB} MB each, "
-        f"{settings.max_in_flight_bytes * workers // MB} MB together; "
+        f"limits: {settings.worker_max_requests * settings.workers} requests at once, {settings.max_body_mb} MB each, "
+        f"{settings.max_in_flight_mb} MB together; "
         + "; ".join(
             f"{name} {MAX_ROWS[name]} rows, {settings.time_limit_s(name):g} s" for name in settings.deployments
         ),
-        f"options: layout {settings.layout}, workers {workers}, drain {settings.drain_delay_s:g} + "
+        f"options: layout {settings.layout}, workers {settings.workers}, drain {settings.drain_delay_s:g} + "
         f"{settings.drain_limit_s:g} s, access log {settings.access_log or 'none'}",
     ]

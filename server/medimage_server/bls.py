@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medimage_server.error_response import CODES
-from medimage_server.errors import InferenceFailed, InvalidInput, Unavailable
+from medimage_server.errors import CODES, InferenceFailed, InvalidInput, Unavailable
 
 REFUSALS = ("Exceeds maximum queue size", "Request timeout expired")  # of Triton's own queues
 TRY_AGAIN = "; try again"  # of our preprocessing, in what it calls Unavailable

@@ -8,14 +8,14 @@ from click.core import ParameterSource
 
 from medimage_server.banner import endpoint_banner, tell, triton_banner
 from medimage_server.clean import clean_run
-from medimage_server.endpoint.front import endpoint_front
-from medimage_server.endpoint.options import EndpointOptions, endpoint_options
-from medimage_server.endpoint.reception import Reception
-from medimage_server.endpoint.workers import bound
+from medimage_server.endpoint.fallback_server import FallbackServer
+from medimage_server.endpoint.options import checked_settings, endpoint_options
+from medimage_server.endpoint.settings import EndpointOptions
+from medimage_server.endpoint.worker_pool import bound, worker_pool
 from medimage_server.errors import LaunchError
 from medimage_server.launcher import spawn_triton
 from medimage_server.listening import Ports, Sockets, choose_ports
-from medimage_server.model_repository import RepositoryError, ServedModels
+from medimage_server.model_repository import ServedModels
 from medimage_server.options import PORT, option
 from medimage_server.signals import end_on_signals
 from medimage_server.supervisor import Service, running, watch
@@ -98,26 +98,26 @@ def serve(
                 listening: Ports | Sockets = Ports(host, ports["grpc"], ports["metrics"], ports.get("http"))
             else:  # before Triton, which takes long and would inherit the keys
                 listening = Sockets(run.path)
-                settings = endpoint.settings(tritons=(listening.url,), triton_metrics=listening.metrics_url)
+                settings = checked_settings(endpoint, tritons=(listening.url,), triton_metrics=listening.metrics_url)
                 listener = held.enter_context(bound(endpoint.score_host, score_port))
-                reception = held.enter_context(Reception(listener, settings))
+                fallback = held.enter_context(FallbackServer(listener, settings))
             locked_apis = OPERATORS_APIS if score_port is None else OPERATORS_APIS + CALLERS_APIS
             triton = Service(
                 "Triton",
                 lambda: spawn_triton(served, listening, run, text_cache_mb=text_cache_mb, locked_apis=locked_apis),
             )
             (server,) = held.enter_context(running([triton]))
-            banner, front = triton_banner(server, served), None
+            banner, pool = triton_banner(server, served), None
             if score_port is not None:
                 settings = settings.serving(server.models, served.exports())
-                front = held.enter_context(endpoint_front(settings, endpoint.workers, reception, run, hangups))
-                banner += endpoint_banner(settings, listener, endpoint.workers)
+                pool = held.enter_context(worker_pool(settings, fallback, run, hangups))
+                banner += endpoint_banner(settings, listener)
             click.echo("\n".join(banner))
             watch(
-                [triton, *(front.workers if front else [])],
+                [triton, *(pool.workers if pool else [])],
                 restart=restart,
                 tell=tell,
-                meanwhile=front.look if front else lambda: None,
+                meanwhile=pool.look if pool else lambda: None,
             )
-    except (LaunchError, RepositoryError) as error:
+    except LaunchError as error:
         raise click.ClickException(str(error)) from error

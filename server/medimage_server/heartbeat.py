@@ -1,7 +1,7 @@
-"""Signs of life of Triton's Python models, by which a supervisor tells a process that hangs from one that is at work.
+"""Signs of life, by which a supervisor tells a process that hangs from one that is at work.
 
-A thread of each process writes the time, which it can as long as Python runs there: it does not while the process is
-stopped, or while a library holds Python's lock for ever. Triton itself notices neither.
+In each process of Triton's Python models a thread writes the time, which it can as long as Python runs there: it does
+not while the process is stopped, or while a library holds Python's lock for ever. Triton itself notices neither.
 """
 
 import os
@@ -13,6 +13,7 @@ from time import monotonic
 
 FOLDER_VARIABLE = "MEDIMAGE_HEARTBEATS"  # of the environment of Triton and its models
 EVERY_S = 1.0
+LOOK_S = 1.0  # that one look counts for at most: in a longer pause we were stopped ourselves, and heard nobody
 
 
 def start() -> None:
@@ -37,3 +38,30 @@ def _beat(file: Path) -> None:
         while True:
             os.pwrite(descriptor, struct.pack("d", monotonic()), 0)
             threading.Event().wait(EVERY_S)
+
+
+class Silence:
+    """Measures the time without a change in what a process says, as far as we listened.
+
+    Args:
+        limit_s: after which it lasts too long.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._heard: object = None
+        self._seconds = 0.0
+        self._looked_at = monotonic()
+
+    def lasts(self, said: object) -> bool:
+        """Whether it has lasted too long.
+
+        Args:
+            said: what it says now, such as a time or a count; None if it never says anything, which is no silence.
+        """
+        now = monotonic()
+        self._seconds += min(now - self._looked_at, LOOK_S)
+        self._looked_at = now
+        if said is None or said != self._heard:
+            self._heard, self._seconds = said, 0.0
+        return self._seconds > self._limit_s

@@ -30,7 +30,7 @@ Profile = Literal["azure", "reference"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(ImageBounds):
+class ImageSettings(ImageBounds):
     """What the model was exported with and what its operator chose."""
 
     profile: Profile
@@ -38,7 +38,7 @@ class Settings(ImageBounds):
     interpolation: Image.Resampling
 
     @classmethod
-    def read(cls, parameters: Mapping[str, str], preprocessing: Path) -> "Settings":
+    def read(cls, parameters: Mapping[str, str], preprocessing: Path) -> "ImageSettings":
         """From the parameters of config.pbtxt and the exported preprocessing.json.
 
         Raises:
@@ -90,7 +90,7 @@ class Standardization:
 class OneImage:
     """An encoded image to encoder input."""
 
-    settings: Settings
+    settings: ImageSettings
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -115,7 +115,7 @@ class ImagePreprocessor:
         run: calls OneImage(settings) elsewhere.
     """
 
-    def __init__(self, settings: Settings, run: Run | None = None) -> None:
+    def __init__(self, settings: ImageSettings, run: Run | None = None) -> None:
         self.settings = settings
         self._one = OneImage(settings)
         self._run = run or run_here(self._one)

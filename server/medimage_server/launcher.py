@@ -17,10 +17,9 @@ from medimage_server import heartbeat
 from medimage_server.errors import LaunchError
 from medimage_server.installation import cache_options, compose_backends, environment, find_triton, python_backends
 from medimage_server.listening import Ports, Sockets, choose_ports
-from medimage_server.model_repository import RepositoryError, ServedModels, changed_line, check_served, with_parts
+from medimage_server.model_repository import ServedModels, changed_line, check_served, with_parts
 from medimage_server.processes import children, end_group, exit_of, parent_of
 from medimage_server.run_folder import PREFIX, SCRATCH, RunFolder, regions, remove_regions, run_folder
-from medimage_server.silence import Silence
 
 START_TIMEOUT_S = 600.0  # generous: full-size weights may come from a slow disk, and a crash is noticed at once
 STOP_TIMEOUT_S = 40.0  # Triton itself gives requests in flight 30 s (--exit-timeout-secs)
@@ -72,9 +71,9 @@ class TritonServer:
         self._question: grpc.Future | None = None
         self._n_answers = 0
         self._asked_at = 0.0
-        self._silence = Silence(TRITON_SILENT_S)
+        self._silence = heartbeat.Silence(TRITON_SILENT_S)
         self.pid = 0  # of Triton itself, once it is ready
-        self._stubs: dict[int, Silence] = {}  # the processes of its Python models
+        self._stubs: dict[int, heartbeat.Silence] = {}  # the processes of its Python models
 
     @property
     def url(self) -> str:
@@ -121,7 +120,7 @@ class TritonServer:
         self.pid = next(iter(children(self.process.pid)), 0)
         if not self.pid:
             return False  # it has just ended, which the next look sees
-        self._stubs = {pid: Silence(MODEL_SILENT_S) for pid in children(self.pid)}
+        self._stubs = {pid: heartbeat.Silence(MODEL_SILENT_S) for pid in children(self.pid)}
         for region in regions(self._run.region_prefix):  # they are private from the start, if the guard could see to it
             with suppress(FileNotFoundError):  # of a model that could not be loaded
                 region.chmod(0o600)
@@ -219,11 +218,8 @@ def spawn_triton(
         LaunchError: Triton is not installed, or has no cache or no backend for a model, or the models have changed.
     """
     installation = find_triton()
-    try:
-        models = served.unchanged()
-        check_served(models, served.configs, installation.backends)
-    except RepositoryError as error:
-        raise LaunchError(str(error)) from error
+    models = served.unchanged()
+    check_served(models, served.configs, installation.backends)
     with ExitStack() as stack:
         scratch = stack.enter_context(scratch_folder(run))
         backends = compose_backends(installation, scratch)
@@ -263,19 +259,17 @@ def run_triton(
     repository: Path,
     *,
     models: Sequence[str] = (),
-    host: str = "127.0.0.1",
     http_port: int = 0,
     grpc_port: int = 0,
     metrics_port: int = 0,
     text_cache_mb: int = 0,
     log: Path | None = None,
 ) -> Iterator[TritonServer]:
-    """Serve a model repository on ports for as long as the `with` block lasts, which begins when Triton is ready.
+    """Serve a model repository to this machine for the `with` block, which begins when Triton is ready.
 
     Args:
         repository: folder with one subfolder per model.
         models: serve only these and the models they are made of; empty means all that were exported.
-        host: the address to listen on; 0.0.0.0 opens the server to the network.
         http_port, grpc_port, metrics_port: 0 picks a free one.
         text_cache_mb, log: see `spawn_triton`.
 
@@ -283,11 +277,9 @@ def run_triton(
         LaunchError: see `spawn_triton`; or a port is taken, the repository is incomplete, or Triton did not become
             ready.
     """
-    try:
-        served = ServedModels(repository, models)
-    except RepositoryError as error:
-        raise LaunchError(str(error)) from error
-    ports = Ports(host, **choose_ports(host, {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}))
+    served = ServedModels(repository, models)
+    wanted = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
+    ports = Ports("127.0.0.1", **choose_ports("127.0.0.1", wanted))
     with run_folder() as run, spawn_triton(served, ports, run, text_cache_mb=text_cache_mb, log=log) as server:
         while not server.is_ready():
             sleep(POLL_S)

@@ -9,13 +9,11 @@ from pathlib import Path
 from google.protobuf import text_format  # type: ignore[import-untyped]  # protobuf carries no types
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from medimage_server.errors import LaunchError
+
 # What Triton opens in a version folder where the config names nothing else, by the config's backend or platform.
 LARGE_FILE_BYTES = 2**20
 DEFAULT_FILES = {"python": "model.py", "onnxruntime": "model.onnx", "tensorrt_plan": "model.plan"}
-
-
-class RepositoryError(Exception):
-    """The model repository cannot be served; str() says in one line what is wrong and what to do."""
 
 
 class ServedModels:
@@ -25,7 +23,7 @@ class ServedModels:
         models: these and the models they are made of; empty means all that were exported.
 
     Raises:
-        RepositoryError: there is nothing to serve, or one of `models` is not complete.
+        LaunchError: there is nothing to serve, or one of `models` is not complete.
     """
 
     def __init__(self, repository: Path, models: Sequence[str] = ()) -> None:
@@ -41,12 +39,12 @@ class ServedModels:
         """The models all of whose files, and those of their parts, are what they were.
 
         Raises:
-            RepositoryError: there is none.
+            LaunchError: there is none.
         """
         changed = self.changed()
         names = [name for name in self.names if not changed & set(with_parts([name], self.configs))]
         if not names:
-            raise RepositoryError(f"{changed_line(changed)}; there is nothing else to serve")
+            raise LaunchError(f"{changed_line(changed)}; there is nothing else to serve")
         return names
 
     def changed(self) -> set[str]:
@@ -106,10 +104,10 @@ def read_configs(repository: Path) -> tuple[dict[str, ModelConfig], dict[str, st
     """The config of every model folder, by folder name, and a line for each that does not parse.
 
     Raises:
-        RepositoryError: there is no such folder, it holds no model, or none whose config parses.
+        LaunchError: there is no such folder, it holds no model, or none whose config parses.
     """
     if not repository.is_dir():
-        raise RepositoryError(f"model repository {repository} does not exist; name one with --repository")
+        raise LaunchError(f"model repository {repository} does not exist; name one with --repository")
     configs, faults = {}, {}
     for path in sorted(repository.glob("*/config.pbtxt")):
         try:
@@ -119,7 +117,7 @@ def read_configs(repository: Path) -> tuple[dict[str, ModelConfig], dict[str, st
         except text_format.ParseError as error:
             faults[path.parent.name] = f"{path}: line {error}"
     if not configs:
-        raise RepositoryError(next(iter(faults.values()), f"model repository {repository} holds no */config.pbtxt"))
+        raise LaunchError(next(iter(faults.values()), f"model repository {repository} holds no */config.pbtxt"))
     return configs, faults
 
 
@@ -130,12 +128,12 @@ def with_parts(models: Iterable[str], configs: dict[str, ModelConfig]) -> list[s
     parameter `calls`.
 
     Raises:
-        RepositoryError: a name is not in the repository.
+        LaunchError: a name is not in the repository.
     """
     ordered: dict[str, None] = {}
     for model in models:
         if model not in configs:
-            raise RepositoryError(f"no model {model} in the repository; it has {', '.join(configs)}")
+            raise LaunchError(f"no model {model} in the repository; it has {', '.join(configs)}")
         ordered.update(dict.fromkeys([*with_parts(_parts(configs[model]), configs), model]))
     return list(ordered)
 
@@ -144,14 +142,14 @@ def check_complete(repository: Path, models: Sequence[str], configs: dict[str, M
     """Check that each model has its file: what an export writes, or the model.py that is committed.
 
     Raises:
-        RepositoryError: names the models without.
+        LaunchError: names the models without.
     """
     # Triton would wait for ever for the process that cannot start, see triton_workarounds.py
     if missing := _without_file(repository, models, configs, "python"):
-        raise RepositoryError(f"no model.py for {', '.join(missing)}: restore it from the project's model_repository")
+        raise LaunchError(f"no model.py for {', '.join(missing)}: restore it from the project's model_repository")
     for kind, option in (("onnxruntime", ""), ("tensorrt_plan", " --format tensorrt")):
         if missing := _without_file(repository, models, configs, kind):
-            raise RepositoryError(
+            raise LaunchError(
                 f"no exported weights for {', '.join(missing)}: "
                 f"run `medimage export MODEL --checkpoint DIR --repository {repository}{option}`"
             )
@@ -164,11 +162,11 @@ def check_served(models: Sequence[str], configs: dict[str, ModelConfig], backend
         backends: the folder of its backends, each a folder.
 
     Raises:
-        RepositoryError: names the models without a backend.
+        LaunchError: names the models without a backend.
     """
     plans = [model for model in models if configs[model].platform == "tensorrt_plan"]
     if plans and not (backends / "tensorrt").is_dir():
-        raise RepositoryError(
+        raise LaunchError(
             f"{', '.join(plans)}: TensorRT plans, and this Triton has no {backends / 'tensorrt'}; serve them with the "
             "Triton in NVIDIA's container, or run `medimage export` with --format onnx"
         )
@@ -178,13 +176,13 @@ def exported_models(repository: Path, configs: dict[str, ModelConfig]) -> list[s
     """The models that can be served because all their parts are there, parts first; all if none can.
 
     Raises:
-        RepositoryError: none can, and a part is not in the repository.
+        LaunchError: none can, and a part is not in the repository.
     """
 
     def is_exported(model: str) -> bool:
         try:
             parts = with_parts([model], configs)
-        except RepositoryError:
+        except LaunchError:
             return False
         return not any(_without_file(repository, parts, configs, kind) for kind in DEFAULT_FILES)
 

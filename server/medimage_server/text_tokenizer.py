@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from medimage_server.errors import InvalidInput
+from medimage_server.exported import exported_file
 
 Ids = NDArray[np.int64]
 
@@ -29,9 +30,7 @@ class TextTokenizer:
         Raises:
             FileNotFoundError: the model was not exported yet.
         """
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: not found; run `medimage export medimageinsight` to write it")
-        return cls(Tokenizer.from_file(str(path)))
+        return cls(Tokenizer.from_file(str(exported_file(path, "medimageinsight"))))
 
     def __call__(self, texts: Sequence[bytes]) -> tuple[Ids, Ids]:
         """n UTF-8 texts -> `input_ids`, `attention_mask`, each (n, context length) int64.

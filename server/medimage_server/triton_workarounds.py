@@ -8,19 +8,19 @@ here is switched by it. A workaround can go when what shows the fault passes wit
 |---|---|---|---|---|---|
 | steps go on | 2.51 | not known | server#6739 | `is_given_up`, below | tests/triton/test_endpoint_faults.py |
 | BLS loses codes | 2.51 | not known | server#7804 | bls.py | tests/triton/test_reports.py |
-| BLS has no cancel | 2.51 | 2.57 | python_backend#398 | reports/streamed_answer.py | tests/triton/test_reports.py |
+| BLS has no cancel | 2.51 | 2.57 | python_backend#398 | `is_given_up`, below | tests/triton/test_reports.py |
 | lost process | 2.51 | not known | server#8604 | launcher.py | tests/triton/test_endpoint_faults.py |
 | no model.py | 2.51 | not known | none | model_repository.py | a start of Triton without one |
 | late request | 2.51 | not known | none | text_tokenizer/config.pbtxt | perf/NOTES.md |
 
 Steps go on: the end of a call is not passed on to the steps of an ensemble that have begun, not even to one that still
-waits in a queue. So a call has a number, a parameter that Triton hands to every step. When the endpoint gives the call
-up, it leaves a file of that number in the run's folder.
+waits in a queue. So a call has a number, a parameter that Triton hands to every step. Who gives the call up, the
+endpoint or a model, leaves a file of that number in the run's folder.
 
 BLS loses codes: an error of a model that another model calls always has the code INTERNAL. It is told by its text.
 
-BLS has no cancel: a model cannot cancel its call of another, so a second call says that nobody waits for the first.
-Newer Tritons can cancel the call of a decoupled model, which `cxrreportgen_stream` is.
+BLS has no cancel: a model cannot cancel its call of another, so such a call has a number, too. Newer Tritons can cancel
+the call of a decoupled model, which `cxrreportgen_stream` is.
 
 Lost process: where the process of a Python model has gone, Triton neither starts it again nor calls the model not
 ready (newer ones do the latter, server#8552). Requests to it fail from then on, and reports under way never end. So all
@@ -34,6 +34,7 @@ after 500 ms: 4 of 600 requests one after the other on a busy machine, none with
 
 import os
 import secrets
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -51,7 +52,18 @@ def file_of(folder: Path, number: int) -> Path:
     return folder / f"given-up-{number:x}"
 
 
+def number_of(parameters: Mapping[str, object]) -> int | None:
+    """The number of the request with these parameters, if it has one."""
+    number = parameters.get(PARAMETER)
+    return number if type(number) is int and number >= 0 else None
+
+
 def is_given_up(parameters: Mapping[str, object]) -> bool:
     """In a Python model: whether the request with these parameters is part of a call that was given up."""
-    folder, number = os.environ.get(FOLDER_VARIABLE), parameters.get(PARAMETER)
-    return folder is not None and type(number) is int and file_of(Path(folder), number).exists()
+    number = number_of(parameters)
+    return number is not None and file_of(models_folder(), number).exists()
+
+
+def models_folder() -> Path:
+    """Where the Python models look; there is no run's folder where another launcher has started Triton."""
+    return Path(os.environ.get(FOLDER_VARIABLE) or tempfile.gettempdir())

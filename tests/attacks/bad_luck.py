@@ -35,7 +35,7 @@ from tests.triton.commands import KEY, MEDIMAGE, ask, head, images, reports, tex
 from tests.triton.processes import command_line, descendants, is_running
 
 STUB = "triton_python_backend_stub"
-KINDS = ("image_process_child", "image_encoder/", "cxrreportgen_stream/", "endpoint.worker", "tritonserver", "guard")
+KINDS = ("image_process_child", "image_encoder/", "cxrreportgen_stream/", "endpoint.worker_", "tritonserver", "guard")
 
 
 @contextmanager
@@ -231,7 +231,7 @@ def out_of_memory(repository):
             "image_process_child",
             "image_encoder/",
             "cxrreportgen_stream/",
-            "endpoint.worker",
+            "endpoint.worker_process",
             "tritonserver",
             "guard",
         ):

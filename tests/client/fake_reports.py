@@ -86,7 +86,7 @@ class FakeReports:
             raise
 
     async def is_ready(self, models: Sequence[str]) -> bool:
-        return list(models) == ["cxrreportgen", "cxrreportgen_stream"]
+        return list(models) == ["cxrreportgen_stream"]
 
     async def close(self) -> None:
         self.closed += 1

@@ -13,12 +13,12 @@ from medimage_client.images.encoding import encode_file, encode_image
 from medimage_client.images.resize import FORMATS
 from medimage_client.images.windowing import GREY_BITS, apply_bit_range
 from medimage_server import image_decoding
-from medimage_server.image_preprocessing import ImagePreprocessor, Settings
+from medimage_server.image_preprocessing import ImagePreprocessor, ImageSettings
 
 SIZE = "image_standardization_image_size"
 QUALITY = "image_standardization_jpeg_compression_ratio"
 SERVER = ImagePreprocessor(
-    Settings(
+    ImageSettings(
         profile="azure",
         max_encoded_bytes=10**7,
         max_pixels=10**7,

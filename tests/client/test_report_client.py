@@ -58,7 +58,7 @@ def test_report_sends_the_study_and_reads_the_answer(client, reports, grey):
     assert [finding.text for finding in report.findings] == ["Heart is normal.", "Opacity."]
     assert (report.text, report.status) == ("Heart is normal. Opacity.", "complete")
     (call,) = reports.calls
-    assert (call.model, call.parameters) == ("cxrreportgen", {"constrained": True})
+    assert (call.model, call.parameters) == ("cxrreportgen_stream", {"constrained": True})
     assert sent(call) == {
         "frontal_image": encode_image(grey(1)),
         "lateral_image": encode_image(grey(2)),

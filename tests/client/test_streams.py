@@ -78,13 +78,6 @@ class GrpcStub(service_pb2_grpc.GRPCInferenceServiceServicer):
             response.raw_output_contents.append(len(value.encode()).to_bytes(4, "little") + value.encode())
         return response
 
-    def ModelInfer(self, request, context):
-        self.read(request)
-        if self.script.refusals:
-            code, message = self.script.refusals.pop(0)
-            context.abort(grpc.StatusCode[code], message)
-        return self.response({"output": OUTPUT, "status": "complete"})
-
     def ModelStreamInfer(self, requests, context):
         context.add_callback(self.script.left.set)
         for request in requests:
@@ -114,17 +107,7 @@ class HttpStub(BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         _, _, _, model, method = self.path.split("/")
-        if method == "infer":
-            self.script.requests.append((model, None, None))
-            outputs = {"output": OUTPUT, "status": "complete"}
-            raw = [len(value).to_bytes(4, "little") + value.encode() for value in outputs.values()]
-            tensors = [
-                {"name": name, "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(data)}}
-                for name, data in zip(outputs, raw, strict=True)
-            ]
-            header = json.dumps({"model_name": model, "outputs": tensors}).encode()
-            self.answer(200, "application/octet-stream", header + b"".join(raw), header_length=len(header))
-            return
+        assert method == "generate_stream"
         self.script.requests.append((model, json.loads(body), None))
         if self.script.refusals:
             message = self.script.refusals.pop(0)[1]
@@ -149,10 +132,8 @@ class HttpStub(BaseHTTPRequestHandler):
         for part in (data[:9], data[9:]):  # a chunk is no line
             self.wfile.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
 
-    def answer(self, status, content_type, body, *, header_length=None):
+    def answer(self, status, content_type, body):
         self.send_response(status)
-        if header_length is not None:
-            self.send_header("Inference-Header-Content-Length", str(header_length))
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -201,7 +182,36 @@ def film(grey):
 
 def test_report_arrives_over_both_wires(client, script, film):
     assert client.report(film).text == "Heart is normal. Opacity."
-    assert script.requests[0][0] == "cxrreportgen"
+    assert [model for model, *_ in script.requests] == ["cxrreportgen_stream"]
+
+
+def test_report_whose_stream_breaks_off_is_asked_for_again(client, script, film):
+    """Nobody has seen a piece of it; a stream of the caller's is not begun again."""
+    script.broken = "UNAVAILABLE", FULL_QUEUE
+    responses = script.responses
+
+    def heal():
+        if len(script.requests) == 2:
+            script.broken = None
+        return responses()
+
+    script.responses = heal
+    assert client.report(film).text == "Heart is normal. Opacity."
+    assert len(script.requests) == 2
+
+
+def test_report_whose_stream_ends_too_soon_is_an_error(client, script, film):
+    script.responses = lambda: iter([{"text_output": PIECES[0]}])
+    with pytest.raises(errors.ResponseError, match="the stream ended before its report"):
+        client.report(film)
+
+
+def test_report_that_takes_too_long_is_cancelled_on_the_server(client, script, film, monkeypatch):
+    monkeypatch.setattr("medimage_client.wire.triton_workarounds.CANCEL_AFTER_S", 0.1)
+    script.endless = True
+    with pytest.raises(errors.RequestTimeout, match=r"no answer within 0\.5 s"):
+        client.report(film, timeout=0.5)
+    assert script.left.wait(WAIT_S)
 
 
 def test_pieces_arrive_before_the_next_is_written(client, script, film):
@@ -263,11 +273,12 @@ FAILURES = [  # gRPC code, message, type and status of the error
 ]
 
 
+@pytest.mark.parametrize("method", ["report", "stream"])
 @pytest.mark.parametrize(("code", "message", "error_type", "status"), FAILURES)
-def test_refusal_is_the_same_error_over_both_wires(url, script, film, code, message, error_type, status):
+def test_refusal_is_the_same_error_over_both_wires(url, script, film, method, code, message, error_type, status):
     script.refusals = [(code, message)]
     with CXRReportGen(url, retries=0) as client, pytest.raises(errors.MedImageError) as refused:
-        list(client.stream(film))
+        list(client.stream(film)) if method == "stream" else client.report(film)
     assert (type(refused.value), str(refused.value)) == (error_type, message)
     assert refused.value.status == status
 
@@ -326,7 +337,7 @@ def test_connection_that_is_lost_after_the_error_does_not_hide_it(grpc_url, scri
 
 
 def test_unknown_model_over_grpc_is_not_found_without_a_code(grpc_url, film, monkeypatch):
-    monkeypatch.setattr("medimage_client.reports.requests.STREAM_MODEL", "unknown")
+    monkeypatch.setattr("medimage_client.reports.requests.MODEL", "unknown")
     with (
         CXRReportGen(grpc_url) as client,
         pytest.raises(errors.NotFound, match="unknown model: 'unknown' is not found"),

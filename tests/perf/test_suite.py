@@ -19,13 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from medimage_export.medimageinsight.checkpoint import find_checkpoint, load_model
 from medimage_export.medimageinsight.config import MedImageInsightConfig
 from medimage_export.medimageinsight.export import export_medimageinsight
-from medimage_export.medimageinsight.unicl import MedImageInsight
+from medimage_export.medimageinsight.reference import UniCL
 from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_export.phantoms.generator import TRAIN_SEEDS, VALIDATION_SEEDS
 from medimage_export.repository import copy_unexported
 from medimage_export.served_config import config_change
 from medimage_server.errors import LaunchError
-from medimage_server.image_preprocessing import ImagePreprocessor, Settings
+from medimage_server.image_preprocessing import ImagePreprocessor, ImageSettings
 from perf.suite import accuracy, baselines, encoders, floor, sessions, whole_path
 from perf.suite.__main__ import main
 from perf.suite.device import CPU, CUDA, OURS, runtime_of, without_bf16
@@ -154,7 +154,7 @@ def test_vectors_are_compared_with_the_first_calls():
 
 def test_operation_counts_are_those_of_pytorchs_counter():
     with torch.device("meta"):
-        full_size = MedImageInsight(MedImageInsightConfig())
+        full_size = UniCL(MedImageInsightConfig())
         with FlopCounterMode(display=False) as image:
             full_size.encode_image(torch.empty(1, 3, 480, 480))
         with FlopCounterMode(display=False) as text:
@@ -191,7 +191,7 @@ def test_floor_is_work_over_rate():
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("profile", ["reference", "azure"])
 def test_reference_pixels_are_those_of_the_server(profile, mode, repositories):
-    settings = Settings(
+    settings = ImageSettings(
         profile=profile,
         max_encoded_bytes=2**25,
         max_pixels=50_000_000,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from medimage_export.repository import copy_unexported
-from medimage_server.endpoint.workers import bound
+from medimage_server.endpoint.worker_pool import bound
 from medimage_server.errors import LaunchError
 from medimage_server.installation import (
     cache_options,
@@ -25,7 +25,6 @@ from medimage_server.installation import (
 from medimage_server.launcher import run_triton
 from medimage_server.listening import choose_ports
 from medimage_server.model_repository import (
-    RepositoryError,
     ServedModels,
     check_complete,
     check_served,
@@ -147,7 +146,7 @@ def test_repository_with_broken_configs_alone_is_refused_with_the_first(tmp_path
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.pbtxt").write_text("max_batch: 3\n")
-    with pytest.raises(RepositoryError, match=r"/a/config.pbtxt: line 1:1 : "):
+    with pytest.raises(LaunchError, match=r"/a/config.pbtxt: line 1:1 : "):
         read_configs(tmp_path)
 
 
@@ -180,9 +179,7 @@ def test_what_was_not_exported_is_left_out_unless_it_is_asked_for(unexported):
 
 
 def test_chosen_model_that_is_not_there_is_refused_with_those_that_are(unexported):
-    with pytest.raises(
-        RepositoryError, match="no model medimageinsigt in the repository; it has cxr_image_encoder, cxr"
-    ):
+    with pytest.raises(LaunchError, match="no model medimageinsigt in the repository; it has cxr_image_encoder, cxr"):
         with_parts(["medimageinsigt"], read_configs(unexported)[0])
 
 
@@ -190,7 +187,7 @@ def test_weights_are_asked_for_only_of_the_models_to_be_served(unexported):
     write_text_encoder(unexported / "text_encoder/1/model.onnx")
     configs, _ = read_configs(unexported)
     check_complete(unexported, with_parts(["medimageinsight_text"], configs), configs)
-    with pytest.raises(RepositoryError, match=r"^no exported weights for image_encoder: run"):
+    with pytest.raises(LaunchError, match=r"^no exported weights for image_encoder: run"):
         check_complete(unexported, with_parts(["medimageinsight"], configs), configs)
 
 
@@ -205,7 +202,7 @@ def planned(unexported):
 
 def test_tensorrt_plan_is_asked_for_where_it_is_configured(planned):
     configs = read_configs(planned)[0]
-    with pytest.raises(RepositoryError, match=r"^no exported weights for text_encoder: run .* --format tensorrt`$"):
+    with pytest.raises(LaunchError, match=r"^no exported weights for text_encoder: run .* --format tensorrt`$"):
         check_complete(planned, ["text_encoder"], configs)
     (planned / "image_encoder/1/model.onnx").touch()
     assert "text_encoder" not in exported_models(planned, configs)
@@ -223,7 +220,7 @@ def test_tensorrt_plans_are_refused_by_a_triton_without_their_backend(planned, t
         f"Error: text_encoder: TensorRT plans, and this Triton has no {tmp_path}/triton/backends/tensorrt; serve them "
         "with the Triton in NVIDIA's container, or run `medimage export` with --format onnx\n"
     )
-    with pytest.raises(RepositoryError, match=r"^text_encoder: TensorRT plans"):
+    with pytest.raises(LaunchError, match=r"^text_encoder: TensorRT plans"):
         check_served(["text_tokenizer", "text_encoder"], read_configs(planned)[0], tmp_path)
 
 
@@ -236,7 +233,7 @@ def test_tensorrt_plans_are_served_by_a_triton_with_their_backend(planned, tmp_p
 
 def test_python_model_without_its_file_is_named_and_not_waited_for(exported):
     (exported / "text_tokenizer/1/model.py").unlink()
-    with pytest.raises(RepositoryError, match=r"^no model.py for text_tokenizer: restore it"):
+    with pytest.raises(LaunchError, match=r"^no model.py for text_tokenizer: restore it"):
         ServedModels(exported, ["medimageinsight_text"])
     served = ServedModels(exported)
     assert served.names == ["image_preprocessing", "image_encoder", "medimageinsight_image"]

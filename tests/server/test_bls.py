@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from medimage_server import bls
-from medimage_server.error_response import public_error, refusal
-from medimage_server.errors import Cancelled, InferenceFailed, InvalidInput, Unavailable
+from medimage_server.errors import Cancelled, InferenceFailed, InvalidInput, Unavailable, public_error, refusal
 from tests.python_backend_stand_in import InferenceResponse, Tensor
 
 

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from medimage_server.errors import InvalidInput
-from medimage_server.image_preprocessing import OneImage, Settings, Standardization
+from medimage_server.image_preprocessing import ImageSettings, OneImage, Standardization
 from medimage_server.image_process import ImageLimits, ImageProcess
 from tests.server.hostile_files import BOMBS, good_files, mutations
 from tests.server.measured import MEASURED, SHAPE, Measured
 
-SETTINGS = Settings(
+SETTINGS = ImageSettings(
     profile="azure",
     max_encoded_bytes=2**25,
     max_pixels=50_000_000,

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from medimage_server.errors import InvalidInput
-from medimage_server.image_preprocessing import ImagePreprocessor, OneImage, Settings
+from medimage_server.image_preprocessing import ImagePreprocessor, ImageSettings, OneImage
 from tests.server.children import Children
 
 SIZE = "image_standardization_image_size"
 QUALITY = "image_standardization_jpeg_compression_ratio"
-REFERENCE = Settings(
+REFERENCE = ImageSettings(
     profile="reference",
     max_encoded_bytes=10**6,
     max_pixels=10**6,
@@ -193,7 +193,7 @@ def preprocessing(tmp_path) -> Path:
 
 
 def test_settings_are_read_from_config_and_export(preprocessing):
-    assert Settings.read(PARAMETERS, preprocessing) == Settings(
+    assert ImageSettings.read(PARAMETERS, preprocessing) == ImageSettings(
         profile="azure",
         max_encoded_bytes=1000,
         max_pixels=2000,
@@ -203,7 +203,7 @@ def test_settings_are_read_from_config_and_export(preprocessing):
 
 
 def test_image_size_is_height_then_width(preprocessor, preprocessing):
-    settings = Settings.read(PARAMETERS | {"max_pixels": "1000000", "max_encoded_bytes": "1000000"}, preprocessing)
+    settings = ImageSettings.read(PARAMETERS | {"max_pixels": "1000000", "max_encoded_bytes": "1000000"}, preprocessing)
     assert preprocessor(settings)([encode(RGB)], {}).shape == (1, 480, 320, 3)
 
 
@@ -217,28 +217,28 @@ def test_image_size_is_height_then_width(preprocessor, preprocessing):
 )
 def test_parameter_that_is_not_allowed_stops_the_load(preprocessing, parameters, message):
     with pytest.raises(ValueError, match=message):
-        Settings.read(PARAMETERS | parameters, preprocessing)
+        ImageSettings.read(PARAMETERS | parameters, preprocessing)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_missing_parameter_stops_the_load_by_name(preprocessing, name):
     parameters = {key: value for key, value in PARAMETERS.items() if key != name}
     with pytest.raises(ValueError, match=f"parameter {name} is"):
-        Settings.read(parameters, preprocessing)
+        ImageSettings.read(parameters, preprocessing)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"image_size": [480, 480], "interpolation": "nice"}'])
 def test_preprocessing_file_that_export_did_not_write_stops_the_load(preprocessing, text):
     preprocessing.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=r"preprocessing\.json: not what `medimage export medimageinsight` writes"):
-        Settings.read(PARAMETERS, preprocessing)
+        ImageSettings.read(PARAMETERS, preprocessing)
 
 
 def test_missing_preprocessing_file_names_the_export(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"preprocessing\.json: not found; run `medimage export medimageinsight`"
     ):
-        Settings.read(PARAMETERS, tmp_path / "preprocessing.json")
+        ImageSettings.read(PARAMETERS, tmp_path / "preprocessing.json")
 
 
 def test_images_resized_by_the_client_are_refused_where_the_profile_makes_no_square(preprocessor):

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from medimage_server.endpoint import private_files
-from medimage_server.endpoint.options import EndpointOptions, endpoint_options
-from medimage_server.endpoint.settings import EndpointSettings
+from medimage_server.endpoint.options import checked_settings, endpoint_options
+from medimage_server.endpoint.settings import EndpointOptions, EndpointSettings
 from medimage_server.errors import LaunchError
 
 KEY = "key-of-the-endpoint"
@@ -42,7 +42,7 @@ def settings(options, monkeypatch):
     monkeypatch.delenv("MEDIMAGE_KEYS", raising=False)
 
     def settings(*args) -> EndpointSettings:
-        return options(*args).settings(tritons=("grpc://a:1",), triton_metrics="http://a:2/metrics")
+        return checked_settings(options(*args), tritons=("grpc://a:1",), triton_metrics="http://a:2/metrics")
 
     return settings
 
@@ -51,10 +51,12 @@ def test_defaults_are_those_of_the_documentation(settings):
     assert settings() == EndpointSettings(tritons=("grpc://a:1",), triton_metrics="http://a:2/metrics")
     assert settings() == EndpointSettings(
         tritons=("grpc://a:1",),
+        score_host="127.0.0.1",
+        workers=1,
         layout="rows",
         max_requests=64,
-        max_body_bytes=64 * 2**20,
-        max_in_flight_bytes=256 * 2**20,
+        max_body_mb=64,
+        max_in_flight_mb=256,
         timeout_s=120.0,
         report_timeout_s=600.0,
         drain_delay_s=0.0,
@@ -81,14 +83,15 @@ def test_defaults_are_those_of_the_documentation(settings):
 )
 def test_option_comes_from_the_command_line_or_its_variable(options, name, text, value):
     flag, variable = f"--{name.replace('_', '-')}", f"MEDIMAGE_{name.upper()}"
-    assert getattr(options(flag, text), name) == value
-    assert getattr(options(**{variable: text}), name) == value
-    assert getattr(options(flag, text, **{variable: "not read"}), name) == value
+    field = name if hasattr(EndpointOptions, name) else f"{name}_s"
+    assert getattr(options(flag, text), field) == value
+    assert getattr(options(**{variable: text}), field) == value
+    assert getattr(options(flag, text, **{variable: "not read"}), field) == value
 
 
 def test_paths_come_from_their_variables_too(options, tmp_path):
     for name in ("keys_file", "tls_certificate", "tls_key"):
-        assert getattr(options(**{f"MEDIMAGE_{name.upper()}": str(tmp_path / "x")}), name) == tmp_path / "x"
+        assert getattr(options(**{f"MEDIMAGE_{name.upper()}": str(tmp_path / "x")}), name) == str(tmp_path / "x")
 
 
 @pytest.mark.parametrize(
@@ -118,10 +121,10 @@ def test_value_out_of_range_is_refused(args):
 @pytest.mark.parametrize("workers, max_requests", [(1, 64), (2, 32), (3, 22), (64, 1)])
 def test_bounds_are_divided_by_the_workers(settings, workers, max_requests):
     divided = settings("--workers", workers)
-    assert divided.max_requests == max_requests
-    assert divided.max_in_flight_bytes == 256 * 2**20 // workers
+    assert divided.worker_max_requests == max_requests
+    assert divided.worker_max_in_flight_bytes == 256 * 2**20 // workers
     assert divided.max_body_bytes == 64 * 2**20
-    assert settings("--workers", workers, "--max-requests", 1).max_requests == 1
+    assert settings("--workers", workers, "--max-requests", 1).worker_max_requests == 1
 
 
 def test_keys_of_the_variable_become_digests_and_leave_the_environment(settings, monkeypatch):

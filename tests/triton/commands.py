@@ -61,7 +61,7 @@ class Command:
 
     @property
     def workers(self):
-        return [pid for pid in descendants(self.process.pid) if "medimage_server.endpoint.worker" in command_line(pid)]
+        return [pid for pid in descendants(self.process.pid) if "endpoint.worker_process" in command_line(pid)]
 
     def stubs(self, model):
         """Process ids of a Python model, or of one of our onnxruntime backend."""

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from tritonclient.utils import InferenceServerException
 
 from medimage_export.medimageinsight.checkpoint import find_checkpoint, load_model
-from medimage_export.medimageinsight.graphs import ImageEncoderGraph, TextEncoderGraph
+from medimage_export.medimageinsight.reference import ImageEncoderReference, TextEncoderReference
 from tests.paths import PHANTOM_CHECKPOINT
 from tests.triton.requests import WAIT_S, Answers, array_input, bytes_input, embed_images, embed_texts
 from tests.waiting import wait_until
@@ -59,7 +59,7 @@ def test_model_is_ready_over_grpc_and_http(triton, model):
 def test_image_encoder_gives_pytorchs_vectors(triton, pytorch):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 480, 480, 3), dtype=np.uint8)
     answer = triton.grpc.infer("image_encoder", [array_input("pixels", pixels, "UINT8")])
-    features, scaling_factor = ImageEncoderGraph(pytorch)(torch.from_numpy(pixels))
+    features, scaling_factor = ImageEncoderReference(pytorch)(torch.from_numpy(pixels))
     np.testing.assert_allclose(answer.as_numpy("image_features"), features.numpy(), rtol=0, atol=TOLERANCE)
     np.testing.assert_allclose(answer.as_numpy("scaling_factor"), scaling_factor.numpy(), rtol=1e-6)
 
@@ -70,7 +70,7 @@ def test_texts_get_pytorchs_vectors(triton, pytorch, repository):
     encodings = tokenizer.encode_batch([caption.decode() for caption in CAPTIONS])
     ids = torch.tensor([encoding.ids for encoding in encodings])
     mask = torch.tensor([encoding.attention_mask for encoding in encodings])
-    features, _ = TextEncoderGraph(pytorch)(ids, mask)
+    features, _ = TextEncoderReference(pytorch)(ids, mask)
     np.testing.assert_allclose(embed_texts(triton.grpc, CAPTIONS), features.numpy(), rtol=0, atol=TOLERANCE)
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 from PIL import Image
@@ -28,10 +28,10 @@ MEANING = {
 @click.argument("frontal", type=IMAGE_FILE)
 @click.option("--lateral", type=IMAGE_FILE, help="Lateral image of the same study.")
 @click.option("--prior", type=IMAGE_FILE, help="Frontal image of an earlier study.")
-@click.option("--indication", default="", help="Why the study was made.")
-@click.option("--technique", default="", help="How it was made, such as 'One view chest'.")
-@click.option("--comparison", default="", help="What it is compared with.")
-@click.option("--prior-report", default="", help="Report of the earlier study.")
+@click.option("--indication", help="Why the study was made.")
+@click.option("--technique", help="How it was made, such as 'One view chest'.")
+@click.option("--comparison", help="What it is compared with.")
+@click.option("--prior-report", help="Report of the earlier study.")
 @click.option(
     "--mode",
     type=click.Choice(get_args(Mode)),
@@ -50,21 +50,7 @@ MEANING = {
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of text.")
 @server_options(timeout=DEFAULT_REPORT_TIMEOUT_S, what="the end of the report")
 def report(
-    frontal: Path,
-    lateral: Path | None,
-    prior: Path | None,
-    indication: str,
-    technique: str,
-    comparison: str,
-    prior_report: str,
-    mode: Mode,
-    phrase: str | None,
-    max_new_tokens: int | None,
-    picture: Path | None,
-    as_json: bool,
-    url: str,
-    api_key: str | None,
-    timeout: float,
+    frontal: Path, picture: Path | None, as_json: bool, url: str, api_key: str | None, timeout: float, **study: Any
 ) -> None:
     """Findings of a chest X-ray study, each as soon as it is written.
 
@@ -74,24 +60,12 @@ def report(
     """
     with (
         CXRReportGen(url, api_key=api_key) as client,
-        client.stream(
-            frontal,
-            lateral=lateral,
-            prior=prior,
-            indication=indication,
-            technique=technique,
-            comparison=comparison,
-            prior_report=prior_report,
-            mode=mode,
-            phrase=phrase,
-            max_new_tokens=max_new_tokens,
-            timeout=timeout,
-        ) as stream,
+        client.stream(frontal, **study, timeout=timeout) as stream,
     ):
         if as_json:
             for _ in stream:
                 pass
-        elif mode == "findings":
+        elif study["mode"] == "findings":
             echo_text(stream)
         else:
             echo_findings(stream)

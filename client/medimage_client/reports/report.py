@@ -1,7 +1,7 @@
 """A chest X-ray report as the client returns it."""
 
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 from PIL import Image
 
@@ -9,8 +9,7 @@ from medimage_client.errors import ResponseError
 from medimage_client.images.encoding import ImageInput
 from medimage_client.reports.finding import Finding, read_findings
 from medimage_client.reports.picture import draw_findings
-
-Status = Literal["complete", "truncated", "malformed"]
+from medimage_client.schema.reports import Status
 
 
 @dataclass(frozen=True, slots=True)

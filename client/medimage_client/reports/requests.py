@@ -1,4 +1,4 @@
-"""Studies to reports over one connection, whole or as they are written.
+"""Studies to reports over one connection: a stream of pieces, which is given on or read to its end.
 
 Timeouts are seconds for one report, None for the connection's.
 """
@@ -13,21 +13,22 @@ from numpy.typing import NDArray
 
 from medimage_client.errors import InvalidInput, ResponseError
 from medimage_client.images.encoding import ImageInput, encode_image
-from medimage_client.schema.reports import IMAGE_INPUTS, SECTIONS, ReportRequest
+from medimage_client.schema.reports import IMAGE_INPUTS, PARAMETERS, TEXT_INPUTS, ReportRequest
 from medimage_client.wire.connection import Connection, gather
 from medimage_client.wire.transport import Call, Outputs
 
-WHOLE_MODEL, STREAM_MODEL = "cxrreportgen", "cxrreportgen_stream"
-WHOLE_OUTPUTS, STREAM_OUTPUTS = ("output", "status"), ("text_output", "output", "status")
+MODEL = "cxrreportgen_stream"
+WHOLE_OUTPUTS = ("output", "status")
+STREAM_OUTPUTS = ("text_output", *WHOLE_OUTPUTS)
 SCORE_OUTPUTS = ("output",)  # the status is not Azure's
 
 
 async def infer_report(
     connection: Connection, request: ReportRequest, outputs: tuple[str, ...], timeout: float | None
 ) -> Outputs:
-    """These outputs of the whole answer to a study."""
+    """These outputs of the whole answer to a study. Nothing of it is seen before, so it may be asked for again."""
     async with connection.slots:
-        call = await asyncio.to_thread(call_of, request, WHOLE_MODEL, outputs)
+        call = await asyncio.to_thread(call_of, request, outputs)
         return await connection.infer(call, timeout=timeout)
 
 
@@ -38,7 +39,7 @@ async def stream_report(
 
     Closing it early cancels the request on the server.
     """
-    call = await asyncio.to_thread(call_of, request, STREAM_MODEL, STREAM_OUTPUTS)
+    call = await asyncio.to_thread(call_of, request, STREAM_OUTPUTS)
     async with aclosing(connection.stream(call, timeout=timeout)) as responses:
         async for outputs in responses:
             yield outputs
@@ -61,7 +62,7 @@ async def score_reports(connection: Connection, rows: Sequence[ReportRequest], t
     return await gather([output_of(n, row) for n, row in enumerate(rows)])
 
 
-def call_of(request: ReportRequest, model: str, output_names: tuple[str, ...]) -> Call:
+def call_of(request: ReportRequest, output_names: tuple[str, ...]) -> Call:
     """The request of Triton; reads and encodes the images.
 
     Raises:
@@ -69,10 +70,11 @@ def call_of(request: ReportRequest, model: str, output_names: tuple[str, ...]) -
     """
     images = {name: image for name in IMAGE_INPUTS if (image := getattr(request, name)) is not None}
     inputs = {name: tensor(encoded(name, image)) for name, image in images.items()}
-    inputs |= {name: tensor(text) for name in (*SECTIONS, "mode", "phrase") if (text := getattr(request, name))}
+    inputs |= {name: tensor(text) for name in TEXT_INPUTS if (text := getattr(request, name))}
     if request.max_new_tokens is not None:
         inputs["max_new_tokens"] = np.array([request.max_new_tokens], dtype=np.int32)
-    return Call(model, inputs, output_names, {"constrained": True} if request.constrained else {})
+    parameters = {name: value for name in PARAMETERS if (value := getattr(request, name))}
+    return Call(MODEL, inputs, output_names, parameters, decoupled=True)
 
 
 def encoded(column: str, image: ImageInput) -> bytes:

@@ -19,10 +19,13 @@ from medimage_client.images.encoding import ImageInput
 from medimage_client.schema.table import check_text, read_image, read_table, read_text, short
 
 Mode = Literal["grounded", "findings", "phrase"]
+Status = Literal["complete", "truncated", "malformed"]
 
-# Fields of ReportRequest, input tensors of the models and columns of Azure's endpoint have the same names.
+# Fields of ReportRequest, inputs of the models and columns of Azure's endpoint have the same names.
 IMAGE_INPUTS = ("frontal_image", "lateral_image", "prior_image")
 SECTIONS = ("indication", "technique", "comparison", "prior_report")
+TEXT_INPUTS = (*SECTIONS, "mode", "phrase")
+PARAMETERS = ("constrained",)  # of a request; the other inputs are tensors
 MAX_INT32 = 2**31 - 1
 COLUMNS = (*IMAGE_INPUTS, *SECTIONS)
 MAX_ROWS = 10  # of a request; what the documentation of Azure's endpoint allows
@@ -30,7 +33,9 @@ MAX_ROWS = 10  # of a request; what the documentation of Azure's endpoint allows
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportRequest:
-    """Images, sections of the request form, and options; an empty section, or none, is not sent.
+    """What a report can be asked with: images, sections of the request form, and options.
+
+    Clients, command line, endpoint and models take it from here. An empty section, or none, is not sent.
 
     Raises:
         InvalidInput: an option or a text is wrong, which it names. Images are looked at when they are encoded.
@@ -90,19 +95,10 @@ def read_report_requests(request: Mapping[str, Any]) -> list[ReportRequest]:
 
 
 def read_study(n: int, row: Mapping[str, object]) -> ReportRequest:
-    frontal, lateral, prior = (read_image(n, row, column) for column in IMAGE_INPUTS)
-    if frontal is None:
+    cells: dict[str, Any] = {column: read_image(n, row, column) for column in IMAGE_INPUTS}
+    if cells["frontal_image"] is None:
         raise InvalidInput("is missing; expected an image file as base64", row=n, column="frontal_image")
-    indication, technique, comparison, prior_report = (read_text(n, row, column) for column in SECTIONS)
-    return ReportRequest(
-        frontal_image=frontal,
-        lateral_image=lateral,
-        prior_image=prior,
-        indication=indication,
-        technique=technique,
-        comparison=comparison,
-        prior_report=prior_report,
-    )
+    return ReportRequest(**cells | {column: read_text(n, row, column) for column in SECTIONS})
 
 
 def render_reports(outputs: Sequence[str]) -> list[dict[str, str]]:

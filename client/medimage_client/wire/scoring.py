@@ -3,7 +3,7 @@
 import re
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Self
@@ -13,7 +13,6 @@ from medimage_client.errors import InvalidInput, MedImageError, ResponseError, U
 from medimage_client.wire.error_reader import not_scoring, scoring_error, unified_error
 from medimage_client.wire.scoring_messages import (
     check_call,
-    is_report,
     read_embeddings,
     read_event,
     read_events,
@@ -22,7 +21,7 @@ from medimage_client.wire.scoring_messages import (
     read_rows,
     request_body,
 )
-from medimage_client.wire.transport import Call, Outputs, Transport, read_object
+from medimage_client.wire.transport import Call, Outputs, Transport, read_object, read_to_end
 
 if TYPE_CHECKING:  # imported by the first connection, for its length
     from aiohttp import ClientResponse
@@ -120,12 +119,8 @@ class ScoringTransport:
         return [reports[row] for row in range(n_rows)]
 
     async def infer(self, call: Call, *, timeout: float) -> Outputs:
-        if is_report(call):
-            async with aclosing(self.stream(call, timeout=timeout)) as responses:
-                reports = [outputs async for outputs in responses if "output" in outputs]
-            if not reports:
-                raise ResponseError("the stream ended before its report", status=200)
-            return reports[-1]
+        if call.decoupled:
+            return await read_to_end(self.stream(call, timeout=timeout), call.output_names)
         check_call(call)
         async with self._answer(request_body(call), EMBEDDING_HEADERS) as response:
             return read_embeddings(await response.read(), call)

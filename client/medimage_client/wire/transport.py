@@ -1,11 +1,13 @@
 """What a client needs of a connection, whatever the server speaks."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from medimage_client.errors import ResponseError
 from medimage_client.schema.json_text import decode_json
 
 Outputs = dict[str, NDArray[Any]]  # by name
@@ -19,13 +21,14 @@ class Call:
     inputs: Mapping[str, NDArray[Any]] = field(repr=False)  # by name; object arrays, of bytes or str, travel as BYTES
     output_names: Sequence[str]
     parameters: Mapping[str, int]  # a bool stays one
+    decoupled: bool = False  # the model's answer is a stream of responses
 
 
 class Transport(Protocol):
     """What the client needs of a connection; every error is a MedImageError."""
 
     async def infer(self, call: Call, *, timeout: float) -> Outputs:
-        """The call's outputs.
+        """The call's outputs; a decoupled model's stream is read to its end.
 
         The caller keeps the time; `timeout`, in seconds, tells the server when nobody waits any more.
         """
@@ -40,6 +43,19 @@ class Transport(Protocol):
         """Whether the server and these models can answer."""
 
     async def close(self) -> None: ...
+
+
+async def read_to_end(responses: AsyncGenerator[Outputs, None], names: Sequence[str]) -> Outputs:
+    """The last response of a stream that has all these outputs.
+
+    Raises:
+        ResponseError: there is none.
+    """
+    async with aclosing(responses):
+        whole = [outputs async for outputs in responses if outputs.keys() >= set(names)]
+    if not whole:
+        raise ResponseError("the stream ended before its report", status=200)
+    return whole[-1]
 
 
 def read_object(text: bytes) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """Requests to a Triton server over gRPC or HTTP, with one set of errors."""
 
 import ssl
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from medimage_client.errors import InvalidInput, MedImageError, ResponseError, T
 from medimage_client.images.base64_text import encode_base64
 from medimage_client.wire.error_reader import not_triton, shared_memory_error, stream_error, triton_error, unified_error
 from medimage_client.wire.shared_memory import SharedMemory, tensor_size
-from medimage_client.wire.transport import Call, Outputs, read_object
-from medimage_client.wire.triton_workarounds import CANCELLED_STREAM, read_to_its_end
+from medimage_client.wire.transport import Call, Outputs, read_object, read_to_end
+from medimage_client.wire.triton_workarounds import CANCELLED_STREAM, drain_stream
 
 SCHEMES = ", ".join(f"{scheme}://" for scheme in DEFAULT_PORTS)
 SOCKET = "unix:"
@@ -27,7 +28,7 @@ EVENT = b"data:"  # server-sent events
 MAX_RECONNECT_S = 2.0  # between gRPC's attempts; its own 2 minutes are longer than our retries and than a restart
 
 
-class TritonTransport:
+class TritonTransport(ABC):
     """One of tritonclient's asyncio clients, which are alike for gRPC and HTTP; belongs to one event loop.
 
     Args:
@@ -46,8 +47,13 @@ class TritonTransport:
         self._shared_memory = SharedMemory(self._register, self._unregister) if shared_memory else None
 
     async def infer(self, call: Call, *, timeout: float) -> Outputs:
+        if call.decoupled:
+            return await read_to_end(self.stream(call, timeout=timeout), call.output_names)
         async with AsyncExitStack() as held:
             return await self._infer(call, await self._inputs(call, held), timeout)
+
+    @abstractmethod
+    def stream(self, call: Call, *, timeout: float) -> AsyncGenerator[Outputs, None]: ...
 
     async def is_ready(self, models: Sequence[str]) -> bool:
         try:
@@ -158,7 +164,7 @@ class GrpcTransport(TritonTransport):
             async for result, error in responses:
                 if error is not None:
                     if CANCELLED_STREAM.is_in(self.version):
-                        await read_to_its_end(responses, self._rpc_error)
+                        await drain_stream(responses, self._rpc_error)
                     raise stream_error(error.message(), has_begun=has_begun)
                 has_begun = True
                 arrays = {name: result.as_numpy(name) for name in call.output_names}

@@ -64,7 +64,7 @@ class Tensors(Protocol):
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredTensor:
     """Where a tensor lies: all of `key`, or the third of its rows with that number."""
 
     file: Path
@@ -80,7 +80,7 @@ class CheckpointTensors:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, StoredTensor] = {}
         self.shapes: dict[str, torch.Size] = {}
         for path in _weight_files(folder):
             with _opened(path) as file:
@@ -91,11 +91,11 @@ class CheckpointTensors:
         name = rename_key(key)
         fused = FUSED_QKV.match(name)
         if fused is None:
-            parts = {name: (Entry(path, key), shape)}
+            parts = {name: (StoredTensor(path, key), shape)}
         else:
             rows = torch.Size((shape[0] // 3, *shape[1:]))
             parts = {
-                f"{fused[1]}attention.attention.{part}.{fused[2]}": (Entry(path, key, third), rows)
+                f"{fused[1]}attention.attention.{part}.{fused[2]}": (StoredTensor(path, key, third), rows)
                 for third, part in enumerate(("query", "key", "value"))
             }
         for part, (entry, part_shape) in parts.items():

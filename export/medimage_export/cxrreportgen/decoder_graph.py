@@ -28,17 +28,11 @@ from torch import Tensor
 
 from medimage_export.cxrreportgen.checkpoint import DECODER, Tensors
 from medimage_export.cxrreportgen.config import DecoderConfig
-from medimage_export.cxrreportgen.quantization import dequantize_blockwise, quantize_blockwise
+from medimage_export.cxrreportgen.int4 import BLOCK_SIZE, HEAD_BITS, WEIGHT_BITS, quantize_blockwise
 from medimage_export.onnx_writer import MICROSOFT, OnnxWriter
 
 Precision = Literal["fp32", "fp16", "int4"]
 OPSET = 23  # brought RMSNormalization
-# Weights that share a scale. With 32, onnxruntime's CPU kernels give a row the same bits whatever rows are beside it,
-# so that a report does not depend on how many are written at the same time; with 64 and more (4 bits) they do not.
-# Blocks of 128 would read a prompt in two thirds of the time, with rounding errors a fifth larger (of normal weights).
-BLOCK_SIZE = 32
-WEIGHT_BITS = 4
-HEAD_BITS = 8  # the head alone decides between tokens: 4 bits there cost the most and save the least
 INT8_ACTIVATIONS = 4  # accuracy_level of MatMulNBits: products of 8-bit integers, which CPUs have instructions for
 
 
@@ -52,22 +46,6 @@ def write_decoder(
     """Write `path`, with the weights beside it in `<path>.data`; no more than one weight is in memory at a time."""
     with DecoderWriter(path, precision) as graph:
         _build(graph, config, tensors, progress)
-
-
-class QuantizedTensors:
-    """The tensors of a checkpoint with the weights that int4 turns them into, for the reference of its parity check."""
-
-    def __init__(self, tensors: Tensors) -> None:
-        self.shapes = tensors.shapes
-        self._tensors = tensors
-
-    def read(self, name: str) -> Tensor:
-        tensor = self._tensors.read(name).float()
-        if not name.endswith(("_proj.weight", "lm_head.weight")):
-            return tensor
-        bits = HEAD_BITS if name.endswith("lm_head.weight") else WEIGHT_BITS
-        packed, scales = quantize_blockwise(tensor, bits=bits, block_size=BLOCK_SIZE)
-        return dequantize_blockwise(packed, scales, bits=bits, size=tensor.shape[1])
 
 
 def rope_tables(config: DecoderConfig) -> tuple[np.ndarray, np.ndarray]:

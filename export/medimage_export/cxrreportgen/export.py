@@ -25,7 +25,7 @@ from medimage_export.cxrreportgen.checkpoint import (
     weights_sha256,
 )
 from medimage_export.cxrreportgen.config import PHI3_MINI, CXRReportGenConfig
-from medimage_export.cxrreportgen.decoder_graph import Precision, QuantizedTensors, write_decoder
+from medimage_export.cxrreportgen.decoder_graph import Precision, write_decoder
 from medimage_export.cxrreportgen.decoder_parity import (
     Array,
     CachedDecoder,
@@ -35,11 +35,12 @@ from medimage_export.cxrreportgen.decoder_parity import (
     compare_decoder,
 )
 from medimage_export.cxrreportgen.image_encoder import ImageEncoder
+from medimage_export.cxrreportgen.image_graph import trace_image_encoder
+from medimage_export.cxrreportgen.int4 import QuantizedTensors
 from medimage_export.cxrreportgen.tokenizer import byte_tokenizer, read_tokenizer
 from medimage_export.parity import Bound, Feed, ParityRow, check_parity, compare, truths
 from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_export.repository import check_configs, check_is_repository, put_in_place, staging_folder, write_json
-from medimage_export.to_onnx import hide_output_shape, to_onnx
 
 MODELS = ("cxr_image_encoder", "cxr_image_preprocessing", "cxrreportgen_stream")
 MAX_IMAGES = 3  # current frontal, current lateral, prior frontal
@@ -165,8 +166,7 @@ def _export_image_encoder(encoder: ImageEncoder, path: Path, precision: Precisio
     if precision == "fp16":
         exported = copy.deepcopy(encoder)
         exported.vision_tower.half(), exported.multi_modal_projector.half()  # not the normalisation before them
-    to_onnx(exported, path)
-    hide_output_shape(path)
+    trace_image_encoder(exported, path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     rows = compare("cxr_image_encoder", truth, session)
     check_parity(rows, "fp16" if precision == "fp16" else "fp32", IMAGE_BOUNDS[precision])

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medimage_export.cxrreportgen.config import CXRReportGenConfig, VisionConfig
-from medimage_export.to_onnx import Graph
 
 
 class Embeddings(nn.Module):
@@ -124,14 +123,13 @@ class Projector(nn.Module):
         return self.layers(features)
 
 
-class ImageEncoder(Graph):
+class ImageEncoder(nn.Module):
     """pixels (B, size, size) uint8, grey -> image_tokens (B, tokens_per_image, H) float32.
 
     The reference repeats the grey image in three channels; scaling and normalisation are in the graph, so that one
     channel of bytes travels.
     """
 
-    INPUTS = ("pixels",)
     OUTPUTS = ("image_tokens",)
 
     def __init__(self, config: CXRReportGenConfig) -> None:
@@ -150,7 +148,3 @@ class ImageEncoder(Graph):
         weights = self.vision_tower.layernorm.weight
         tokens = self.multi_modal_projector(self.vision_tower(pixel_values.to(weights.dtype)))
         return tokens.to(self.mean.dtype)
-
-    def example(self) -> tuple[Tensor, ...]:
-        size = self.config.vision.image_size
-        return (torch.zeros((2, size, size), dtype=torch.uint8),)

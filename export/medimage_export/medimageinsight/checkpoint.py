@@ -20,7 +20,7 @@ from torch import Tensor
 
 from medimage_export.errors import CheckpointError
 from medimage_export.medimageinsight.config import MedImageInsightConfig, read_config
-from medimage_export.medimageinsight.unicl import MedImageInsight
+from medimage_export.medimageinsight.reference import UniCL
 from medimage_export.random_weights import GAIN, random_tensor
 from medimage_export.state_dict import check_finite, check_shapes
 
@@ -89,7 +89,7 @@ def rename_key(key: str) -> str:
     return key
 
 
-def load_model(files: CheckpointFiles) -> MedImageInsight:
+def load_model(files: CheckpointFiles) -> UniCL:
     """The model with every tensor of the checkpoint in it, in eval mode, fp32.
 
     Tensors stay memory-mapped from the file: loading needs no second copy.
@@ -113,17 +113,17 @@ def load_model(files: CheckpointFiles) -> MedImageInsight:
     if len(renamed) != len(state_dict):
         raise CheckpointError(f"{files.weights}: two tensors have the same published name")
     with torch.device("meta"):  # allocates nothing: assign=True below puts the checkpoint's own tensors in
-        model = MedImageInsight(config)
+        model = UniCL(config)
     check_shapes(_shapes(model.state_dict()), _shapes(renamed), files.weights)
     check_finite(renamed.items(), files.weights)
     model.load_state_dict(renamed, assign=True)
     return model.eval().requires_grad_(False)
 
 
-def random_model(config: MedImageInsightConfig, *, seed: int = 0, gain: float = GAIN) -> MedImageInsight:
+def random_model(config: MedImageInsightConfig, *, seed: int = 0, gain: float = GAIN) -> UniCL:
     """A model with seeded random weights that carry signal (see `random_weights`), in eval mode, fp32."""
     with torch.device("meta"):
-        model = MedImageInsight(config)
+        model = UniCL(config)
     generator = torch.Generator().manual_seed(seed)
     weights = {
         name: random_tensor(name, shape, generator, gain=gain) for name, shape in _shapes(model.state_dict()).items()

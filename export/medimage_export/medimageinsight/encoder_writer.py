@@ -28,7 +28,7 @@ Operators = Literal["onnxruntime", "standard"]  # standard: ONNX's own alone, fo
 OPSET = 20  # 17 brought LayerNormalization, 20 Gelu: both are one node for every runtime
 CACHE_PAGE = 4096  # bytes; lines that far apart fall on one set of the L1 cache of today's x86 cores
 SPARE_COLUMNS = 16  # of float32: one cache line
-SPARE_VALUE = 16.0  # GELU(16) and QuickGELU(16) are 16 in float32, and to divide by it is exact
+SPARE_VALUE = 16.0  # see EncoderWriter.spare_columns
 
 
 class Quantized(NamedTuple):
@@ -118,7 +118,7 @@ class EncoderWriter(OnnxWriter):
             return self._integer_product(x, name, weight, bias)
         if spare := self.spare_columns(weight.shape[1]):
             wide = pad(weight, (0, spare))
-            if bias is not None:  # in the first spare column, which costs nothing
+            if bias is not None:  # in the first spare column
                 wide[:, weight.shape[1]] = bias / SPARE_VALUE
             return self.node("MatMul", [x, self.matrix(f"{name}.weight", wide.T)], f"{name}/out")
         inputs = [x, self.matrix(f"{name}.weight", weight)]
@@ -131,7 +131,7 @@ class EncoderWriter(OnnxWriter):
     ) -> str:
         """Two linear layers, by name and module, and between them `act`, of which act(SPARE_VALUE) must be itself."""
         (name1, fc1), (name2, fc2) = first, second
-        # come from the first product, which is cheaper than a Pad
+        # from the first product, which is cheaper than a Pad
         spare = 0 if name2 in self.integer_layers else self.spare_columns(fc2.in_features)
         weight, bias = pad(fc1.weight, (0, 0, 0, spare)), pad(fc1.bias, (0, spare), value=SPARE_VALUE)
         hidden = act(self.linear(self.activation(x, name1, fc1.in_features), name1, weight, bias))
@@ -174,10 +174,25 @@ class EncoderWriter(OnnxWriter):
         self.node("Expand", [value, shape], self.output("scaling_factor", TensorProto.FLOAT, ["batch", 1]))
 
     def spare_columns(self, width: int) -> int:
-        """Columns of SPARE_VALUE that keep the rows of a matrix from lying whole pages apart.
+        """How many columns of SPARE_VALUE keep the rows of a matrix from lying whole pages apart.
 
         onnxruntime's fp32 product reads twelve rows at a time. Where they lie a multiple of CACHE_PAGE apart they push
         each other out of the L1 cache: 80 GFLOP/s a core instead of 110, measured at 900 x 1024 x 1024 (Cascade Lake).
+
+        The padding carries the bias, which then needs no node of its own:
+
+                                           ┌──────────────────┐
+                                           │                  │
+            ┌─────────────────┬─────────┐  │     weight.T     │ in
+            │        x        │ 16 … 16 │  │                  │
+            └─────────────────┴─────────┘  ├──────────────────┤
+                    in           spare     │    bias / 16     │ 1
+                                           │        0         │ spare - 1
+                                           └──────────────────┘
+
+        The product is x @ weight.T + 16 * bias / 16, and to divide by 16 is exact. Between the layers of an MLP the
+        first one gives the columns of 16 itself, from weights of 0 and a bias of 16: GELU(16) and QuickGELU(16) are 16
+        in float32.
         """
         aliasing = width * np.dtype(np.float32).itemsize % CACHE_PAGE == 0
         return SPARE_COLUMNS if aliasing and self.precision != "fp16" and self.operators == "onnxruntime" else 0

@@ -12,11 +12,10 @@ from tokenizers import Tokenizer
 from medimage_export.errors import ExportError
 from medimage_export.medimageinsight.config import DaViTConfig
 from medimage_export.medimageinsight.davit import DaViT
-from medimage_export.medimageinsight.graphs import ImageEncoderGraph, TextEncoderGraph
 from medimage_export.medimageinsight.image_graph import write_image_encoder
+from medimage_export.medimageinsight.reference import ImageEncoderReference, TextEncoderReference, UniCL
 from medimage_export.medimageinsight.text_graph import write_text_encoder
 from medimage_export.medimageinsight.text_transformer import TextTransformer
-from medimage_export.medimageinsight.unicl import MedImageInsight
 from medimage_export.parity import Feed
 from medimage_export.phantoms import CAPTIONS, phantom
 
@@ -25,8 +24,8 @@ CALIBRATION_SEED = 10_000  # far from the parity check's and from TEST_SEEDS
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """One of the two.
+class EncoderExport:
+    """What the export of one of the two encoders needs.
 
     Attributes:
         name: of its model in the repository.
@@ -38,7 +37,7 @@ class Encoder:
     """
 
     name: str
-    reference: ImageEncoderGraph | TextEncoderGraph
+    reference: ImageEncoderReference | TextEncoderReference
     layers: DaViT | TextTransformer
     write: Callable[..., None]
     parity_feeds: Mapping[str, Feed]
@@ -47,23 +46,23 @@ class Encoder:
 
 
 def encoders_of(
-    model: MedImageInsight, tokenizer: Tokenizer, images: Sequence[Path], calibration: Sequence[Path]
-) -> tuple[Encoder, Encoder]:
+    model: UniCL, tokenizer: Tokenizer, images: Sequence[Path], calibration: Sequence[Path]
+) -> tuple[EncoderExport, EncoderExport]:
     """Image and text encoder; `images` and `calibration` are files, see `export_medimageinsight`."""
     pictures, texts = image_feeds(model.config.image, images), text_feeds(tokenizer)
     return (
-        Encoder(
+        EncoderExport(
             "image_encoder",
-            ImageEncoderGraph(model).eval(),
+            ImageEncoderReference(model).eval(),
             model.image_encoder,
             partial(write_image_encoder, model),
             pictures,
             {"pixels": pictures["phantoms"]["pixels"][-1:]},
             lambda: list(calibration_images(model.config.image, calibration)),
         ),
-        Encoder(
+        EncoderExport(
             "text_encoder",
-            TextEncoderGraph(model).eval(),
+            TextEncoderReference(model).eval(),
             model.lang_encoder,
             partial(write_text_encoder, model),
             texts,

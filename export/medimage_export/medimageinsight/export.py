@@ -15,10 +15,10 @@ from medimage_export.errors import ExportError
 from medimage_export.medimageinsight.checkpoint import CheckpointFiles, find_checkpoint, load_model, random_model
 from medimage_export.medimageinsight.config import MedImageInsightConfig
 from medimage_export.medimageinsight.encoder_writer import Precision
-from medimage_export.medimageinsight.encoders import Encoder, encoders_of
+from medimage_export.medimageinsight.encoders import EncoderExport, encoders_of
 from medimage_export.medimageinsight.int8 import write_int8
+from medimage_export.medimageinsight.reference import UniCL
 from medimage_export.medimageinsight.tokenizer import build_tokenizer, write_byte_vocabulary
-from medimage_export.medimageinsight.unicl import MedImageInsight
 from medimage_export.node_by_node import NodeByNode
 from medimage_export.openvino_session import OpenVINOSession, check_bf16
 from medimage_export.parity import Bound, ParityRow, Session, check_parity, compare, cpu_session, truths
@@ -117,7 +117,7 @@ def export_medimageinsight(
     return parity
 
 
-def _write_onnx(encoder: Encoder, path: Path, precision: Precision) -> Session:
+def _write_onnx(encoder: EncoderExport, path: Path, precision: Precision) -> Session:
     encoder.write(path, precision=precision)
     if precision == "fp16":
         return _open_on_gpu(path) or NodeByNode(path)
@@ -134,7 +134,9 @@ def _open_on_gpu(path: Path) -> Session | None:
     return session if CUDA in session.get_providers() else None  # it falls back to the CPU with a warning alone
 
 
-def _write_plan(encoder: Encoder, plan: Path, precision: Precision, toolkit: Toolkit, repository: Path) -> Session:
+def _write_plan(
+    encoder: EncoderExport, plan: Path, precision: Precision, toolkit: Toolkit, repository: Path
+) -> Session:
     with tempfile.TemporaryDirectory(dir=plan.parent) as scratch:  # gone before the plan is put in place
         path = Path(scratch) / "model.onnx"
         encoder.write(path, precision=precision, operators="standard")
@@ -159,7 +161,7 @@ def _dims(config: MedImageInsightConfig) -> dict[tuple[str, str], Sequence[int]]
     }
 
 
-def _loaded(files: CheckpointFiles) -> tuple[MedImageInsight, Tokenizer, dict[str, str]]:
+def _loaded(files: CheckpointFiles) -> tuple[UniCL, Tokenizer, dict[str, str]]:
     model = load_model(files)
     with files.weights.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -167,7 +169,7 @@ def _loaded(files: CheckpointFiles) -> tuple[MedImageInsight, Tokenizer, dict[st
     return model, tokenizer, {"weights": files.weights.name, "sha256": sha256}
 
 
-def _full_size_random() -> tuple[MedImageInsight, Tokenizer, dict[str, str]]:
+def _full_size_random() -> tuple[UniCL, Tokenizer, dict[str, str]]:
     config = MedImageInsightConfig()
     with tempfile.TemporaryDirectory() as folder:
         write_byte_vocabulary(Path(folder), config.text.vocab_size)

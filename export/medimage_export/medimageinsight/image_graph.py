@@ -32,10 +32,10 @@ from medimage_export.medimageinsight.davit import (
 )
 from medimage_export.medimageinsight.encoder_writer import EncoderWriter, Operators, Precision, Quantized
 from medimage_export.medimageinsight.quantization import Quantization
-from medimage_export.medimageinsight.unicl import MedImageInsight
+from medimage_export.medimageinsight.reference import UniCL
 
 
-class Grid(NamedTuple):
+class TokenGrid(NamedTuple):
     """How the tokens of an image lie: those of a batch are a matrix (B * height * width, channels)."""
 
     height: int
@@ -52,7 +52,7 @@ class Grid(NamedTuple):
 
 
 def write_image_encoder(
-    model: MedImageInsight,
+    model: UniCL,
     path: Path,
     *,
     precision: Precision,
@@ -65,7 +65,7 @@ def write_image_encoder(
     """
     encoder = model.image_encoder
     with ImageEncoderWriter(path, precision=precision, operators=operators, integer_layers=integer_layers) as graph:
-        grid = Grid(*model.config.image.image_size, channels=3)
+        grid = TokenGrid(*model.config.image.image_size, channels=3)
         pixels = graph.input("pixels", TensorProto.UINT8, ["batch", *grid])
         # at once, because TensorRT takes uint8 here and nowhere else
         pixels = graph.node("Cast", [pixels], "pixels/float", to=TensorProto.FLOAT)
@@ -90,11 +90,11 @@ class ImageEncoderWriter(EncoderWriter):
         x = self.node("Mul", [self.transpose(pixels, 0, 3, 1, 2), self.constant("scale", 1 / (255 * std))], "scaled")
         return self.from_float32(self.node("Sub", [x, self.constant("shift", mean / std)], "normalised"))
 
-    def patch_embed(self, x: str, name: str, module: PatchEmbed, grid: Grid) -> tuple[str, Grid]:
+    def patch_embed(self, x: str, name: str, module: PatchEmbed, grid: TokenGrid) -> tuple[str, TokenGrid]:
         """Strided convolution; the image itself comes in channel-first, all else as tokens."""
         (kernel, _), (stride, _), (padding, _) = module.proj.kernel_size, module.proj.stride, module.proj.padding
         height, width = ((side + 2 * padding - kernel) // stride + 1 for side in grid[:2])
-        new = Grid(height, width, module.proj.out_channels)
+        new = TokenGrid(height, width, module.proj.out_channels)
         if module.prenorm:
             x = self.layer_norm(x, f"{name}.norm", module.norm)
             if f"{name}.proj" in self.integer_layers:
@@ -115,7 +115,7 @@ class ImageEncoderWriter(EncoderWriter):
         x = self.reshape(self.transpose(x, 0, 2, 3, 1), -1, new.channels)
         return (x if module.prenorm else self.layer_norm(x, f"{name}.norm", module.norm)), new
 
-    def block(self, x: str, name: str, module: SpatialBlock | ChannelBlock, grid: Grid) -> str:
+    def block(self, x: str, name: str, module: SpatialBlock | ChannelBlock, grid: TokenGrid) -> str:
         """Depthwise convolution, attention, depthwise convolution, MLP; each a residual."""
         x = self.depthwise_residual(x, f"{name}.conv1.fn", module.conv1.fn, grid)
         if isinstance(module, SpatialBlock):
@@ -138,7 +138,7 @@ class ImageEncoderWriter(EncoderWriter):
     def gelu(self, x: str) -> str:
         return self.node("Gelu", [x], f"{x}/gelu")
 
-    def depthwise_residual(self, x: str, name: str, module: DepthwiseConv, grid: Grid) -> str:
+    def depthwise_residual(self, x: str, name: str, module: DepthwiseConv, grid: TokenGrid) -> str:
         """x + DWConv(x) as one convolution."""
         weight = module.dw.weight.clone()
         weight[:, 0, 1, 1] += 1
@@ -147,7 +147,7 @@ class ImageEncoderWriter(EncoderWriter):
         x = self.node("Conv", [x, *parameters], f"{name}.dw", group=grid.channels, pads=[1] * 4)
         return self.reshape(self.transpose(x, 0, 2, 3, 1), -1, grid.channels)
 
-    def window_attention(self, x: str, name: str, module: WindowAttention, grid: Grid) -> str:
+    def window_attention(self, x: str, name: str, module: WindowAttention, grid: TokenGrid) -> str:
         """Self-attention inside windows."""
         C, w = grid.channels, module.window
         padding = (-grid.height % w, -grid.width % w)
@@ -167,7 +167,7 @@ class ImageEncoderWriter(EncoderWriter):
         attended = self.activation(self.from_windows(attended, grid, w, padding), f"{name}.proj", C)
         return self.linear(attended, f"{name}.proj", module.proj.weight, module.proj.bias + module.proj.weight @ v_bias)
 
-    def to_windows(self, x: str, grid: Grid, window: int, padding: tuple[int, int]) -> str:
+    def to_windows(self, x: str, grid: TokenGrid, window: int, padding: tuple[int, int]) -> str:
         """Tokens in the order of windows, (B * windows * window * window, C), with zeros for the padding."""
         below, right = padding
         rows, columns = (grid.height + below) // window, (grid.width + right) // window
@@ -177,7 +177,7 @@ class ImageEncoderWriter(EncoderWriter):
         x = self.reshape(x, -1, rows, window, columns, window, grid.channels)
         return self.reshape(self.transpose(x, 0, 1, 3, 2, 4, 5), -1, grid.channels)
 
-    def from_windows(self, x: str, grid: Grid, window: int, padding: tuple[int, int]) -> str:
+    def from_windows(self, x: str, grid: TokenGrid, window: int, padding: tuple[int, int]) -> str:
         """The reverse of `to_windows`; `x` may have any shape."""
         below, right = padding
         rows, columns = (grid.height + below) // window, (grid.width + right) // window
@@ -188,7 +188,7 @@ class ImageEncoderWriter(EncoderWriter):
             x = self.node("Slice", [x, self.integers(0, 0), ends, self.integers(1, 2)], f"{x}/cropped")
         return self.reshape(x, -1, grid.channels)
 
-    def channel_attention(self, x: str, name: str, module: ChannelAttention, grid: Grid) -> str:
+    def channel_attention(self, x: str, name: str, module: ChannelAttention, grid: TokenGrid) -> str:
         """Attention between the channels of a group, over all tokens; two products of which one side is C / groups."""
         C, groups = grid.channels, module.groups
         x = self.activation(x, f"{name}.qkv", C)
@@ -210,7 +210,7 @@ class ImageEncoderWriter(EncoderWriter):
             self.activation(mixed, f"{name}.proj", C), f"{name}.proj", module.proj.weight, module.proj.bias
         )
 
-    def _integer_convolution(self, x: str, name: str, module: PatchEmbed, grid: Grid, new: Grid) -> str:
+    def _integer_convolution(self, x: str, name: str, module: PatchEmbed, grid: TokenGrid, new: TokenGrid) -> str:
         """The convolution as one integer product over the neighbours of each new token, side by side."""
         kernel, stride, padding = module.proj.kernel_size[0], module.proj.stride[0], module.proj.padding[0]
         values, scale, zero_point, _ = self.quantized(x, f"{name}.proj")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medimage_export.medimageinsight.calibration import observe, quantize
 from medimage_export.medimageinsight.davit import ChannelBlock, PatchEmbed, SpatialBlock
-from medimage_export.medimageinsight.encoders import Encoder
+from medimage_export.medimageinsight.encoders import EncoderExport
 from medimage_export.medimageinsight.integer_layers import IntegerLayer, integer_layers
 from medimage_export.medimageinsight.quantization import Quantization
 from medimage_export.medimageinsight.text_transformer import ResidualAttentionBlock
@@ -22,7 +22,7 @@ STEPS = (PatchEmbed, SpatialBlock, ChannelBlock, ResidualAttentionBlock)  # one 
 
 
 def write_int8(
-    encoder: Encoder, path: Path, truth: Mapping[str, Truth], bound: Bound
+    encoder: EncoderExport, path: Path, truth: Mapping[str, Truth], bound: Bound
 ) -> tuple[list[ParityRow], list[str]]:
     """Write the graph; how far it is from `truth`, and the names of the layers that stay in float32.
 
@@ -91,7 +91,7 @@ def seconds(session: Session, feed: Feed) -> float:
 
 
 def harm_of_branches(
-    encoder: Encoder, layers: Sequence[IntegerLayer], how: Mapping[str, Quantization]
+    encoder: EncoderExport, layers: Sequence[IntegerLayer], how: Mapping[str, Quantization]
 ) -> dict[str, float]:
     """By how much the worst vector's cosine falls if one branch alone is in 8 bits, by the branch's name.
 

@@ -20,17 +20,17 @@ from torch import nn
 from medimage_export.medimageinsight.config import TextConfig
 from medimage_export.medimageinsight.encoder_writer import EncoderWriter, Operators, Precision
 from medimage_export.medimageinsight.quantization import Quantization
+from medimage_export.medimageinsight.reference import UniCL
 from medimage_export.medimageinsight.text_transformer import (
     MASKED_SCORE,
     ResidualAttentionBlock,
     SelfAttention,
     TextTransformer,
 )
-from medimage_export.medimageinsight.unicl import MedImageInsight
 
 
 def write_text_encoder(
-    model: MedImageInsight,
+    model: UniCL,
     path: Path,
     *,
     precision: Precision,

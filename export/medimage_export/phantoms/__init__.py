@@ -1,7 +1,7 @@
 """Synthetic, clearly artificial studies and the small checkpoints trained on them."""
 
 from medimage_export.phantoms.chest_study import TEST_SEEDS as STUDY_TEST_SEEDS
-from medimage_export.phantoms.chest_study import ChestStudy, Finding, chest_study
+from medimage_export.phantoms.chest_study import ChestStudy, DrawnFinding, chest_study
 from medimage_export.phantoms.generator import CAPTIONS, CHEST_CONDITIONS, TEST_SEEDS, Phantom, phantom
 
 __all__ = [
@@ -10,7 +10,7 @@ __all__ = [
     "STUDY_TEST_SEEDS",
     "TEST_SEEDS",
     "ChestStudy",
-    "Finding",
+    "DrawnFinding",
     "Phantom",
     "chest_study",
     "phantom",

@@ -1,26 +1,30 @@
-"""Drawn frontal chest radiographs. The patient faces the viewer: the patient's left is the image's right."""
+"""Drawn chest radiographs.
+
+Frontal: the patient faces the viewer, and so the patient's left is the image's right. Lateral: the patient faces the
+image's left, and the spine is on its right.
+"""
 
 import numpy as np
 
+from medimage_export.phantoms.canvas import Canvas, Drawing
 from medimage_export.phantoms.shapes import Array, Grid, bounding_box, ellipse, ramp, texture
-from medimage_export.phantoms.study import Drawing, Study
 
 IMAGE_SIDE = {"right": -1, "left": 1}  # patient's side -> sign of x
 
 
-def draw_chest(study: Study, condition: str) -> Drawing:
+def draw_chest(canvas: Canvas, condition: str) -> Drawing:
     """A chest with one finding or none."""
-    picture, lungs = draw_thorax(study.grid, study.anatomy)
-    enlargement = draw_enlargement(study.finding) if condition == "Cardiomegaly" else 1.0
-    heart = draw_heart(picture, study.grid, study.anatomy, lungs, enlargement)
+    picture, lungs = draw_thorax(canvas.grid, canvas.anatomy)
+    enlargement = draw_enlargement(canvas.finding) if condition == "Cardiomegaly" else 1.0
+    heart = draw_heart(picture, canvas.grid, canvas.anatomy, lungs, enlargement)
     match condition.split():
         case ["Cardiomegaly"]:
             finding = heart
         case ["Pleural", "Effusion", side]:
-            finding = draw_finding(picture, study.grid, study.finding, lungs, "Pleural Effusion", side)
+            finding = draw_finding(picture, canvas.grid, canvas.finding, lungs, "Pleural Effusion", side)
         case ["Pneumothorax" | "Nodule" | "Opacity" as kind]:
-            side = study.finding.choice(list(IMAGE_SIDE))
-            finding = draw_finding(picture, study.grid, study.finding, lungs, kind, side)
+            side = canvas.finding.choice(list(IMAGE_SIDE))
+            finding = draw_finding(picture, canvas.grid, canvas.finding, lungs, kind, side)
         case _:
             return Drawing(picture)
     return Drawing(picture, [bounding_box(finding)])
@@ -77,6 +81,37 @@ def draw_finding(
     return finding
 
 
+def draw_lateral(grid: Grid, rng: np.random.Generator, heart_enlargement: float, findings: dict[str, Array]) -> Array:
+    """Seen from the side, left and right lie upon each other; (size, size).
+
+    Args:
+        findings: by kind, the masks of the frontal view: a finding has the same height in both views.
+    """
+    picture = 0.04 + 0.42 * ellipse(grid, (0, 0.25), (rng.uniform(0.62, 0.70), 1.15), edge=0.05)
+    dome = rng.uniform(0.40, 0.48) + 0.5 * (grid.x + 0.1) ** 2  # the diaphragm
+    lung = ellipse(grid, (0, -0.05), (rng.uniform(0.48, 0.54), rng.uniform(0.68, 0.74)), edge=0.04)
+    lung *= ramp(dome - grid.y, 0.03)
+    picture -= lung * (rng.uniform(0.26, 0.32) + 0.025 * texture(rng, 24, grid.size))
+    picture += 0.20 * _spine(grid, rng)
+    size = rng.uniform(0.20, 0.23) * heart_enlargement**0.5
+    picture += ellipse(grid, (-0.20, rng.uniform(0.18, 0.24)), (size, 1.2 * size), degrees=25, edge=0.05) * (
+        0.10 + 0.18 * lung
+    )
+    for kind, mask in findings.items():
+        _, top, _, bottom = bounding_box(mask)
+        height = top + bottom - 1  # of its middle, -1 .. 1
+        match kind:
+            case "Pleural Effusion":  # it gathers at the back
+                picture += 0.28 * lung * ramp(grid.y + 0.6 * (grid.x - 0.3) - np.float32(2 * top - 1), 0.05)
+            case "Pneumothorax":
+                picture -= 0.13 * lung * ramp(-0.45 - grid.y + 0.4 * grid.x, 0.03)
+            case "Nodule":
+                picture += 0.35 * ellipse(grid, (rng.uniform(-0.1, 0.2), height), (0.10, 0.10))
+            case "Opacity":
+                picture += 0.35 * lung * ellipse(grid, (rng.uniform(-0.1, 0.2), height), (0.22, 0.22), edge=0.16)
+    return picture
+
+
 def _both(lungs: dict[str, Array]) -> Array:
     return lungs["left"] + lungs["right"]
 
@@ -118,3 +153,9 @@ def _opacity(grid: Grid, rng: np.random.Generator, lungs: dict[str, Array], sign
     centre = (sign * rng.uniform(0.34, 0.44), rng.uniform(-0.40, 0.0))
     patch = ellipse(grid, centre, (rng.uniform(0.18, 0.26), rng.uniform(0.18, 0.28)), edge=0.16)
     return _both(lungs) * patch * np.clip(0.8 + 0.3 * texture(rng, 16, grid.size), 0, 1)
+
+
+def _spine(grid: Grid, rng: np.random.Generator) -> Array:
+    """Vertebrae, one above the other along a slight curve."""
+    column = ramp(0.09 - np.abs(grid.x - 0.42 + 0.08 * grid.y**2), 0.03)
+    return column * ramp(np.cos(grid.y / np.float32(rng.uniform(0.13, 0.15)) * np.float32(2 * np.pi)) + 0.7, 0.4)

@@ -9,11 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medimage_export.phantoms.chest import draw_enlargement, draw_finding, draw_heart, draw_thorax
-from medimage_export.phantoms.exposure import expose, stamp
-from medimage_export.phantoms.lateral import draw_lateral
+from medimage_export.phantoms.canvas import Canvas, expose, stamp
+from medimage_export.phantoms.chest import draw_enlargement, draw_finding, draw_heart, draw_lateral, draw_thorax
 from medimage_export.phantoms.shapes import Array, Box, bounding_box
-from medimage_export.phantoms.study import Study
 
 # (kind, patient's side) of what may be found -> its sentence, in the order of the report
 SENTENCES: dict[tuple[str, str], str] = {
@@ -45,7 +43,7 @@ VALIDATION_SEEDS = range(20_000, 20_040)
 TEST_SEEDS = range(30_000, 30_100)
 
 
-class Finding(NamedTuple):
+class DrawnFinding(NamedTuple):
     sentence: str
     boxes: tuple[Box, ...]  # (x0, y0, x1, y1) as fractions of the frontal view's sides; () for a normal structure
 
@@ -55,7 +53,7 @@ class ChestStudy:
     frontal: NDArray[np.uint8]  # (size, size) grey
     lateral: NDArray[np.uint8]  # (size, size) grey
     labels: NDArray[np.uint8]  # (size, size): 0, or 1 + index into SENTENCES of the finding that a frontal pixel shows
-    findings: tuple[Finding, ...]
+    findings: tuple[DrawnFinding, ...]
     indication: str
     technique: str
     comparison: str
@@ -66,18 +64,18 @@ def chest_study(seed: int, *, size: int = 518, visit: int = 0) -> ChestStudy:
 
     A seed stands for a body and its pose, as in `phantom`. At another visit it has other findings and another exposure.
     """
-    study, dice = Study.of(seed, size), np.random.default_rng([seed, 4, visit])
+    canvas, dice = Canvas.of(seed, size), np.random.default_rng([seed, 4, visit])
     masks: dict[tuple[str, str], Array] = {}
     found = _choose(dice)
-    picture, lungs = draw_thorax(study.grid, study.anatomy)
+    picture, lungs = draw_thorax(canvas.grid, canvas.anatomy)
     enlargement = draw_enlargement(dice) if ("Cardiomegaly", "") in found else 1.0
-    heart = draw_heart(picture, study.grid, study.anatomy, lungs, enlargement)
+    heart = draw_heart(picture, canvas.grid, canvas.anatomy, lungs, enlargement)
     for kind, side in found:
         if kind == "Cardiomegaly":
             masks[kind, side] = heart
         else:
-            masks[kind, side] = draw_finding(picture, study.grid, dice, lungs, kind, side)
-    lateral = draw_lateral(study.grid, study.anatomy, enlargement, {kind: mask for (kind, _), mask in masks.items()})
+            masks[kind, side] = draw_finding(picture, canvas.grid, dice, lungs, kind, side)
+    lateral = draw_lateral(canvas.grid, canvas.anatomy, enlargement, {kind: mask for (kind, _), mask in masks.items()})
     return ChestStudy(
         frontal=stamp(expose(picture, np.random.default_rng([seed, 5, visit]))),
         lateral=stamp(expose(lateral, np.random.default_rng([seed, 6, visit]))),
@@ -120,9 +118,9 @@ def _label(masks: dict[tuple[str, str], Array], size: int) -> NDArray[np.uint8]:
     return labels
 
 
-def _report(boxes: dict[tuple[str, str], Box]) -> tuple[Finding, ...]:
-    findings: list[Finding] = []
+def _report(boxes: dict[tuple[str, str], Box]) -> tuple[DrawnFinding, ...]:
+    findings: list[DrawnFinding] = []
     for normal, kinds in STRUCTURES:
-        abnormal = [Finding(SENTENCES[key], (box,)) for key, box in boxes.items() if key[0] in kinds]
-        findings += abnormal or [Finding(normal, ())]
+        abnormal = [DrawnFinding(SENTENCES[key], (box,)) for key, box in boxes.items() if key[0] in kinds]
+        findings += abnormal or [DrawnFinding(normal, ())]
     return tuple(findings)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from medimage_export.phantoms.canvas import Canvas, Drawing, expose, stamp
 from medimage_export.phantoms.chest import draw_chest
-from medimage_export.phantoms.exposure import expose, stamp
 from medimage_export.phantoms.photographs import draw_dermoscopy, draw_fundus
 from medimage_export.phantoms.radiology import (
     draw_abdomen_ct,
@@ -21,9 +21,8 @@ from medimage_export.phantoms.radiology import (
     draw_retina_oct,
 )
 from medimage_export.phantoms.shapes import Box
-from medimage_export.phantoms.study import Drawing, Study
 
-Draw = Callable[[Study, str], Drawing]
+Draw = Callable[[Canvas, str], Drawing]
 
 CHEST_CONDITIONS = (
     "No Finding",
@@ -74,6 +73,6 @@ def phantom(caption: str, seed: int, *, size: int = 512) -> Phantom:
     if caption not in _STUDIES:
         raise ValueError(f"caption {caption!r} is unknown; expected one of phantoms.CAPTIONS")
     draw, condition = _STUDIES[caption]
-    drawing = draw(Study.of(seed, size), condition)
+    drawing = draw(Canvas.of(seed, size), condition)
     image = stamp(expose(drawing.picture, np.random.default_rng([seed, 3])))
     return Phantom(image, caption, tuple(drawing.boxes))

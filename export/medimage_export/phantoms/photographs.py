@@ -2,13 +2,13 @@
 
 import numpy as np
 
+from medimage_export.phantoms.canvas import Canvas, Drawing
 from medimage_export.phantoms.shapes import Array, bounding_box, ellipse, paint, ramp, texture
-from medimage_export.phantoms.study import Drawing, Study
 
 
-def draw_fundus(study: Study, condition: str) -> Drawing:
+def draw_fundus(canvas: Canvas, condition: str) -> Drawing:
     """A round orange field with disc, macula and vessels; retinopathy adds dark bleedings and yellow exudates."""
-    grid, rng = study.grid, study.anatomy
+    grid, rng = canvas.grid, canvas.anatomy
     picture = np.zeros((grid.size, grid.size, 3), dtype=np.float32)
     field = ellipse(grid, (0, 0), (0.88, 0.88), edge=0.03)
     paint(picture, field, np.array([0.78, 0.38, 0.16]) * rng.uniform(0.85, 1.1))
@@ -24,26 +24,26 @@ def draw_fundus(study: Study, condition: str) -> Drawing:
     boxes = []
     if condition == "Diabetic Retinopathy":
         for colour in ([0.28, 0.02, 0.02], [0.95, 0.88, 0.40]):
-            lesions = _spots(study)
+            lesions = _spots(canvas)
             paint(picture, np.maximum.reduce(lesions), np.array(colour))
             boxes += [bounding_box(lesion) for lesion in lesions]
     return Drawing(picture, boxes)
 
 
-def _spots(study: Study) -> list[Array]:
-    dice = study.finding
+def _spots(canvas: Canvas) -> list[Array]:
+    dice = canvas.finding
     spots = []
     for _ in range(dice.integers(12, 18)):
         turn, distance = dice.uniform(0, 2 * np.pi), 0.70 * dice.uniform(0.1, 1) ** 0.5
         radius = dice.uniform(0.03, 0.06)
         centre = (distance * np.cos(turn), distance * np.sin(turn))
-        spots.append(ellipse(study.grid, centre, (radius, radius * dice.uniform(0.7, 1))))
+        spots.append(ellipse(canvas.grid, centre, (radius, radius * dice.uniform(0.7, 1))))
     return spots
 
 
-def draw_dermoscopy(study: Study, condition: str) -> Drawing:
+def draw_dermoscopy(canvas: Canvas, condition: str) -> Drawing:
     """A nevus is one even, nearly round brown patch; a melanoma is ragged and of several colours."""
-    grid, rng = study.grid, study.anatomy
+    grid, rng = canvas.grid, canvas.anatomy
     picture = np.empty((grid.size, grid.size, 3), dtype=np.float32)
     picture[:] = np.array([0.88, 0.68, 0.58]) * rng.uniform(0.88, 1.05)
     picture += (0.02 * texture(rng, 40, grid.size))[..., None]
@@ -52,7 +52,7 @@ def draw_dermoscopy(study: Study, condition: str) -> Drawing:
         lesion = ellipse(grid, centre, (radius, radius * rng.uniform(0.85, 1)), degrees=rng.uniform(0, 90), edge=0.06)
         paint(picture, lesion, np.array([0.48, 0.28, 0.18]))
     else:
-        dice = study.finding
+        dice = canvas.finding
         dx, dy = grid.x - np.float32(centre[0]), grid.y - np.float32(centre[1])
         outline = np.float32(radius) * (1 + 0.28 * texture(dice, 8, grid.size)) - np.hypot(dx, dy)
         lesion = ramp(outline, 0.03)

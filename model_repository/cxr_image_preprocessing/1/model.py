@@ -6,9 +6,9 @@ from pathlib import Path
 import triton_python_backend_utils as pb_utils
 
 from medimage_server import heartbeat
-from medimage_server.error_response import error_response
+from medimage_server.errors import error_response
 from medimage_server.image_process import ImageProcess
-from medimage_server.reports.chest_xray import ChestXrayPreprocessor, OneChestXray, Settings
+from medimage_server.reports.chest_xray import ChestXrayPreprocessor, ChestXraySettings, OneChestXray
 
 
 class TritonPythonModel:
@@ -18,7 +18,7 @@ class TritonPythonModel:
         parameters = {name: parameter["string_value"] for name, parameter in config["parameters"].items()}
         version_folder = Path(args["model_repository"]) / args["model_version"]
         try:
-            settings = Settings.read(parameters, version_folder / "preprocessing.json")
+            settings = ChestXraySettings.read(parameters, version_folder / "preprocessing.json")
         except (OSError, ValueError) as error:
             raise pb_utils.TritonModelException(f"{args['model_name']}: {error}") from error
         one_image = OneChestXray(settings)

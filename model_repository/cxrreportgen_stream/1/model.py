@@ -8,9 +8,9 @@ import triton_python_backend_utils as pb_utils
 
 from medimage_server import heartbeat
 from medimage_server.bls import infer
-from medimage_server.reports.generator import GeneratorSettings, ReportGenerator, ReportRequest
+from medimage_server.reports.generator import GeneratorSettings, ReportGenerator, StudyRequest
 from medimage_server.reports.metrics import ReportMetrics
-from medimage_server.reports.streamed_answer import CALL_ID, CANCEL, StreamedAnswer
+from medimage_server.reports.streamed_answer import StreamedAnswer
 
 
 class TritonPythonModel:
@@ -30,19 +30,15 @@ class TritonPythonModel:
         except (OSError, ValueError) as error:
             raise pb_utils.TritonModelException(f"{args['model_name']}: {error}") from error
         self.metrics = ReportMetrics(pb_utils, self.generator.scheduler, {"instance": args["model_instance_name"]})
-        self.calls = {}
 
     def execute(self, requests):
         """Hand the requests over; they are answered by the generator's threads, from which this returns at once."""
         for request in requests:
             parameters = json.loads(request.parameters())
-            answer = StreamedAnswer(pb_utils, request, self.calls, parameters.get(CALL_ID))
+            answer = StreamedAnswer(pb_utils, request, parameters)
             try:
-                if CANCEL in parameters:
-                    answer.cancel(parameters[CANCEL])
-                    continue
                 tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-                self.generator.submit(ReportRequest.from_tensors(tensors, parameters), answer)
+                self.generator.submit(StudyRequest.from_tensors(tensors, parameters), answer)
             except Exception as error:
                 answer.fail(error)
 

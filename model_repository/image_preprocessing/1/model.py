@@ -6,8 +6,8 @@ from pathlib import Path
 import triton_python_backend_utils as pb_utils
 
 from medimage_server import heartbeat
-from medimage_server.error_response import error_response
-from medimage_server.image_preprocessing import ImagePreprocessor, OneImage, Settings
+from medimage_server.errors import error_response
+from medimage_server.image_preprocessing import ImagePreprocessor, ImageSettings, OneImage
 from medimage_server.image_process import ImageProcess
 from medimage_server.triton_workarounds import is_given_up
 
@@ -19,7 +19,7 @@ class TritonPythonModel:
         parameters = {name: parameter["string_value"] for name, parameter in config["parameters"].items()}
         version_folder = Path(args["model_repository"]) / args["model_version"]
         try:
-            settings = Settings.read(parameters, version_folder / "preprocessing.json")
+            settings = ImageSettings.read(parameters, version_folder / "preprocessing.json")
         except (OSError, ValueError) as error:
             raise pb_utils.TritonModelException(f"{args['model_name']}: {error}") from error
         one_image = OneImage(settings)

@@ -5,7 +5,7 @@ from pathlib import Path
 import triton_python_backend_utils as pb_utils
 
 from medimage_server import heartbeat
-from medimage_server.error_response import error_response
+from medimage_server.errors import error_response
 from medimage_server.text_tokenizer import TextTokenizer
 
 

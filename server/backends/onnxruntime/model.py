@@ -6,7 +6,7 @@ from pathlib import Path
 import triton_python_backend_utils as pb_utils
 
 from medimage_server import heartbeat
-from medimage_server.error_response import error_response
+from medimage_server.errors import error_response
 from medimage_server.onnx_backend import OnnxModel
 from medimage_server.onnx_settings import ModelLoadError
 

@@ -26,7 +26,7 @@ LAST_LINES_S = 3.0  # to write them at the end; lines of a disk that takes longe
 
 
 @dataclass(slots=True, kw_only=True)
-class Entry:
+class LogEntry:
     """What is known of a request when it has ended."""
 
     request_id: str
@@ -52,7 +52,7 @@ class AccessLog:
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
 
-    def write(self, entry: Entry) -> None:
+    def write(self, entry: LogEntry) -> None:
         self._logger.info(entry.line())
 
 
@@ -72,12 +72,12 @@ def access_log(target: str | None) -> Iterator[AccessLog]:
     sink = LineHandler(sys.stdout) if target == STDOUT else FileHandler(target, encoding="utf-8", delay=True)
     queue: Queue[logging.LogRecord] = Queue(MAX_WAITING_LINES)
     logger.addHandler(DroppingHandler(queue))
-    listener = Listener(queue, sink)
-    listener.start()
+    writer = LineWriter(queue, sink)
+    writer.start()
     try:
         yield AccessLog(logger)
     finally:
-        if listener.ends():  # else the disk has stopped, and would hold us up, too
+        if writer.ends():  # else the disk has stopped, and would hold us up, too
             with suppress(OSError):  # it is full
                 sink.close()
 
@@ -92,7 +92,7 @@ class DroppingHandler(QueueHandler):
             LOST_LOG_LINES.inc()
 
 
-class Listener(QueueListener):
+class LineWriter(QueueListener):
     def ends(self) -> bool:
         """Whether all lines are written, and the thread has ended, within LAST_LINES_S: `stop` would wait for ever."""
         deadline = monotonic() + LAST_LINES_S

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from time import monotonic
 
 from medimage_server.endpoint.metrics import IN_FLIGHT_BYTES
-from medimage_server.endpoint.refusal import too_many
+from medimage_server.endpoint.responses import too_many
 
 MAX_RETRY_AFTER_S = 30
 SMOOTHING = 0.2  # weight of the latest answer in the mean time between two answers

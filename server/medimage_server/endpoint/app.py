@@ -11,31 +11,27 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Scope
 
 from medimage_server.endpoint.access_log import AccessLog
 from medimage_server.endpoint.balancing import BalancedTransport
-from medimage_server.endpoint.docs_page import docs_page
-from medimage_server.endpoint.head import WellFramed
-from medimage_server.endpoint.json_response import JSONResponse, error_response
+from medimage_server.endpoint.docs_page import pages
 from medimage_server.endpoint.keys import Keyring
-from medimage_server.endpoint.observed import Observed, entry_of
-from medimage_server.endpoint.openapi import openapi
-from medimage_server.endpoint.operation import Operation
-from medimage_server.endpoint.refusal import CLIENT_GONE, ClientGone, Refusal
+from medimage_server.endpoint.middleware import FramingMiddleware, ObservabilityMiddleware, entry_of
+from medimage_server.endpoint.monitoring import MonitoringRoutes
+from medimage_server.endpoint.responses import CLIENT_GONE, ClientGone, Refusal, json_error
 from medimage_server.endpoint.score_route import ScoreRoute
 from medimage_server.endpoint.settings import EndpointSettings
 
 # Calls to Triton at once, of each deployment and worker: two batches of the image encoder, and below the 64 that its
 # models' queues hold.
 CALLS = 32
-DOCS_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def endpoint(settings: EndpointSettings, log: AccessLog) -> Starlette:
-    """The application; its `state.operation` is told when the worker is about to end, and its `state.keys` when to
+def endpoint_app(settings: EndpointSettings, log: AccessLog) -> Starlette:
+    """The application; its `state.monitoring` is told when the worker is about to end, and its `state.keys` when to
     look at the file of keys at once.
 
     Raises:
@@ -43,27 +39,16 @@ def endpoint(settings: EndpointSettings, log: AccessLog) -> Starlette:
     """
     our_version = version("medimage-triton")
     keys = Keyring(settings.key_digests, Path(settings.keys_file) if settings.keys_file else None)
-    document = openapi(settings.deployments, version=our_version, keys=not keys.is_open)
     transport = BalancedTransport(settings.tritons, settings.deployments, slots=CALLS)
-    operation = Operation(settings, keys, transport, version=our_version)
+    monitoring = MonitoringRoutes(settings, keys, transport, version=our_version)
     score = ScoreRoute(settings, keys, transport)
 
-    async def document_route(request: Request) -> Response:
-        return JSONResponse(document)
-
-    page = docs_page(document)
-
-    async def docs_route(request: Request) -> Response:
-        return HTMLResponse(page, headers={"content-security-policy": DOCS_POLICY})
-
     routes = [
-        PlainRoute("/", operation.health),
-        PlainRoute("/live", operation.live),
-        PlainRoute("/status", operation.status),
-        PlainRoute("/metrics", operation.metrics),
-        PlainRoute("/openapi.json", document_route),
-        PlainRoute("/swagger.json", document_route),
-        PlainRoute("/docs", docs_route),
+        PlainRoute("/", monitoring.health),
+        PlainRoute("/live", monitoring.live),
+        PlainRoute("/status", monitoring.status),
+        PlainRoute("/metrics", monitoring.metrics),
+        *(PlainRoute(path, page, methods=["GET"]) for path, page in pages(settings.deployments, keys=not keys.is_open)),
         PlainRoute("/score", score, methods=["POST"]),
         PlainRoute("/{deployment}/score", score, methods=["POST"]),
     ]
@@ -84,14 +69,23 @@ def endpoint(settings: EndpointSettings, log: AccessLog) -> Starlette:
     app = Starlette(
         routes=routes,
         middleware=[
-            Middleware(Observed, log=log, server_version=f"medimage-triton/{our_version}", routes=frozenset(paths)),
-            Middleware(WellFramed),
+            Middleware(
+                ObservabilityMiddleware,
+                log=log,
+                server_version=f"medimage-triton/{our_version}",
+                routes=frozenset(paths),
+            ),
+            Middleware(FramingMiddleware),
         ],
-        exception_handlers={Refusal: tell_refusal, HTTPException: tell_http, ClientGone: tell_nobody},
+        exception_handlers={
+            Refusal: refusal_response,
+            HTTPException: http_error_response,
+            ClientGone: client_gone_response,
+        },
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # a redirection would name the host that the caller says
-    app.state.operation = operation
+    app.state.monitoring = monitoring
     app.state.keys = keys
     return app
 
@@ -109,27 +103,29 @@ class PlainRoute(Route):
         return super().matches(scope)
 
 
-async def tell_refusal(request: Request, refusal: Exception) -> Response:
+async def refusal_response(request: Request, refusal: Exception) -> Response:
     assert isinstance(refusal, Refusal)
-    return tell(request, refusal.status, refusal.message, refusal.headers, row=refusal.row, column=refusal.column)
+    return noted_error(
+        request, refusal.status, refusal.message, refusal.headers, row=refusal.row, column=refusal.column
+    )
 
 
-async def tell_http(request: Request, error: Exception) -> Response:
+async def http_error_response(request: Request, error: Exception) -> Response:
     """No such path, or no such method on it; Starlette's own."""
     assert isinstance(error, HTTPException)
     message = {
         HTTPStatus.NOT_FOUND: "there is nothing here; requests go to POST /score, and /docs says how",
         HTTPStatus.METHOD_NOT_ALLOWED: "this method is not for this path; requests go to POST /score",
     }.get(HTTPStatus(error.status_code), error.detail)
-    return tell(request, error.status_code, message, error.headers)
+    return noted_error(request, error.status_code, message, error.headers)
 
 
-async def tell_nobody(request: Request, error: Exception) -> Response:
+async def client_gone_response(request: Request, error: Exception) -> Response:
     """The caller has gone: a status for the log."""
     return Response(status_code=CLIENT_GONE)
 
 
-def tell(
+def noted_error(
     request: Request,
     status: int,
     message: str,
@@ -140,4 +136,4 @@ def tell(
 ) -> Response:
     entry = entry_of(request.scope)
     entry.reason = message
-    return error_response(status, message, entry.request_id, headers, row=row, column=column)
+    return json_error(status, message, entry.request_id, headers, row=row, column=column)

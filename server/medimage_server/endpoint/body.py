@@ -1,21 +1,22 @@
-"""Read a request's body within limits of size, time and memory."""
+"""Bodies within limits: a request's is read in bounds of size, time and memory, an answer's sent in a bound of time."""
 
 import asyncio
+from contextlib import suppress
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
-from starlette.types import Receive
+from starlette.types import Receive, Send
 
 from medimage_server.endpoint.admission import Share
-from medimage_server.endpoint.discarding import discard
-from medimage_server.endpoint.head import SPACE, listed, only
-from medimage_server.endpoint.refusal import ClientGone, Refusal
+from medimage_server.endpoint.headers import check_content_type
+from medimage_server.endpoint.responses import ClientGone, Refusal
 
 STALL_LIMIT_S = 5.0  # without a byte: who sends half a body is told so
 GRACE_S = 8.0  # then a body must have come at this rate from its first byte on: who drips keeps no place for long
 MIN_BYTES_S = 16 * 1024
 TOTAL_LIMIT_S = 120.0  # for all of it: 64 MB at 4.5 Mbit/s
-JSON = "application/json"
+DISCARD_LIMIT_S = 5.0  # to read what nobody wants, so that a client that only writes sees why
+PART_BYTES = 2**16  # of an answer, sent when the caller has read the one before
 
 
 class Body:
@@ -102,14 +103,31 @@ def time_limit_s(n_bytes: int) -> float:
     return min(GRACE_S + n_bytes / MIN_BYTES_S, TOTAL_LIMIT_S)
 
 
-def check_content_type(headers: Headers) -> None:
-    content_type, *parameters = (only(headers, "content-type") or "").lower().split(";")
-    if content_type.strip(SPACE) != JSON:  # the words of Azure's inference server
-        raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"Expects Content-Type to be {JSON}")
-    for parameter in parameters:
-        name, _, value = parameter.partition("=")
-        if name.strip(SPACE) == "charset" and value.strip(SPACE + "\"'") not in ("utf-8", "utf8"):
-            raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the charset is not supported; JSON is sent in UTF-8")
-    encoding = listed(headers, "content-encoding").strip(SPACE).lower()
-    if "content-encoding" in headers and encoding != "identity":
-        raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Content-Encoding is not supported; send the JSON as it is")
+async def discard(headers: Headers, receive: Receive) -> None:
+    """Read on to the end of the body without keeping anything, for a short time."""
+    if headers.get("expect", "").lower() == "100-continue":  # who waits to be asked for it sends none
+        return
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_LIMIT_S):
+            while (await receive()).get("more_body", False):
+                pass
+
+
+async def send_parts(send: Send, content: bytes) -> None:
+    """Send the body of an answer, which the caller must read as fast as a body has to come.
+
+    Raises:
+        ClientGone: it reads too slowly; the connection is closed.
+    """
+    clock = asyncio.get_running_loop().time
+    started = clock()
+    try:
+        async with asyncio.timeout(time_limit_s(0)) as limit:
+            for n_sent in range(0, len(content), PART_BYTES):
+                limit.reschedule(started + time_limit_s(n_sent))
+                part = content[n_sent : n_sent + PART_BYTES]
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+            # uvicorn takes this end when the caller has read what goes before: until then the request holds its place
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+    except TimeoutError:
+        raise ClientGone("the client reads the answer too slowly") from None

@@ -9,11 +9,10 @@ import click
 from medimage_client import CXRReportGen, MedImageError, MedImageInsight
 from medimage_server.banner import endpoint_banner, tell
 from medimage_server.clean import clean_run
-from medimage_server.endpoint.front import endpoint_front
-from medimage_server.endpoint.options import EndpointOptions, endpoint_options
-from medimage_server.endpoint.reception import Reception
-from medimage_server.endpoint.settings import EMBEDDINGS, MODELS, REPORTS
-from medimage_server.endpoint.workers import bound
+from medimage_server.endpoint.fallback_server import FallbackServer
+from medimage_server.endpoint.options import checked_settings, endpoint_options
+from medimage_server.endpoint.settings import EMBEDDINGS, MODELS, REPORTS, EndpointOptions
+from medimage_server.endpoint.worker_pool import bound, worker_pool
 from medimage_server.errors import LaunchError
 from medimage_server.options import PORT, option
 from medimage_server.signals import end_on_signals
@@ -63,16 +62,16 @@ def endpoint(
     """
     hangups = end_on_signals()
     try:
-        settings = endpoint.settings(tritons=tritons, triton_metrics=triton_metrics)
+        settings = checked_settings(endpoint, tritons=tritons, triton_metrics=triton_metrics)
         settings = replace(settings, deployments=deployments or find_deployments(tritons))
         with (
             clean_run() as run,
             bound(endpoint.score_host, score_port) as listener,
-            Reception(listener, settings) as reception,
-            endpoint_front(settings, endpoint.workers, reception, run, hangups) as front,
+            FallbackServer(listener, settings) as fallback,
+            worker_pool(settings, fallback, run, hangups) as pool,
         ):
-            click.echo("\n".join(endpoint_banner(settings, listener, endpoint.workers)))
-            watch(front.workers, restart=True, tell=tell, meanwhile=front.look)
+            click.echo("\n".join(endpoint_banner(settings, listener)))
+            watch(pool.workers, restart=True, tell=tell, meanwhile=pool.look)
     except (LaunchError, MedImageError) as error:
         raise click.ClickException(str(error)) from error
 

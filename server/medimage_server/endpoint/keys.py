@@ -1,19 +1,24 @@
-"""The keys of callers: several valid at once, held as digests alone."""
+"""Who may ask: the keys of callers, several valid at once, held as digests alone."""
 
 import hashlib
 import hmac
 import logging
 import re
 from collections.abc import Sequence
+from http import HTTPStatus
 from pathlib import Path
 from time import monotonic
+
+from starlette.datastructures import Headers
+
+from medimage_server.endpoint.headers import SPACE, only
+from medimage_server.endpoint.responses import Refusal
 
 KEYS_VARIABLE = "MEDIMAGE_KEYS"  # of the environment; keys with white space between
 KEY = re.compile(r"[!-~]{16,512}")  # visible ASCII, as a header can carry it; Azure's keys have 32 and 84 characters
 EXPECTED = "expected 16 to 512 visible ASCII characters without spaces"
 # Python's own strip, split and splitlines take more than these, such as a no-break space: then a key with one of those
 # characters would be read as another key.
-SPACE = " \t"
 WHITE_SPACE = re.compile(r"[ \t\r\n]+")
 LOOK_AGAIN_S = 1.0  # between two looks at the file
 LOOK_AT_FAULTY_S = 0.1  # that has some keys: it may be long, and anybody can ask
@@ -121,3 +126,22 @@ class Keyring:
         if fault and fault != self._fault:
             logger.warning("%s; %s", fault, "the other lines count" if self._of_file else "nobody is admitted by it")
         self._fault = fault
+
+
+def authorize(headers: Headers, keys: Keyring) -> None:
+    """Let the request pass: `Authorization: Bearer KEY`, as for an Azure endpoint with key authentication.
+
+    Raises:
+        Refusal: 400 with two headers, 401 without a key, 403 with one that is not valid.
+    """
+    header = only(headers, "authorization") or ""
+    if keys.is_open:
+        return
+    scheme, _, key = header.partition(" ")
+    key = key.strip(SPACE)
+    if scheme.lower() != "bearer" or not key:
+        raise Refusal(
+            HTTPStatus.UNAUTHORIZED, "no key; send the header Authorization: Bearer KEY", {"www-authenticate": "Bearer"}
+        )
+    if not keys.accepts(key):
+        raise Refusal(HTTPStatus.FORBIDDEN, "the key is not valid here")

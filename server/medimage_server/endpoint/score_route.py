@@ -1,11 +1,11 @@
 """`POST /score`: the way of a request, from its head to its answer."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import get_args
+from typing import Any, TypeVar, get_args
 
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
@@ -13,22 +13,29 @@ from starlette.types import Message, Receive, Scope, Send
 from medimage_client.errors import MedImageError
 from medimage_client.schema.embeddings import Layout
 from medimage_server.endpoint import metrics
-from medimage_server.endpoint.access_log import Entry
+from medimage_server.endpoint.acceptor import mark_authenticated
+from medimage_server.endpoint.access_log import LogEntry
 from medimage_server.endpoint.admission import Gate, Memory, Share
-from medimage_server.endpoint.authorization import authorize
 from medimage_server.endpoint.balancing import BalancedTransport
-from medimage_server.endpoint.body import Body
-from medimage_server.endpoint.door import welcome
-from medimage_server.endpoint.head import listed, only
-from medimage_server.endpoint.json_response import JSONResponse, error_values
-from medimage_server.endpoint.keys import Keyring
+from medimage_server.endpoint.body import Body, send_parts
+from medimage_server.endpoint.headers import listed, only
+from medimage_server.endpoint.keys import Keyring, authorize
 from medimage_server.endpoint.metrics import Stages
-from medimage_server.endpoint.observed import entry_of
-from medimage_server.endpoint.refusal import RUN_FAILED, ClientGone, Refusal, ending, refusal_of
+from medimage_server.endpoint.middleware import entry_of
 from medimage_server.endpoint.report_events import MEDIA_TYPE, event
+from medimage_server.endpoint.responses import (
+    RUN_FAILED,
+    ClientGone,
+    JSONResponse,
+    Refusal,
+    ending,
+    error_values,
+    refusal_of,
+)
 from medimage_server.endpoint.scoring import Question, answer_to, events_of, read_question
-from medimage_server.endpoint.sending import send_parts, unless_gone
 from medimage_server.endpoint.settings import MODELS, REPORTS, EndpointSettings
+
+T = TypeVar("T")
 
 LARGE_BODY_BYTES = 2**20  # whose images take milliseconds; 64 MB of hostile JSON hold the GIL for a second even so
 UNKNOWN = "unknown"  # the deployment of a request that is refused before it is known, in log and numbers
@@ -44,7 +51,7 @@ class Exchange:
     receive: Receive
     send: Send
     headers: Headers
-    entry: Entry  # of the log
+    entry: LogEntry  # of the log
     stages: Stages
     body: Body
     share: Share  # of the memory, for body and answer
@@ -57,9 +64,11 @@ class ScoreRoute:
         self._settings = settings
         self._keys = keys
         self._transport = transport
-        self._memory = Memory(settings.max_in_flight_bytes)
-        self._arriving = Gate(settings.max_requests, "requests")
-        self._at_work = {name: Gate(settings.max_requests, f"requests for {name}") for name in settings.deployments}
+        self._memory = Memory(settings.worker_max_in_flight_bytes)
+        self._arriving = Gate(settings.worker_max_requests, "requests")
+        self._at_work = {
+            name: Gate(settings.worker_max_requests, f"requests for {name}") for name in settings.deployments
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -89,7 +98,7 @@ class ScoreRoute:
     async def _answer(self, exchange: Exchange) -> None:
         headers, entry, stages = exchange.headers, exchange.entry, exchange.stages
         authorize(headers, self._keys)
-        welcome(exchange.scope)
+        mark_authenticated(exchange.scope)
         deployment = self._named_deployment(exchange.scope, headers)
         entry.deployment = deployment or UNKNOWN
         layout = self._layout(headers)
@@ -107,7 +116,7 @@ class ScoreRoute:
                 if question.deployment == REPORTS and MEDIA_TYPE in listed(headers, "accept")
                 else self._reply(exchange, question, layout)
             )
-            await unless_gone(exchange.receive, work)
+            await cancelled_by_disconnect(exchange.receive, work)
 
     async def _reply(self, exchange: Exchange, question: Question, layout: Layout) -> None:
         send, stages = exchange.send, exchange.stages
@@ -199,6 +208,28 @@ async def read(content: bytes, deployment: str | None, deployments: Sequence[str
     if len(content) < LARGE_BODY_BYTES:
         return read_question(content, deployment, deployments)
     return await asyncio.to_thread(read_question, content, deployment, deployments)
+
+
+async def cancelled_by_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of the work, which is cancelled when the caller hangs up.
+
+    Args:
+        receive: of a request whose body has been read: it has nothing more to tell but the end of the connection.
+
+    Raises:
+        ClientGone: it has ended.
+    """
+    working = asyncio.ensure_future(work)
+    hanging_up = asyncio.ensure_future(receive())
+    try:
+        await asyncio.wait([working, hanging_up], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        for future in (working, hanging_up):
+            future.cancel()
+        await asyncio.wait([working, hanging_up])
 
 
 def stream_start(deployment: str) -> Message:

@@ -81,7 +81,7 @@ async def answer_to(question: Question, transport: BalancedTransport, *, layout:
     """The answer, as what JSON is made of.
 
     Raises:
-        MedImageError: see `refusal.refusal_of`.
+        MedImageError: see `responses.refusal_of`.
     """
     connection = connection_over(transport, timeout)
     if isinstance(question.request, EmbeddingRequest):

@@ -1,35 +1,25 @@
 """TLS of the endpoint: a certificate with its key."""
 
 import ssl
-from pathlib import Path
 
-from medimage_server.endpoint.settings import EndpointSettings
+from medimage_server.endpoint.settings import EndpointOptions
 from medimage_server.errors import LaunchError
 
 
-def tls_context(settings: EndpointSettings) -> ssl.SSLContext | None:
+def tls_context(options: EndpointOptions) -> ssl.SSLContext | None:
     """What handshakes use from now on; None for plain HTTP.
 
     A new one each time: one into which another certificate is loaded keeps those of other kinds, so that a renewed one
     of ECDSA would be served beside the one of RSA that it replaces.
 
     Raises:
-        LaunchError: the files cannot be read, or do not fit each other.
+        LaunchError: one file is given without the other, they cannot be read, or do not fit each other.
     """
-    if settings.tls_certificate is None or settings.tls_key is None:
-        return None
-    return load(Path(settings.tls_certificate), Path(settings.tls_key))
-
-
-def check_tls(certificate: Path | None, key: Path | None) -> None:
-    """Raise LaunchError unless both are given and fit each other, or neither is."""
+    certificate, key = options.tls_certificate, options.tls_key
     if (certificate is None) != (key is None):
         raise LaunchError("TLS needs both --tls-certificate and --tls-key")
-    if certificate and key:
-        load(certificate, key)
-
-
-def load(certificate: Path, key: Path) -> ssl.SSLContext:
+    if certificate is None:
+        return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(certificate, key, password=lambda: "")  # asks nobody

@@ -24,14 +24,14 @@ MAX_ASPECT_RATIO = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(ImageBounds):
+class ChestXraySettings(ImageBounds):
     """What the model was exported with and what its operator chose."""
 
     image_size: int  # height and width that the vision tower takes
     stretch: bool  # of the grey values to the full range
 
     @classmethod
-    def read(cls, parameters: Mapping[str, str], preprocessing: Path) -> "Settings":
+    def read(cls, parameters: Mapping[str, str], preprocessing: Path) -> "ChestXraySettings":
         """From the parameters of config.pbtxt and the exported preprocessing.json.
 
         Raises:
@@ -56,7 +56,7 @@ class Settings(ImageBounds):
 class OneChestXray:
     """An encoded image to the input of the vision tower."""
 
-    settings: Settings
+    settings: ChestXraySettings
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -84,7 +84,7 @@ class ChestXrayPreprocessor:
         run: calls OneChestXray(settings) elsewhere.
     """
 
-    def __init__(self, settings: Settings, run: Run | None = None) -> None:
+    def __init__(self, settings: ChestXraySettings, run: Run | None = None) -> None:
         self._one = OneChestXray(settings)
         self._run = run or run_here(self._one)
 

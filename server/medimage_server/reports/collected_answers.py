@@ -7,24 +7,22 @@ then `execute` may return at once, and a thread gives the one answer (python bac
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import numpy as np
 from numpy.typing import NDArray
 
+from medimage_client.schema.reports import PARAMETERS
 from medimage_server import bls
-from medimage_server.error_response import public_error, refusal
-from medimage_server.errors import InferenceFailed, Unavailable
-from medimage_server.reports.caller import Caller
+from medimage_server.errors import InferenceFailed, Unavailable, public_error, refusal
 from medimage_server.reports.periodic import Periodic
-from medimage_server.reports.streamed_answer import CALL_ID, CANCEL
+from medimage_server.reports.streamed_answer import Caller
+from medimage_server.triton_workarounds import PARAMETER, file_of, models_folder, new_number
 
 log = logging.getLogger(__name__)
 
 STREAM = "cxrreportgen_stream"
 OUTPUTS = ("output", "status")
-PARAMETERS = ("constrained",)  # of a request that are passed on; the others are none of ours
 POLL_S = 0.25  # how often callers are asked whether they still wait
 
 
@@ -39,22 +37,22 @@ class CollectedAnswers:
 
     def __init__(self, pb_utils: Any, max_requests: int) -> None:
         self._pb_utils, self._max_requests = pb_utils, max_requests
-        self._waiting: dict[str, Caller] = {}  # by the CALL_ID of their calls
+        self._waiting: dict[int, Caller] = {}  # by the number of their call
         self._threads = ThreadPoolExecutor(max_requests, thread_name_prefix="collect")
         self._watcher = Periodic("cancellations", POLL_S, self._pass_cancellations_on)
 
     def add(self, request: Any, parameters: Mapping[str, Any]) -> None:
         """Have a request answered, and return at once."""
-        caller, call_id = Caller(self._pb_utils, request), uuid4().hex
-        # Copied, for the request's memory is Triton's again when execute returns.
-        tensors = {tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()}
+        caller, number = Caller(self._pb_utils, request), new_number()
         if len(self._waiting) >= self._max_requests:
             error = Unavailable(f"{self._max_requests} requests are waiting already; try again later")
             caller.finish(refusal(self._pb_utils, error))
             return
-        self._waiting[call_id] = caller
-        passed_on = {name: parameters[name] for name in PARAMETERS if name in parameters}
-        self._threads.submit(self._answer, call_id, request.request_id(), tensors, passed_on)
+        # Copied, for the request's memory is Triton's again when execute returns.
+        tensors = {tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()}
+        passed_on = {name: parameters[name] for name in PARAMETERS if name in parameters}  # the others are none of ours
+        self._waiting[number] = caller
+        self._threads.submit(self._answer, number, request.request_id(), tensors, passed_on)
 
     def close(self) -> None:
         """Wait for the answers that are on their way."""
@@ -62,13 +60,14 @@ class CollectedAnswers:
         self._watcher.close()
 
     def _answer(
-        self, call_id: str, request_id: str, tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any]
+        self, number: int, request_id: str, tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any]
     ) -> None:
         try:
-            answer = self._collect(request_id, tensors, {**parameters, CALL_ID: call_id})
+            answer = self._collect(request_id, tensors, {**parameters, PARAMETER: number})
         except Exception as error:
             answer = refusal(self._pb_utils, public_error(self._pb_utils, error, request_id))
-        self._waiting.pop(call_id).finish(answer)
+        self._waiting.pop(number).finish(answer)
+        mark_of(number).unlink(missing_ok=True)
 
     def _collect(self, request_id: str, tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any]) -> Any:
         tensor = self._pb_utils.Tensor
@@ -91,19 +90,16 @@ class CollectedAnswers:
         return answer
 
     def _pass_cancellations_on(self) -> None:
-        for call_id, caller in list(self._waiting.items()):
+        for number, caller in list(self._waiting.items()):
             try:
                 if caller.is_cancelled():
-                    self._cancel(call_id)  # again each time, for the call may not have arrived there yet
-            except Exception as error:
+                    mark_of(number).touch()
+                    if number not in self._waiting:  # just answered, and its file was removed before it was made
+                        mark_of(number).unlink(missing_ok=True)
+            except Exception as error:  # /dev/shm may be full; it is tried again, and the others have their turn
                 log.error("a cancellation could not be told: %s", type(error).__name__)
 
-    def _cancel(self, call_id: str) -> None:
-        request = self._pb_utils.InferenceRequest(
-            model_name=STREAM,
-            inputs=[self._pb_utils.Tensor("frontal_image", np.array([b""], dtype=object))],  # it is a required input
-            requested_output_names=list(OUTPUTS),
-            parameters={CANCEL: call_id},
-        )
-        for _ in request.exec(decoupled=True):
-            pass
+
+def mark_of(number: int) -> Path:
+    """Which tells the stream model that nobody waits for a call."""
+    return file_of(models_folder(), number)

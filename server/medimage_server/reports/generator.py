@@ -1,4 +1,4 @@
-"""Report requests to reports: what stands between a Triton adapter and the scheduler.
+"""FinishedReport requests to reports: what stands between a Triton adapter and the scheduler.
 
 A request becomes a prompt at once, so that what is wrong with it is said at once; its images are encoded shortly before
 a slot is free for it; its tokens become text as they are decoded; and the whole text is read for its findings.
@@ -7,13 +7,14 @@ a slot is free for it; its tokens become text as they are decoded; and the whole
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from medimage_client.reports.grammar import OBJ_END, OBJ_START, parse_tolerant, to_output
+from medimage_client.schema.reports import IMAGE_INPUTS, TEXT_INPUTS, Status
 from medimage_server.errors import InferenceFailed, InvalidInput
 from medimage_server.exported import exported_file
 from medimage_server.image_requests import positive
@@ -25,24 +26,20 @@ from medimage_server.reports.scheduler import Ending, Job, Scheduler
 from medimage_server.reports.settings import GenerationSettings
 from medimage_server.reports.text_stream import TextStream
 
-IMAGES = ("frontal_image", "lateral_image", "prior_image")  # in the order of the prompt
-TEXTS = ("indication", "technique", "comparison", "prior_report", "mode", "phrase")
-
-Status = Literal["complete", "truncated", "malformed"]
 EncodeImages = Callable[[Sequence[bytes]], NDArray[np.float32]]  # n encoded images -> (n, tokens per image, H)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportRequest:
+class StudyRequest:
     """One study as a caller sent it."""
 
     study: Study
-    images: Mapping[str, bytes] = field(repr=False)  # by input name, in the order of IMAGES; encoded
+    images: Mapping[str, bytes] = field(repr=False)  # by input name, in the order of the prompt; encoded
     max_new_tokens: int | None = None  # None for the default of the mode
     constrained: bool = False
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, object]) -> "ReportRequest":
+    def from_tensors(cls, tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, object]) -> "StudyRequest":
         """From the input tensors by name, each of one element, and the parameters of a request.
 
         An image of no bytes counts as not given, like a text.
@@ -50,10 +47,10 @@ class ReportRequest:
         Raises:
             InvalidInput: there is no frontal image, a value is of another type or not allowed; names the input.
         """
-        images = {name: _bytes(tensors, name) for name in IMAGES}
+        images = {name: _bytes(tensors, name) for name in IMAGE_INPUTS}
         if not images["frontal_image"]:
             raise InvalidInput("frontal_image is missing")
-        given: dict[str, Any] = {name: text for name in TEXTS if (text := _text(tensors, name))}
+        given: dict[str, Any] = {name: text for name in TEXT_INPUTS if (text := _text(tensors, name))}
         study = Study(has_lateral=bool(images["lateral_image"]), has_prior=bool(images["prior_image"]), **given)
         constrained = parameters.get("constrained", False)
         if not isinstance(constrained, bool):
@@ -67,7 +64,7 @@ class ReportRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class FinishedReport:
     """The end of an answer."""
 
     output: str = field(repr=False)  # JSON text of the findings
@@ -80,7 +77,7 @@ class Listener(Protocol):
     def text(self, delta: str) -> None:
         """More of the answer."""
 
-    def end(self, delta: str, report: Report) -> None:
+    def end(self, delta: str, report: FinishedReport) -> None:
         """The last of it. Nothing is called behind this."""
 
     def fail(self, error: Exception) -> None:
@@ -171,7 +168,7 @@ class ReportGenerator:
             long_rope=self._model.long_rope,
         )
 
-    def submit(self, request: ReportRequest, listener: Listener) -> None:
+    def submit(self, request: StudyRequest, listener: Listener) -> None:
         """Take a request, and return at once; the listener hears the rest.
 
         Raises:
@@ -179,7 +176,7 @@ class ReportGenerator:
             Unavailable: too many requests wait already.
         """
         prompt = self._tokenize(request.study, request.max_new_tokens)
-        answer = _Answer(TextStream(self._tokenizer), listener)
+        answer = _AnswerText(TextStream(self._tokenizer), listener)
         constraint = None
         if request.constrained:
             constraint = Constraint(self._grammar, grounded=request.study.mode != "findings")
@@ -214,7 +211,7 @@ class ReportGenerator:
         return self._embed.with_images(prompt.token_ids, prompt.image_positions, image_tokens)
 
 
-class _Answer:
+class _AnswerText:
     """Turns the tokens of one job into text for its listener."""
 
     def __init__(self, stream: TextStream, listener: Listener) -> None:
@@ -243,12 +240,12 @@ def shorten(model: GenerationSettings, max_length: int) -> GenerationSettings:
     return replace(model, max_length=max_length or model.max_length)
 
 
-def read_report(text: str, *, is_cut: bool) -> Report:
+def read_report(text: str, *, is_cut: bool) -> FinishedReport:
     """The findings of an answer; of one that was cut, the complete ones, and what comes behind them is no fault."""
     parsed = parse_tolerant(text)
     is_malformed = parse_tolerant(_before_the_cut(text)).malformed if is_cut else parsed.malformed
     status: Status = "malformed" if is_malformed else "truncated" if is_cut else "complete"
-    return Report(output=to_output(parsed.findings), status=status)
+    return FinishedReport(output=to_output(parsed.findings), status=status)
 
 
 def _before_the_cut(text: str) -> str:

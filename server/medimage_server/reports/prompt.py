@@ -11,19 +11,18 @@ What a caller wrote is text: it can never become a control token of the model.
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from tokenizers import Tokenizer
 
+from medimage_client.schema.reports import SECTIONS, Mode
 from medimage_server.errors import InvalidInput
 from medimage_server.reports.settings import GenerationSettings, PromptStrings
-
-Mode = Literal["grounded", "findings", "phrase"]
 
 # as MAIRA-2's model card generates, in tokens
 DEFAULT_NEW_TOKENS: Mapping[Mode, int] = {"grounded": 450, "findings": 300, "phrase": 150}
 
-TEXTS = ("indication", "technique", "comparison", "prior_report", "phrase")
+TEXTS = (*SECTIONS, "phrase")
 MAX_TEXT_CHARS = 2**15  # of one text; far more than fits the prompt, and little to tokenise in order to say so
 
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -97,7 +96,7 @@ def build_report_content(study: Study, strings: PromptStrings, image: str) -> st
     parts.append(strings.describe)
     if study.mode == "grounded":
         parts.append(strings.ground)
-    sections = {name: given_or(strings.missing, getattr(study, name)) for name in TEXTS[:3]}
+    sections = {name: given_or(strings.missing, getattr(study, name)) for name in SECTIONS if name != "prior_report"}
     return "".join([*parts, fill(strings.sections, **sections)])
 
 

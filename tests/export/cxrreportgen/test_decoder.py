@@ -19,7 +19,7 @@ from medimage_export.cxrreportgen.decoder_parity import (
     compare_decoder,
 )
 from medimage_export.cxrreportgen.export import export_cxrreportgen, parity_prompts
-from medimage_export.cxrreportgen.quantization import dequantize_blockwise, quantize_blockwise
+from medimage_export.cxrreportgen.int4 import QuantizedTensors, dequantize_blockwise, quantize_blockwise
 from medimage_export.errors import CheckpointError, ParityError, RepositoryError
 from tests.export.cxrreportgen.small import LLAMA, LONGROPE, PHI3, write_checkpoint
 
@@ -142,7 +142,7 @@ def test_quantized_weights_are_read_by_onnxruntime_as_they_are_meant(exported, t
     path = tmp_path / "decoder.onnx"
     write_decoder(config.decoder, tensors, path, "int4")
     prompt = embeddings(tensors)[np.random.default_rng(3).integers(0, 500, 50)]
-    restored = decoder_graph.QuantizedTensors(tensors)
+    restored = QuantizedTensors(tensors)
     references = references_of(config, restored)
     decoder = CachedDecoder(path, config.decoder)
     right = compare_decoder(decoder, references, {"": [prompt]}, embeddings(tensors), 4)[0]

@@ -3,11 +3,11 @@
 import pytest
 
 from medimage_export.medimageinsight.checkpoint import random_model
-from medimage_export.medimageinsight.unicl import MedImageInsight
+from medimage_export.medimageinsight.reference import UniCL
 from tests.export.medimageinsight.small import SMALL
 
 
 @pytest.fixture
-def small_model() -> MedImageInsight:
+def small_model() -> UniCL:
     """A model of its own for each test, which may change it."""
     return random_model(SMALL)

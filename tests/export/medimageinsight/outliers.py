@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from medimage_export.medimageinsight.davit import PatchEmbed, Residual
+from medimage_export.medimageinsight.reference import UniCL
 from medimage_export.medimageinsight.text_transformer import ResidualAttentionBlock
-from medimage_export.medimageinsight.unicl import MedImageInsight
 
 
-def with_outliers(model: MedImageInsight, *, factor: int, share: float, seed: int) -> MedImageInsight:
+def with_outliers(model: UniCL, *, factor: int, share: float, seed: int) -> UniCL:
     """A copy in which a share of the channels of each LayerNorm before a linear layer is `factor` times as large.
 
     The weights that read them are smaller by as much. With a power of two it is the same function to the last bit.

@@ -11,10 +11,10 @@ from medimage_export.errors import ExportError, ParityError
 from medimage_export.medimageinsight.calibration import Activations, observe, quantize
 from medimage_export.medimageinsight.checkpoint import random_model
 from medimage_export.medimageinsight.export import BOUNDS
-from medimage_export.medimageinsight.graphs import ImageEncoderGraph, TextEncoderGraph
 from medimage_export.medimageinsight.image_graph import write_image_encoder
 from medimage_export.medimageinsight.integer_layers import integer_layers
 from medimage_export.medimageinsight.quantization import Quantization, Range
+from medimage_export.medimageinsight.reference import ImageEncoderReference, TextEncoderReference
 from medimage_export.parity import check_parity, compare, cpu_session, truths
 from tests.export.medimageinsight.outliers import with_outliers
 from tests.export.medimageinsight.small import SMALL, random_texts, small_config
@@ -64,7 +64,7 @@ def before_attention(model, feed):
 
 
 def test_range_of_qkv_is_that_of_the_normed_tokens_of_all_feeds(model, feeds):
-    ranges = activation_ranges(model.image_encoder, ImageEncoderGraph(model), feeds)
+    ranges = activation_ranges(model.image_encoder, ImageEncoderReference(model), feeds)
     assert_range(ranges[f"{ATTENTION}.qkv"], extremes(*(before_attention(model, feed) for feed in feeds)))
 
 
@@ -73,7 +73,7 @@ def test_range_of_window_proj_is_that_of_attention_without_the_bias_of_v(model, 
     attention = model.get_submodule(f"image_encoder.{ATTENTION}")
     v_bias = attention.qkv.bias.chunk(3)[2]
     v_bias.fill_(1)
-    found = activation_ranges(model.image_encoder, ImageEncoderGraph(model), feeds)[f"{ATTENTION}.proj"]
+    found = activation_ranges(model.image_encoder, ImageEncoderReference(model), feeds)[f"{ATTENTION}.proj"]
     normed = [before_attention(model, feed) for feed in feeds]
     attention.proj = nn.Identity()
     biased = extremes(*(attention(x) for x in normed))
@@ -85,9 +85,9 @@ def test_range_of_window_proj_is_that_of_attention_without_the_bias_of_v(model, 
 
 def test_range_of_a_patch_convolution_is_that_of_its_normed_input(model, feeds):
     encoder = model.image_encoder
-    ranges = activation_ranges(encoder, ImageEncoderGraph(model), feeds)
+    ranges = activation_ranges(encoder, ImageEncoderReference(model), feeds)
     wanted = extremes(encoder.convs[1].norm(encoder.blocks[0](first_tokens(model, feeds[0]))))
-    alone = activation_ranges(encoder, ImageEncoderGraph(model), feeds[:1])
+    alone = activation_ranges(encoder, ImageEncoderReference(model), feeds[:1])
     assert_range(alone["convs.1.proj"], wanted)
     assert ranges["convs.1.proj"].low <= alone["convs.1.proj"].low  # more feeds only widen
     assert ranges["convs.1.proj"].high >= alone["convs.1.proj"].high
@@ -97,7 +97,7 @@ def test_ranges_of_text_are_those_of_the_formulas(small_model):
     ids, mask = random_texts([9, 40])
     encoder = small_model.lang_encoder
     feeds = [{"input_ids": ids.numpy(), "attention_mask": mask.numpy()}]
-    ranges = activation_ranges(encoder, TextEncoderGraph(small_model), feeds)
+    ranges = activation_ranges(encoder, TextEncoderReference(small_model), feeds)
     block = encoder.resblocks[0]
     with torch.inference_mode():
         x = encoder.token_embedding(ids) + encoder.positional_embedding
@@ -112,7 +112,7 @@ def test_ranges_of_text_are_those_of_the_formulas(small_model):
 
 def test_zero_is_in_every_range(model, feeds):
     model.image_encoder.blocks[0][0].spatial_block.window_attn.norm.bias.fill_(100)
-    ranges = activation_ranges(model.image_encoder, ImageEncoderGraph(model), feeds)
+    ranges = activation_ranges(model.image_encoder, ImageEncoderReference(model), feeds)
     assert ranges[f"{ATTENTION}.qkv"].low == 0 < 90 < ranges[f"{ATTENTION}.qkv"].high
     assert all(found.low <= 0 <= found.high for found in ranges.values())
 
@@ -122,14 +122,14 @@ def test_input_that_is_not_finite_is_an_error_that_names_the_layer(model, feeds)
     with pytest.raises(
         ExportError, match=r"^no int8 range: the input of blocks\.1\.0\.\S*ffn\.fn\.net\.fc1 is not finite$"
     ):
-        activation_ranges(model.image_encoder, ImageEncoderGraph(model), feeds)
+        activation_ranges(model.image_encoder, ImageEncoderReference(model), feeds)
 
 
 def test_model_is_watched_only_meanwhile_also_when_a_feed_cannot_be_taken(model, feeds):
-    activation_ranges(model.image_encoder, ImageEncoderGraph(model), feeds[:1])
+    activation_ranges(model.image_encoder, ImageEncoderReference(model), feeds[:1])
     broken = {"pixels": np.zeros((1, 8), np.uint8)}
     with pytest.raises(RuntimeError):
-        activation_ranges(model.image_encoder, ImageEncoderGraph(model), [broken])
+        activation_ranges(model.image_encoder, ImageEncoderReference(model), [broken])
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
@@ -138,8 +138,8 @@ def int8_rows(model, feeds, tmp_path):
     """The parity rows of an int8 graph of `model`, written from other weights or with other ranges."""
 
     def rows(*, weights=model, change=lambda ranges: ranges):
-        reference = ImageEncoderGraph(model)
-        integer = change(all_in_8_bits(weights.image_encoder, ImageEncoderGraph(weights), feeds))
+        reference = ImageEncoderReference(model)
+        integer = change(all_in_8_bits(weights.image_encoder, ImageEncoderReference(weights), feeds))
         path = tmp_path / "model.onnx"
         write_image_encoder(weights, path, precision="int8", integer_layers=integer)
         session = cpu_session(path)
@@ -199,7 +199,7 @@ def test_weight_that_is_no_number_fails_the_parity_check(tmp_path, precision):
     write_image_encoder(broken, path, precision=precision)
     session = cpu_session(path)
     feed = {"pixels": np.full((1, 40, 36, 3), 77, np.uint8)}
-    reference = ImageEncoderGraph(model)
+    reference = ImageEncoderReference(model)
     with pytest.raises(ParityError, match="image_features"):
         check_parity(
             compare("image_encoder", truths(reference, reference.OUTPUTS, {"": feed}), session),
@@ -213,13 +213,13 @@ def test_outlier_channels_cost_int8_nothing_and_the_function_stays_to_the_last_b
     """Both by their own means: the test's outliers and the migration are factors of two."""
     gentle = random_model(small_config(SIZE))
     model = with_outliers(gentle, factor=factor, share=0.02, seed=3)
-    features = pytorch(ImageEncoderGraph(gentle), feeds[0])[0]
-    np.testing.assert_array_equal(pytorch(ImageEncoderGraph(model), feeds[0])[0], features)
-    all_in_8_bits(model.image_encoder, ImageEncoderGraph(model), feeds)
-    np.testing.assert_array_equal(pytorch(ImageEncoderGraph(model), feeds[0])[0], features)
+    features = pytorch(ImageEncoderReference(gentle), feeds[0])[0]
+    np.testing.assert_array_equal(pytorch(ImageEncoderReference(model), feeds[0])[0], features)
+    all_in_8_bits(model.image_encoder, ImageEncoderReference(model), feeds)
+    np.testing.assert_array_equal(pytorch(ImageEncoderReference(model), feeds[0])[0], features)
     extents = {
         name: torch.maximum(-found.low, found.high)
-        for name, found in observe(list(integer_layers(model.image_encoder)), ImageEncoderGraph(model), feeds)[
+        for name, found in observe(list(integer_layers(model.image_encoder)), ImageEncoderReference(model), feeds)[
             0
         ].items()
         if name.endswith((".qkv", ".fc1", "convs.1.proj"))
@@ -232,9 +232,9 @@ def test_text_outliers_are_migrated_too_and_its_function_stays_to_the_last_bit(s
     model = with_outliers(small_model, factor=64, share=0.02, seed=3)
     ids, mask = random_texts([2, 9, 77])
     feed = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
-    features = pytorch(TextEncoderGraph(small_model), feed)[0]
-    all_in_8_bits(model.lang_encoder, TextEncoderGraph(model), [feed])
-    np.testing.assert_array_equal(pytorch(TextEncoderGraph(model), feed)[0], features)
+    features = pytorch(TextEncoderReference(small_model), feed)[0]
+    all_in_8_bits(model.lang_encoder, TextEncoderReference(model), [feed])
+    np.testing.assert_array_equal(pytorch(TextEncoderReference(model), feed)[0], features)
 
 
 def test_every_layer_of_both_encoders_is_listed_with_the_weight_that_multiplies_it():

@@ -12,9 +12,8 @@ from medimage_export.errors import CheckpointError, ConfigError
 from medimage_export.medimageinsight.checkpoint import find_checkpoint, load_model, random_model, rename_key
 from medimage_export.medimageinsight.config import MedImageInsightConfig, read_config
 from medimage_export.medimageinsight.davit import Residual
-from medimage_export.medimageinsight.graphs import ImageEncoderGraph
+from medimage_export.medimageinsight.reference import ImageEncoderReference, UniCL
 from medimage_export.medimageinsight.tokenizer import write_byte_vocabulary
-from medimage_export.medimageinsight.unicl import MedImageInsight
 from tests.export.medimageinsight.small import SMALL
 from tests.paths import PHANTOM_CHECKPOINT
 
@@ -109,7 +108,7 @@ def test_published_config_is_the_default_config(shared_data):
 
 def test_full_size_model_has_the_published_names_and_shapes(shared_data):
     with torch.device("meta"):
-        model = MedImageInsight(MedImageInsightConfig())
+        model = UniCL(MedImageInsightConfig())
     rows = (shared_data / "medimageinsight_state_dict.tsv").read_text().splitlines()
     published = {name: shape for name, _, shape in (row.split("\t") for row in rows)}
     assert {name: str(list(tensor.shape)) for name, tensor in model.state_dict().items()} == published
@@ -118,7 +117,7 @@ def test_full_size_model_has_the_published_names_and_shapes(shared_data):
 
 def test_full_size_model_has_the_published_parameter_counts():
     with torch.device("meta"):
-        model = MedImageInsight(MedImageInsightConfig())
+        model = UniCL(MedImageInsightConfig())
     counts = [sum(p.numel() for p in part.parameters()) for part in (model.image_encoder, model.lang_encoder, model)]
     assert counts == [360_636_416, 252_214_272, 360_636_416 + 252_214_272 + 3_145_729]
 
@@ -169,7 +168,7 @@ def test_tensor_that_is_not_finite_is_refused_by_its_name(tmp_path, state_dict, 
 def test_every_branch_of_random_weights_shows_in_the_vector():
     """Left out, one alone."""
     model = random_model(SMALL)
-    reference = ImageEncoderGraph(model)
+    reference = ImageEncoderReference(model)
     pixels = torch.randint(0, 256, (1, 480, 480, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         whole = reference(pixels)[0]

@@ -19,9 +19,9 @@ from medimage_export.errors import ExportError, ParityError, RepositoryError
 from medimage_export.medimageinsight.checkpoint import find_checkpoint, load_model, random_model
 from medimage_export.medimageinsight.encoders import calibration_images, encoders_of, image_feeds
 from medimage_export.medimageinsight.export import BOUNDS, export_medimageinsight
-from medimage_export.medimageinsight.graphs import ImageEncoderGraph, TextEncoderGraph
 from medimage_export.medimageinsight.image_graph import write_image_encoder
 from medimage_export.medimageinsight.int8 import write_int8
+from medimage_export.medimageinsight.reference import ImageEncoderReference, TextEncoderReference
 from medimage_export.medimageinsight.text_graph import write_text_encoder
 from medimage_export.medimageinsight.tokenizer import build_tokenizer, write_byte_vocabulary
 from medimage_export.node_by_node import NodeByNode
@@ -60,7 +60,7 @@ def test_compare_finds_a_changed_weight_and_a_missing_bias(small_model, tmp_path
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     ids, mask = random_texts([9, 30])
     feeds = {"texts": {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}}
-    reference = TextEncoderGraph(small_model)
+    reference = TextEncoderReference(small_model)
     check_parity(compare("text_encoder", truths(reference, reference.OUTPUTS, feeds), session), "fp32", BOUNDS["fp32"])
     layer = small_model.lang_encoder.resblocks[1].mlp.c_fc
     for parameter in (layer.weight[0], layer.bias):
@@ -80,7 +80,7 @@ def test_compare_refuses_outputs_of_another_shape(small_model):
 
     ids, mask = random_texts([9, 30])
     feeds = {"texts": {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}}
-    reference = TextEncoderGraph(small_model)
+    reference = TextEncoderReference(small_model)
     with pytest.raises(ParityError, match=r"text_features has shape \(2, 5\) instead of \(2, 1024\)"):
         compare("text_encoder", truths(reference, reference.OUTPUTS, feeds), Flat())
 
@@ -124,7 +124,7 @@ def test_yardstick_is_the_worst_that_pytorchs_float32_does_to_an_output():
 @pytest.mark.parametrize("gain", [0.5, 1.0, 2.0, 3.0])
 def test_no_checkpoint_is_refused_for_its_rounding_and_a_wrong_graph_always(tmp_path, gain):
     model = random_model(small_config((100, 70)), gain=gain)
-    reference = ImageEncoderGraph(model)
+    reference = ImageEncoderReference(model)
     pixels = np.random.default_rng(1).integers(0, 256, (2, 100, 70, 3), dtype=np.uint8)
     truth = truths(reference, reference.OUTPUTS, {"noise": {"pixels": pixels}, "dark": {"pixels": pixels // 9}})
 
@@ -163,7 +163,7 @@ def test_truth_is_float64_in_every_step(small_model):
     ids, mask = random_texts([2, 9])
     pixels = torch.zeros((1, 480, 480, 3), dtype=torch.uint8)
     small_model.double()
-    image, text = ImageEncoderGraph(small_model).double(), TextEncoderGraph(small_model)
+    image, text = ImageEncoderReference(small_model).double(), TextEncoderReference(small_model)
     with InFloat64(), torch.inference_mode():
         assert image(pixels)[0].dtype == text(ids, mask)[0].dtype == torch.float64
 
@@ -197,7 +197,7 @@ def test_export_writes_what_the_repository_needs(repository, tmp_path, phantom, 
     assert manifest["layers_in_fp32"] == ({"image_encoder": [], "text_encoder": []} if precision == "int8" else {})
 
     features = run(repository / "image_encoder/1/model.onnx", {"pixels": noise()})[0]
-    wanted = pytorch(ImageEncoderGraph(phantom), {"pixels": noise()})[0]
+    wanted = pytorch(ImageEncoderReference(phantom), {"pixels": noise()})[0]
     np.testing.assert_allclose(features, wanted, rtol=0, atol={"fp32": 1e-6, "fp16": 1e-2, "int8": 2e-2}[precision])
     (kind, _), *_ = Counter(
         w.dtype for w in weights_of_products(repository / "image_encoder/1/model.onnx")
@@ -222,7 +222,7 @@ def test_fp16_is_checked_with_the_roundings_that_onnxruntime_drops_on_a_cpu(repo
     (row,) = [row for row in rows if (row.output, row.inputs) == ("image_features", "noise")]
     path = repository / "image_encoder/1/model.onnx"
     feed = image_feeds(phantom.config.image, [])["noise"]
-    wanted = pytorch(ImageEncoderGraph(phantom), feed)[0]
+    wanted = pytorch(ImageEncoderReference(phantom), feed)[0]
     found = row.export.max_abs
     assert found == pytest.approx(abs(NodeByNode(path).run(["image_features"], feed)[0] - wanted).max(), rel=1e-3)
     assert found != pytest.approx(abs(run(path, feed)[0] - wanted).max(), rel=1e-2)

@@ -11,8 +11,8 @@ from torch import nn
 from medimage_export.medimageinsight.checkpoint import random_model
 from medimage_export.medimageinsight.davit import ChannelBlock, WindowAttention
 from medimage_export.medimageinsight.export import BOUNDS
-from medimage_export.medimageinsight.graphs import ImageEncoderGraph
 from medimage_export.medimageinsight.image_graph import write_image_encoder
+from medimage_export.medimageinsight.reference import ImageEncoderReference
 from medimage_export.node_by_node import NodeByNode
 from medimage_export.parity import check_parity, compare, cpu_session, truths
 from tests.export.medimageinsight.small import SMALL, WIDE, small_config
@@ -44,7 +44,7 @@ def pictures(height, width):
 
 
 def write_int8(model, path, feed):
-    integer = all_in_8_bits(model.image_encoder, ImageEncoderGraph(model), [feed])
+    integer = all_in_8_bits(model.image_encoder, ImageEncoderReference(model), [feed])
     write_image_encoder(model, path, precision="int8", integer_layers=integer)
 
 
@@ -53,7 +53,7 @@ def write_int8(model, path, feed):
 def test_fp32_equals_pytorch_for_a_batch_and_for_each_image_alone(tmp_path, size, operators):
     model, feed, path = shared_model(small_config(size)), pictures(*size), tmp_path / "model.onnx"
     write_image_encoder(model, path, precision="fp32", operators=operators)
-    features, scale = pytorch(ImageEncoderGraph(model), feed)
+    features, scale = pytorch(ImageEncoderReference(model), feed)
     found_features, found_scale = run(path, feed)
     np.testing.assert_allclose(found_features, features, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(found_scale, scale)
@@ -64,13 +64,13 @@ def test_fp32_equals_pytorch_for_a_batch_and_for_each_image_alone(tmp_path, size
 def test_fp32_of_full_width_equals_pytorch(tmp_path, operators):
     model, feed, path = shared_model(WIDE), pictures(*WIDE.image.image_size), tmp_path / "model.onnx"
     write_image_encoder(model, path, precision="fp32", operators=operators)
-    np.testing.assert_allclose(run(path, feed)[0], pytorch(ImageEncoderGraph(model), feed)[0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(run(path, feed)[0], pytorch(ImageEncoderReference(model), feed)[0], rtol=0, atol=1e-6)
 
 
 def test_every_norm_and_bias_of_the_small_model_shows_in_its_vectors(small_model):
     """So a graph in which one of them is missing, or went to the wrong place, cannot equal PyTorch."""
     feed = {"pixels": pictures(96, 64)["pixels"][:1]}
-    reference = ImageEncoderGraph(small_model)
+    reference = ImageEncoderReference(small_model)
     features = pytorch(reference, feed)[0]
     for name, parameter in small_model.image_encoder.named_parameters():
         if parameter.ndim == 1:
@@ -83,7 +83,7 @@ def test_every_norm_and_bias_of_the_small_model_shows_in_its_vectors(small_model
 def test_bias_of_k_changes_nothing_and_bias_of_v_is_one_of_proj_where_windows_are_padded(small_model):
     """What the graph builds on when it drops the one and moves the other."""
     feed = pictures(100, 70)
-    reference = ImageEncoderGraph(small_model)
+    reference = ImageEncoderReference(small_model)
     features = pytorch(reference, feed)[0]
     for module in small_model.modules():
         if isinstance(module, WindowAttention):
@@ -110,7 +110,7 @@ def test_pixels_are_raw_and_normalised_inside(tmp_path):
 def test_fp16_keeps_its_bound_with_every_result_rounded(tmp_path, operators):
     model, path = shared_model(TWO_STAGES), tmp_path / "model.onnx"
     write_image_encoder(model, path, precision="fp16", operators=operators)
-    reference = ImageEncoderGraph(model)
+    reference = ImageEncoderReference(model)
     feeds = {"pictures": pictures(96, 48)}
     rows = compare("image_encoder", truths(reference, reference.OUTPUTS, feeds), NodeByNode(path))
     check_parity(rows, "fp16", BOUNDS["fp16"])
@@ -144,7 +144,7 @@ def test_fp16_adds_up_channel_attention_in_float32(tmp_path):
 def test_int8_keeps_its_bound_and_a_vector_does_not_depend_on_its_neighbours(tmp_path, size):
     model, feed, path = shared_model(small_config(size)), pictures(*size), tmp_path / "model.onnx"
     write_int8(model, path, feed)
-    reference = ImageEncoderGraph(model)
+    reference = ImageEncoderReference(model)
     session = cpu_session(path)
     rows = compare("image_encoder", truths(reference, reference.OUTPUTS, {"pictures": feed}), session)
     check_parity(rows, "int8", BOUNDS["int8"])
@@ -185,7 +185,7 @@ def test_int8_holds_each_linear_layer_in_8_bits(tmp_path):
 def test_graph_has_the_contract_of_the_served_model(tmp_path, precision):
     model, path = shared_model(TWO_STAGES), tmp_path / "model.onnx"
     feeds = [pictures(96, 48)]
-    integer = all_in_8_bits(model.image_encoder, ImageEncoderGraph(model), feeds) if precision == "int8" else {}
+    integer = all_in_8_bits(model.image_encoder, ImageEncoderReference(model), feeds) if precision == "int8" else {}
     write_image_encoder(model, path, precision=precision, integer_layers=integer)
     session = cpu_session(path)
     assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [

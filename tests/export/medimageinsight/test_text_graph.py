@@ -10,7 +10,7 @@ from torch import nn
 
 from medimage_export.medimageinsight.checkpoint import random_model
 from medimage_export.medimageinsight.export import BOUNDS
-from medimage_export.medimageinsight.graphs import TextEncoderGraph
+from medimage_export.medimageinsight.reference import TextEncoderReference
 from medimage_export.medimageinsight.text_graph import write_text_encoder
 from medimage_export.node_by_node import NodeByNode
 from medimage_export.parity import check_parity, compare, cpu_session, truths
@@ -72,7 +72,7 @@ def written_int8(tmp_path_factory):
         model,
         path,
         precision="int8",
-        integer_layers=all_in_8_bits(model.lang_encoder, TextEncoderGraph(model), list(CASES.values())),
+        integer_layers=all_in_8_bits(model.lang_encoder, TextEncoderReference(model), list(CASES.values())),
     )
     return path
 
@@ -80,7 +80,7 @@ def written_int8(tmp_path_factory):
 @pytest.mark.parametrize("operators", OPERATORS)
 @each_case
 def test_fp32_equals_pytorch_for_a_batch_and_for_each_text_alone(written, feed, operators):
-    features, scale = pytorch(TextEncoderGraph(shared_model()), feed)
+    features, scale = pytorch(TextEncoderReference(shared_model()), feed)
     found_features, found_scale = run(written / operators, feed)
     np.testing.assert_allclose(found_features, features, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(found_scale, scale)
@@ -91,12 +91,12 @@ def test_fp32_equals_pytorch_for_a_batch_and_for_each_text_alone(written, feed, 
 def test_fp32_of_full_width_equals_pytorch(tmp_path, operators):
     model, feed, path = shared_model(WIDE), CASES["unequal lengths"], tmp_path / "model.onnx"
     write_text_encoder(model, path, precision="fp32", operators=operators)
-    np.testing.assert_allclose(run(path, feed)[0], pytorch(TextEncoderGraph(model), feed)[0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(run(path, feed)[0], pytorch(TextEncoderReference(model), feed)[0], rtol=0, atol=1e-6)
 
 
 def test_every_norm_and_bias_of_the_small_model_shows_in_its_vectors(small_model):
     """So a graph in which one of them is missing cannot equal PyTorch."""
-    reference = TextEncoderGraph(small_model)
+    reference = TextEncoderReference(small_model)
     features = pytorch(reference, CASES["short"])[0]
     for name, parameter in small_model.lang_encoder.named_parameters():
         if parameter.ndim == 1:
@@ -120,7 +120,7 @@ def test_graph_computes_no_more_tokens_than_the_longest_text_has_where_shapes_ma
 def test_fp16_keeps_its_bound_with_every_result_rounded(tmp_path, operators):
     model, path = shared_model(), tmp_path / "model.onnx"
     write_text_encoder(model, path, precision="fp16", operators=operators)
-    reference = TextEncoderGraph(model)
+    reference = TextEncoderReference(model)
     feeds = {"texts": CASES["unequal lengths"]}
     rows = compare("text_encoder", truths(reference, reference.OUTPUTS, feeds), NodeByNode(path))
     check_parity(rows, "fp16", BOUNDS["fp16"])
@@ -154,7 +154,7 @@ def test_fp16_normalises_in_float32_where_eps_is_a_number(tmp_path, operators):
 
 @each_case
 def test_int8_keeps_its_bound_and_a_vector_does_not_depend_on_its_neighbours(written_int8, feed):
-    reference = TextEncoderGraph(shared_model())
+    reference = TextEncoderReference(shared_model())
     session = cpu_session(written_int8)
     rows = compare("text_encoder", truths(reference, reference.OUTPUTS, {"texts": feed}), session)
     check_parity(rows, "int8", BOUNDS["int8"])

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import unquote
 
-from medimage_server.endpoint.access_log import Entry
-from medimage_server.endpoint.app import endpoint
+from medimage_server.endpoint.access_log import LogEntry
+from medimage_server.endpoint.app import endpoint_app
+from medimage_server.endpoint.openapi import openapi, referred
+from medimage_server.endpoint.responses import CLIENT_GONE
 from medimage_server.endpoint.settings import EndpointSettings
 from tests.client.fake_reports import FakeReports
 from tests.client.fake_triton import FakeTriton
@@ -18,14 +20,15 @@ SETTINGS = EndpointSettings(
     tritons=("grpc://a:1",),
     deployments=("medimageinsight", "cxrreportgen"),
     max_requests=8,
-    max_body_bytes=2**20,
-    max_in_flight_bytes=2**22,
+    max_body_mb=1,
+    max_in_flight_mb=4,
     timeout_s=20.0,
     report_timeout_s=30.0,
     drain_delay_s=0.0,
     drain_limit_s=1.0,
 )
 JSON = {"content-type": "application/json"}
+DOCUMENT = openapi(SETTINGS.deployments, keys=True)
 
 
 @dataclass
@@ -59,7 +62,7 @@ class Log:
     """Keeps the entries."""
 
     def __init__(self):
-        self.entries: list[Entry] = []
+        self.entries: list[LogEntry] = []
 
     def write(self, entry):
         self.entries.append(entry)
@@ -140,6 +143,29 @@ class Caller:
         )
 
 
+class EndpointCaller(Caller):
+    """Asks the endpoint, whose every answer has to be one that its OpenAPI document has."""
+
+    async def ask(self, method: str = "POST", path: str = "/score", *args: Any, **options: Any) -> Answer:
+        answer = await super().ask(method, path, *args, **options)
+        check_documented(method, path, answer)
+        return answer
+
+
+def check_documented(method: str, path: str, answer: Answer) -> None:
+    """That status, media type and headers of an answer are in the OpenAPI document, if the route is."""
+    operation = DOCUMENT["paths"].get(path, {}).get(method.lower())
+    if operation is None or answer.status == CLIENT_GONE:
+        return
+    assert str(answer.status) in operation["responses"], f"openapi.yaml has no {answer.status} of {method} {path}"
+    response = operation["responses"][str(answer.status)]
+    if "$ref" in response:
+        response = referred(DOCUMENT, response["$ref"])
+    assert answer.headers["content-type"].partition(";")[0] in response["content"]
+    headers = {name.lower(): referred(DOCUMENT, header["$ref"]) for name, header in response["headers"].items()}
+    assert {name for name, header in headers.items() if header.get("required")} <= answer.headers.keys()
+
+
 @asynccontextmanager
 async def running(monkeypatch, tritons=None, **settings):
     """A caller of the endpoint with these settings, over `tritons`, one of them or several by URL."""
@@ -149,6 +175,6 @@ async def running(monkeypatch, tritons=None, **settings):
         "medimage_client.wire.triton.Endpoint.connect", lambda endpoint, *, shared_memory: by_address[endpoint.address]
     )
     log = Log()
-    app = endpoint(replace(SETTINGS, tritons=tuple(by_url), **settings), log)
+    app = endpoint_app(replace(SETTINGS, tritons=tuple(by_url), **settings), log)
     async with app.router.lifespan_context(app):
-        yield Caller(app, log)
+        yield EndpointCaller(app, log)

@@ -15,8 +15,8 @@ import pytest
 
 from medimage_server.endpoint import access_log as module
 from medimage_server.endpoint import metrics
-from medimage_server.endpoint.access_log import Entry, access_log
-from medimage_server.endpoint.workers import bound, endpoint_services, metrics_folder
+from medimage_server.endpoint.access_log import LogEntry, access_log
+from medimage_server.endpoint.worker_pool import bound, endpoint_services
 from medimage_server.supervisor import running
 from tests.server.endpoint.asgi import SETTINGS
 from tests.waiting import wait_until
@@ -37,11 +37,11 @@ def lost():
 
 def test_line_is_an_object_of_what_is_known(tmp_path):
     file = tmp_path / "log"
-    entry = Entry(**ENTRY, deployment="medimageinsight", rows=3, ms=1.5, stages_ms={"model": 1.25}, received_bytes=9)
+    entry = LogEntry(**ENTRY, deployment="medimageinsight", rows=3, ms=1.5, stages_ms={"model": 1.25}, received_bytes=9)
     begun = datetime.now(UTC)
     with access_log(str(file)) as log:
         log.write(entry)
-        log.write(Entry(**ENTRY, reason="a reason, “in” our words\nand another"))
+        log.write(LogEntry(**ENTRY, reason="a reason, “in” our words\nand another"))
     first, second = lines(file)
     time = datetime.fromisoformat(first.pop("time"))
     assert -0.01 <= (time - begun).total_seconds() < 5
@@ -57,17 +57,17 @@ def test_lines_are_appended_in_order_and_all_written_at_the_end(tmp_path):
     for half in (range(500), range(500, 1000)):
         with access_log(str(file)) as log:
             for n in half:
-                log.write(Entry(**ENTRY | {"request_id": str(n)}))
+                log.write(LogEntry(**ENTRY | {"request_id": str(n)}))
     assert [line["request_id"] for line in lines(file)] == ["before", *map(str, range(1000))]
 
 
 def test_file_that_was_moved_is_opened_again(tmp_path):
     file, moved = tmp_path / "log", tmp_path / "log.1"
     with access_log(str(file)) as log:
-        log.write(Entry(**ENTRY | {"request_id": "old"}))
+        log.write(LogEntry(**ENTRY | {"request_id": "old"}))
         wait_until(lambda: lines(file))
         file.rename(moved)
-        log.write(Entry(**ENTRY | {"request_id": "new"}))
+        log.write(LogEntry(**ENTRY | {"request_id": "new"}))
         wait_until(lambda: lines(file))
     assert [line["request_id"] for line in lines(moved)] == ["old"]
     assert [line["request_id"] for line in lines(file)] == ["new"]
@@ -79,12 +79,12 @@ def test_file_is_made_for_this_user_alone_also_after_it_was_moved(tmp_path):
     try:
         with access_log(str(file)) as log:
             for name in ("log.1", "log.2"):
-                log.write(Entry(**ENTRY))
+                log.write(LogEntry(**ENTRY))
                 wait_until(lambda: lines(file))
                 assert stat.S_IMODE(file.stat().st_mode) == 0o600
                 file.rename(tmp_path / name)
             file.touch(0o640)  # as logrotate does where it is told `create 0640`
-            log.write(Entry(**ENTRY))
+            log.write(LogEntry(**ENTRY))
             wait_until(lambda: lines(file))
             assert stat.S_IMODE(file.stat().st_mode) == 0o640
     finally:
@@ -93,7 +93,7 @@ def test_file_is_made_for_this_user_alone_also_after_it_was_moved(tmp_path):
 
 def test_standard_output_is_a_target(capsys):
     with access_log("-") as log:
-        log.write(Entry(**ENTRY))
+        log.write(LogEntry(**ENTRY))
     out, err = capsys.readouterr()
     assert json.loads(out)["request_id"] == "r1"
     assert err == ""
@@ -101,14 +101,14 @@ def test_standard_output_is_a_target(capsys):
 
 def test_nowhere_is_a_target(capsys, caplog):
     with access_log(None) as log:
-        log.write(Entry(**ENTRY))
+        log.write(LogEntry(**ENTRY))
     assert capsys.readouterr() == ("", "")
     assert caplog.messages == []
 
 
 def test_nothing_reaches_the_root_logger(tmp_path, caplog):
     with caplog.at_level(0), access_log(str(tmp_path / "log")) as log:
-        log.write(Entry(**ENTRY))
+        log.write(LogEntry(**ENTRY))
     assert caplog.messages == []
 
 
@@ -116,7 +116,7 @@ def test_nothing_reaches_the_root_logger(tmp_path, caplog):
 def test_full_disk_loses_lines_counts_them_and_harms_nothing(lost, capsys):
     with access_log("/dev/full") as log:
         for _ in range(20):
-            log.write(Entry(**ENTRY))
+            log.write(LogEntry(**ENTRY))
         wait_until(lambda: lost() == 20)
     assert capsys.readouterr().err == ""
 
@@ -126,14 +126,14 @@ def test_file_that_cannot_be_opened_for_a_time_loses_only_the_lines_of_that_time
     folder.mkdir()
     file = folder / "log"
     with access_log(str(file)) as log:
-        log.write(Entry(**ENTRY | {"request_id": "before"}))
+        log.write(LogEntry(**ENTRY | {"request_id": "before"}))
         wait_until(lambda: lines(file))
         folder.rename(tmp_path / "old")
         for _ in range(3):
-            log.write(Entry(**ENTRY | {"request_id": "lost"}))
+            log.write(LogEntry(**ENTRY | {"request_id": "lost"}))
         wait_until(lambda: lost() == 3)
         folder.mkdir()
-        log.write(Entry(**ENTRY | {"request_id": "after"}))
+        log.write(LogEntry(**ENTRY | {"request_id": "after"}))
         wait_until(lambda: lines(file))
     assert [line["request_id"] for line in lines(file)] == ["after"]
     assert lost() == 3
@@ -150,7 +150,7 @@ def test_disk_that_has_stopped_never_holds_up_a_writer(tmp_path, monkeypatch, lo
         longest_s = 0.0
         for n in range(n_lines):
             start = perf_counter()
-            log.write(Entry(**ENTRY | {"request_id": str(n)}))
+            log.write(LogEntry(**ENTRY | {"request_id": str(n)}))
             longest_s = max(longest_s, perf_counter() - start)
         assert longest_s < 5.0  # one that waits for the disk would wait for ever
         assert lost() >= n_lines - 50 - 2 * 65536 // 100
@@ -179,7 +179,7 @@ def test_end_does_not_wait_for_a_disk_that_has_stopped_with_all_its_lines(tmp_pa
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     with access_log(str(pipe)) as log:
         for _ in range(3000):
-            log.write(Entry(**ENTRY))
+            log.write(LogEntry(**ENTRY))
         start = perf_counter()
     assert perf_counter() - start < 2.0
     received = bytearray()
@@ -200,7 +200,7 @@ def test_worker_ends_by_itself_while_the_disk_has_stopped(tmp_path):
     fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
     settings = replace(SETTINGS, tritons=("grpc://127.0.0.1:1",), access_log=str(pipe))
     with bound("127.0.0.1", 0) as listener:
-        with running(endpoint_services(settings, 1, listener, metrics_folder(tmp_path, 1))) as (worker,):
+        with running(endpoint_services(settings, listener, tmp_path)) as (worker,):
             with closing(HTTPConnection(*listener.getsockname(), timeout=10)) as connection:
                 for _ in range(100):  # lines of 200 bytes
                     connection.request("GET", "/live")

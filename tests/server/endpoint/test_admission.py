@@ -6,7 +6,7 @@ import pytest
 
 from medimage_server.endpoint import admission
 from medimage_server.endpoint.admission import MAX_RETRY_AFTER_S, Gate, Memory
-from medimage_server.endpoint.refusal import Refusal
+from medimage_server.endpoint.responses import Refusal
 
 
 @pytest.fixture

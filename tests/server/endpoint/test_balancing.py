@@ -26,7 +26,7 @@ from medimage_server.heartbeat import FOLDER_VARIABLE
 from medimage_server.triton_workarounds import PARAMETER, is_given_up
 
 TEXTS = Call("medimageinsight_text", {}, (), {})
-REPORT = Call("cxrreportgen", {}, (), {})
+REPORT = Call("cxrreportgen_stream", {}, (), {}, decoupled=True)
 STREAM = Call("cxrreportgen_stream", {}, (), {})
 BOTH = ("medimageinsight", "cxrreportgen")
 
@@ -315,12 +315,12 @@ async def test_triton_is_asked_only_for_what_it_is_ready_for(balance):
     transport = await balance(a, b)
     assert [await ask(transport), await ask(transport, REPORT)] == ["b", "a"]
     assert await read(transport) == ["a"] * 3
-    assert await transport.is_ready(["medimageinsight_text", "cxrreportgen"])
+    assert await transport.is_ready(["medimageinsight_text", "cxrreportgen_stream"])
     b.ready = ()
     await transport.check()
     assert transport.is_serving("cxrreportgen")
     assert not transport.is_serving("medimageinsight")
-    assert not await transport.is_ready(["medimageinsight_text", "cxrreportgen"])
+    assert not await transport.is_ready(["medimageinsight_text", "cxrreportgen_stream"])
     with pytest.raises(NotReady):
         await ask(transport)
 

@@ -8,10 +8,9 @@ import pytest
 from starlette.datastructures import Headers
 
 from medimage_server.endpoint import body as body_module
-from medimage_server.endpoint import discarding
 from medimage_server.endpoint.admission import Memory
 from medimage_server.endpoint.body import Body
-from medimage_server.endpoint.refusal import ClientGone, Refusal
+from medimage_server.endpoint.responses import ClientGone, Refusal
 
 JSON = {"content-type": "application/json"}
 
@@ -161,7 +160,7 @@ async def test_caller_that_goes_is_noticed_and_its_memory_given_back(body, memor
 
 
 async def test_discarding_ends_with_the_body_the_caller_or_its_time(body, monkeypatch):
-    monkeypatch.setattr(discarding, "DISCARD_LIMIT_S", 0.05)
+    monkeypatch.setattr(body_module, "DISCARD_LIMIT_S", 0.05)
     for then in ("end", "gone", "stall"):
         sender = Sender(b"x" * 200, b"x" * 200, then=then)
         with body(sender, **stating(400)) as one:

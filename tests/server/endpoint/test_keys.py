@@ -8,9 +8,16 @@ import pytest
 from starlette.datastructures import Headers
 
 from medimage_server.endpoint import keys as keys_module
-from medimage_server.endpoint.authorization import authorize
-from medimage_server.endpoint.keys import InvalidKey, Keyring, check_keys_file, digest, read_keys, read_keys_file
-from medimage_server.endpoint.refusal import Refusal
+from medimage_server.endpoint.keys import (
+    InvalidKey,
+    Keyring,
+    authorize,
+    check_keys_file,
+    digest,
+    read_keys,
+    read_keys_file,
+)
+from medimage_server.endpoint.responses import Refusal
 
 OLD, NEW, OTHER = "old-key-0123456789", "new-key-0123456789", "other-key-0123456789"
 

@@ -57,7 +57,7 @@ def test_folder_of_another_program_does_not_make_a_worker(tmp_path):
     """It stands in the environment of whoever runs us beside it."""
     environment = os.environ | {metrics.FOLDER_VARIABLE: str(tmp_path)}
     environment.pop(metrics.WORKER_VARIABLE, None)
-    program = "from medimage_server.endpoint import workers"
+    program = "from medimage_server.endpoint import worker_pool"
     ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stderr) == (0, "")
 

@@ -1,34 +1,50 @@
-"""The OpenAPI document against the meta-schema, the reader of requests and the page that is made of it."""
+"""The OpenAPI document against its meta-schema, the routes and refusals of the code, and the reader of requests."""
 
 import json
 import re
-import shlex
-from html.parser import HTMLParser
+import tomllib
+from http import HTTPStatus
 
 import jsonschema_rs
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from schemathesis.specs.openapi.definitions import OPENAPI_30_VALIDATOR
 
 from medimage_client import InvalidInput
+from medimage_client.constants import EMBEDDING_SIZE
 from medimage_client.reports.finding import read_findings
+from medimage_client.schema import embeddings, reports
 from medimage_client.schema.embeddings import EmbeddingRow, render_answer
 from medimage_client.schema.reports import render_reports
-from medimage_server.endpoint.docs_page import docs_page
-from medimage_server.endpoint.openapi import openapi
-from medimage_server.endpoint.openapi_examples import EMBEDDING_REQUESTS, IMAGE, REPORT_EVENTS, REPORT_REQUESTS
+from medimage_server.endpoint.openapi import TEXT, openapi
+from medimage_server.endpoint.report_events import event
+from medimage_server.endpoint.settings import MAX_ROWS
 from tests.client.azure_samples import read_report_requests, read_request
 from tests.client.test_azure_fuzz import cases, damaged_requests
+from tests.paths import ROOT
+from tests.server.endpoint.asgi import DOCUMENT, running
 
 BOTH = ("medimageinsight", "cxrreportgen")
-DOCUMENT = openapi(BOTH, version="1.2.3", keys=True)
+SCHEMAS = DOCUMENT["components"]["schemas"]
+EXAMPLES = {name: example["value"] for name, example in DOCUMENT["components"]["examples"].items()}
+REQUESTS = {  # by path: the names of the examples
+    path: list(DOCUMENT["paths"][path]["post"]["requestBody"]["content"]["application/json"]["examples"])
+    for path in ("/score", "/medimageinsight/score", "/cxrreportgen/score")
+}
+IMAGE = EXAMPLES["image-only"]["input_data"]["data"][0][0]
 READERS = {"EmbeddingRequest": read_request, "ReportRequest": read_report_requests}
 STUDY = {"columns": ["frontal_image"], "data": [[IMAGE]]}
 
 
 def operations(document):
-    return [(path, method, item[method]) for path, item in document["paths"].items() for method in item]
+    return [
+        (path, method, item[method])
+        for path, item in document["paths"].items()
+        for method in item
+        if method != "parameters"
+    ]
 
 
 def references(node):
@@ -69,12 +85,12 @@ def accepts(name, request):
 @pytest.mark.parametrize("deployments", [BOTH, BOTH[:1], BOTH[1:]], ids="+".join)
 @pytest.mark.parametrize("keys", [True, False])
 def test_document_is_openapi_and_has_all_that_it_refers_to_and_no_more(deployments, keys):
-    document = openapi(deployments, version="1.2.3", keys=keys)
+    document = openapi(deployments, keys=keys)
     assert [error.message for error in OPENAPI_30_VALIDATOR.iter_errors(document)] == []
     parts = {f"#/components/{kind}/{name}" for kind, named in document["components"].items() for name in named}
-    unnamed = {"#/components/securitySchemes/key"} if keys else {"#/components/headers/WWW-Authenticate"}
-    assert parts - set(references(document)) <= unnamed
+    assert parts - set(references(document)) == ({"#/components/securitySchemes/key"} if keys else set())
     assert set(references(document)) <= parts
+    assert "x-if" not in json.dumps(document)
     assert {"/score"} | {f"/{name}/score" for name in deployments} == {
         path for path in document["paths"] if path.endswith("/score")
     }
@@ -82,12 +98,84 @@ def test_document_is_openapi_and_has_all_that_it_refers_to_and_no_more(deploymen
     assert len(set(ids)) == len(ids)
 
 
-def test_routes_are_those_of_azures_server_and_our_own():
-    assert {(method, path) for path, method, _ in operations(DOCUMENT)} == {
-        ("post", "/score"), ("post", "/medimageinsight/score"), ("post", "/cxrreportgen/score"),
-        ("get", "/"), ("get", "/live"), ("get", "/status"), ("get", "/metrics"),
-        ("get", "/openapi.json"), ("get", "/swagger.json"), ("get", "/docs"),
-    }  # fmt: skip
+@pytest.mark.parametrize("deployments", [BOTH, BOTH[:1], BOTH[1:]], ids="+".join)
+def test_what_is_left_out_is_what_is_not_served(deployments):
+    text = json.dumps(openapi(deployments, keys=False)["paths"])
+    assert {name for name in BOTH if f"/{name}/score" in text} == set(deployments)
+    assert ("EmbeddingRequest" in text) == ("medimage-layout" in text) == ("medimageinsight" in deployments)
+    assert ("ReportRequest" in text) == ("text/event-stream" in text) == ("cxrreportgen" in deployments)
+    names = openapi(deployments, keys=True)["components"]["headers"]["azureml-model-deployment"]["schema"]["anyOf"]
+    assert [name["enum"] for name in names] == [[name] for name in deployments]
+
+
+def test_every_condition_is_one_that_is_looked_at():
+    assert set(re.findall(rb"x-if: (\w+)", TEXT)) == {b"medimageinsight", b"cxrreportgen", b"keys"}
+
+
+def test_version_is_that_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert DOCUMENT["info"]["version"] == project["version"]
+
+
+async def test_document_is_served_as_it_is_and_as_json(monkeypatch):
+    async with running(monkeypatch, key_digests=("0" * 64,)) as caller:
+        text = await caller.ask("GET", "/openapi.yaml", headers={})
+        assert text.body == (ROOT / "server/medimage_server/endpoint/openapi.yaml").read_bytes()
+        for path in ("/openapi.json", "/swagger.json"):
+            assert (await caller.ask("GET", path, headers={})).json == DOCUMENT
+    async with running(monkeypatch, deployments=BOTH[1:]) as caller:
+        assert (await caller.ask("GET", "/openapi.yaml", headers={})).body == text.body
+        assert (await caller.ask("GET", "/openapi.json", headers={})).json == openapi(BOTH[1:], keys=False)
+
+
+def test_text_is_openapi_and_json_has_its_values():
+    """By PyYAML's other reader, without what is there only to be narrowed."""
+    assert [error.message for error in OPENAPI_30_VALIDATOR.iter_errors(yaml.safe_load(TEXT))] == []
+    assert json.loads(re.sub(r'"x-if": "\w+", ', "", json.dumps(yaml.safe_load(TEXT)))) == DOCUMENT
+
+
+async def test_every_route_of_the_app_is_there_and_no_other(monkeypatch):
+    async with running(monkeypatch) as caller:
+        served = {
+            (method, route.path.replace("{deployment}", name))
+            for route in caller.app.routes
+            for method in route.methods - {"HEAD"}
+            for name in BOTH
+        }
+    files = [parameter for parameter in DOCUMENT["paths"]["/docs/{file}"]["parameters"] if "name" in parameter]
+    assert served == {
+        (method.upper(), path.replace("{file}", name))
+        for path, method, _ in operations(DOCUMENT)
+        for name in files[0]["schema"]["enum"]
+    }
+
+
+def test_every_status_in_the_code_is_one_of_scoring_and_no_other():
+    """Of the requests that the tests send, `asgi.EndpointCaller` looks at each answer."""
+    source = "".join(path.read_text() for path in (ROOT / "server/medimage_server/endpoint").glob("*.py"))
+    statuses = {HTTPStatus[name] for name in re.findall(r"\bHTTPStatus\.([A-Z_]+)", source)}
+    statuses |= set(map(int, re.findall(r"(?:Refusal\(|error_response\(|error_body\(|status_code=)\s*(\d+)", source)))
+    for path in REQUESTS:
+        assert {int(status) for status in DOCUMENT["paths"][path]["post"]["responses"]} == statuses
+
+
+def test_every_route_tells_what_is_told_before_it_is_asked():
+    """A head that can be read in two ways, a wrong method, a fault of ours, and no worker that runs."""
+    for _, _, operation in operations(DOCUMENT):
+        assert {"400", "405", "500", "503"} <= set(operation["responses"])
+
+
+def test_numbers_and_names_are_those_of_the_code():
+    for name, schema in (("EmbeddingRequest", embeddings), ("ReportRequest", reports)):
+        table = SCHEMAS[name]["properties"]["input_data"]["properties"]
+        cells, row = table["data"]["items"]["anyOf"]
+        assert tuple(table["columns"]["items"]["enum"]) == tuple(row["properties"]) == schema.COLUMNS
+        assert cells["maxItems"] == len(schema.COLUMNS)
+        assert table["data"]["maxItems"] == schema.MAX_ROWS
+    params = SCHEMAS["EmbeddingRequest"]["properties"]["params"]["properties"]
+    assert {name: param["maximum"] for name, param in params.items() if "maximum" in param} == embeddings.IMAGE_PARAMS
+    assert SCHEMAS["Embedding"]["minItems"] == SCHEMAS["Embedding"]["maxItems"] == EMBEDDING_SIZE
+    assert {embeddings.MAX_ROWS, reports.MAX_ROWS} == set(MAX_ROWS.values())
 
 
 def test_key_is_asked_for_where_it_is_needed_alone():
@@ -96,15 +184,12 @@ def test_key_is_asked_for_where_it_is_needed_alone():
     assert asking == {
         path for path, _, operation in operations(DOCUMENT) if {"401", "403"} <= set(operation["responses"])
     }
-    free = openapi(BOTH, version="1.2.3", keys=False)
+    free = openapi(BOTH, keys=False)
     assert "401" not in free["components"]["responses"]
     assert not [path for path, _, operation in operations(free) if "security" in operation]
 
 
-def test_every_status_of_scoring_is_there_with_its_headers():
-    statuses = {200, 400, 401, 403, 404, 405, 408, 413, 415, 424, 429, 500, 503, 504}
-    for path in ("/score", "/medimageinsight/score", "/cxrreportgen/score"):
-        assert {int(status) for status in DOCUMENT["paths"][path]["post"]["responses"]} == statuses
+def test_every_status_has_its_headers():
     responses = DOCUMENT["components"]["responses"]
     special = {"Retry-After": {"429", "503"}, "WWW-Authenticate": {"401"}, "Allow": {"405"}}
     for name, where in special.items():
@@ -120,36 +205,45 @@ def test_example_of_every_error_is_of_its_schema():
         assert example["status"] == int(status)
 
 
-@pytest.mark.parametrize("name", EMBEDDING_REQUESTS)
+@pytest.mark.parametrize("name", REQUESTS["/medimageinsight/score"])
 def test_example_of_an_embedding_request_is_of_the_schema_and_is_read(name):
-    request = EMBEDDING_REQUESTS[name]["value"]
-    validator("EmbeddingRequest").validate(request)
-    rows = read_request(json.dumps(request).encode()).rows
+    validator("EmbeddingRequest").validate(EXAMPLES[name])
+    rows = read_request(json.dumps(EXAMPLES[name]).encode()).rows
     halves = [("image" if row.image else "") + ("text" if row.text else "") for row in rows]
     expected = {"image-and-text": ["imagetext"], "text-only": ["text"], "image-only": ["image"]}
     assert halves == expected.get(name, ["imagetext", "text", "image", "text"])
 
 
-@pytest.mark.parametrize("name", REPORT_REQUESTS)
+@pytest.mark.parametrize("name", REQUESTS["/cxrreportgen/score"])
 def test_example_of_a_report_request_is_of_the_schema_and_is_read(name):
-    request = REPORT_REQUESTS[name]["value"]
-    validator("ReportRequest").validate(request)
-    (study,) = read_report_requests(json.dumps(request).encode())
+    validator("ReportRequest").validate(EXAMPLES[name])
+    (study,) = read_report_requests(json.dumps(EXAMPLES[name]).encode())
     assert study.frontal_image.startswith(b"\x89PNG")
     assert (study.comparison, study.lateral_image) == (
         ("None", study.frontal_image) if name == "study" else (None, None)
     )
 
 
+async def test_example_of_every_request_is_answered_where_it_stands(monkeypatch):
+    assert REQUESTS["/score"] == REQUESTS["/medimageinsight/score"] + REQUESTS["/cxrreportgen/score"]
+    async with running(monkeypatch) as caller:
+        for path, names in REQUESTS.items():
+            for name in names:
+                answer = await caller.ask("POST", path, EXAMPLES[name])
+                assert answer.status == 200
+                is_report = name in REQUESTS["/cxrreportgen/score"]
+                validator("Reports" if is_report else "EmbeddingRows").validate(answer.json)
+
+
 def test_examples_of_answers_are_what_is_rendered():
-    examples = {name: example["value"] for name, example in DOCUMENT["components"]["examples"].items()}
-    vector = np.full(1024, 1 / 32, dtype=np.float32)
+    vector = np.zeros(1024, dtype=np.float32)
+    vector[:4] = 0.5, -0.5, -0.5, 0.5
     assert np.linalg.norm(vector) == 1
     row = EmbeddingRow(image_features=vector, text_features=vector)
     for layout in ("rows", "card", "object"):
-        assert examples[layout] == render_answer([row], scaling_factor=4.513362407684326, layout=layout)
-    (report,) = examples["reports"]
-    assert examples["reports"] == render_reports([report["output"]])
+        assert EXAMPLES[layout] == render_answer([row], scaling_factor=4.513362407684326, layout=layout)
+    (report,) = EXAMPLES["reports"]
+    assert EXAMPLES["reports"] == render_reports([report["output"]])
     assert [len(finding.boxes or ()) for finding in read_findings(report["output"])] == [0, 1]
 
 
@@ -187,14 +281,14 @@ def test_other_answers_are_not_of_the_schemas(answer):
     assert not validator("EmbeddingRows", "EmbeddingCard", "EmbeddingObject", "Reports").is_valid(answer)
 
 
-def test_example_of_a_stream_is_read_as_events_of_one_report():
-    text = REPORT_EVENTS["stream"]["value"]
-    lines = re.findall(r"event: (\w+)\ndata: (.*)\n\n", text)
-    assert "".join(f"event: {name}\ndata: {data}\n\n" for name, data in lines) == text
-    events = [(name, json.loads(data)) for name, data in lines]
+def test_example_of_a_stream_is_one_report_as_it_is_sent():
+    text = EXAMPLES["stream"]
+    events = [(name, json.loads(data)) for name, data in re.findall(r"event: (\w+)\ndata: (.*)\n\n", text)]
+    assert b"".join(event(name, **data) for name, data in events) == text.encode()
     assert [name for name, _ in events] == ["text", "text", "row", "end"]
     assert events[2][1]["status"] == "complete"
-    assert len(read_findings(events[2][1]["output"])) == 2
+    (finding,) = read_findings(events[2][1]["output"])
+    assert events[0][1]["text"] + events[1][1]["text"] == f"<obj>{finding.text}</obj>"
 
 
 def embedding(**input_data):
@@ -259,93 +353,3 @@ def test_whatever_is_read_is_of_the_schema(request):
     for name in READERS:
         if accepts(name, request):
             validator(name).validate(json.loads(json.dumps(request)))
-
-
-# The page
-
-
-class Page(HTMLParser):
-    """Tags, texts and attributes of a page; tags have to be closed in order."""
-
-    VOID = ("meta", "br")
-
-    def __init__(self, html):
-        super().__init__(convert_charrefs=True)
-        self.open, self.tags, self.attributes, self.text, self.blocks = [], [], [], "", []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, *attribute) for attribute in attrs]
-        if tag not in self.VOID:
-            self.open.append(tag)
-        if tag == "pre":
-            self.blocks.append("")
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] == "style":
-            return
-        self.text += data
-        if "pre" in self.open:
-            self.blocks[-1] += data
-
-
-HTML = docs_page(DOCUMENT)
-PAGE = Page(HTML)
-
-
-def test_every_route_parameter_and_status_is_on_the_page():
-    sections = HTML.split("<section ")[1:]
-    for path, method, operation in operations(DOCUMENT):
-        (section,) = [part for part in sections if part.startswith(f'id="{operation["operationId"]}"')]
-        text = Page("<section " + section.split("</section>")[0] + "</section>").text
-        assert f"{method.upper()} {path}" in text
-        assert operation["summary"] in text
-        assert all(status in text for status in operation["responses"])
-        assert all(parameter["name"] in text for parameter in operation["parameters"])
-    assert all(f">{name}</summary>" in HTML for name in DOCUMENT["components"]["schemas"])
-    assert "Authorization: Bearer KEY" in PAGE.text
-
-
-def test_page_holds_no_script_and_loads_nothing():
-    assert HTML.startswith("<!DOCTYPE html>")
-    assert not {"script", "link", "img", "iframe", "object", "base", "form"} & set(PAGE.tags)
-    ids = {value for _, name, value in PAGE.attributes if name == "id"}
-    for _, name, value in PAGE.attributes:
-        assert name in ("id", "class", "lang", "charset", "name", "content", "href")
-        assert name != "href" or value.removeprefix("#") in ids
-    assert not re.search(r"url\(|@import|https?:", HTML)
-
-
-def test_commands_on_the_page_send_the_examples():
-    commands = [shlex.split(block) for block in PAGE.blocks if block.startswith("curl")]
-    sent = [json.loads(command[command.index("--data") + 1]) for command in commands if "--data" in command]
-    embeddings = [example["value"] for example in EMBEDDING_REQUESTS.values()]
-    reports = [example["value"] for example in REPORT_REQUESTS.values()]
-    assert sent == embeddings + reports + embeddings + reports
-    with_key = [command for command in commands if "Authorization: Bearer $KEY" in command]
-    assert len(with_key) == len(sent) + 2  # and /status, /metrics
-    assert len(commands) == len(sent) + 7
-
-
-def test_answers_on_the_page_are_shortened():
-    blocks = [json.loads(block) for block in PAGE.blocks if block.startswith("[")]
-    assert blocks[0][0]["text_features"] == [0.03125, 0.03125, 0.03125, "… 1021 more numbers"]
-    assert len(HTML) < 100_000
-
-
-def test_nothing_of_the_document_becomes_a_tag():
-    attack = "<script>alert(1)</script>\"'&`<b>`"
-    text = json.dumps(DOCUMENT)
-    for value in ("medimage-triton scoring endpoint", "1.2.3", "Whether the process runs.", "It does.", "Alive"):
-        assert json.dumps(value) in text
-        text = text.replace(json.dumps(value), json.dumps(attack))
-    page = Page(docs_page(json.loads(text)))
-    assert not {"script", "b"} & set(page.tags)
-    assert page.text.count("<script>alert(1)</script>") == 2 + 1 + 2 + 1 + 1  # title and route are there twice
-    assert set(page.tags) == set(PAGE.tags)

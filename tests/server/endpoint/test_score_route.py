@@ -15,7 +15,7 @@ from medimage_client.errors import InvalidInput, ServerError, TransportError, Un
 from medimage_client.wire import triton_workarounds
 from medimage_server.endpoint import app as app_module
 from medimage_server.endpoint import body as body_module
-from medimage_server.endpoint import discarding, metrics, sending
+from medimage_server.endpoint import metrics
 from medimage_server.endpoint.keys import digest
 from medimage_server.endpoint.scoring import CALLS_PER_REQUEST
 from tests.client.fake_reports import OUTPUT, PIECES, FakeReports
@@ -151,7 +151,7 @@ async def test_large_request_leaves_the_others_their_turn(caller, tritons):
 
 async def test_large_body_is_read_too(monkeypatch):
     cells = [[png(7) + "\n" * 100_000] for _ in range(9)]
-    async with running(monkeypatch, max_body_bytes=2**22) as caller:
+    async with running(monkeypatch, max_body_mb=4) as caller:
         answer = await caller.ask(body=table(["image"], *cells))
     assert answer.status == 200
     assert np.array_equal([row["image_features"][0] for row in answer.json], unit_vectors([7] * 9))
@@ -331,7 +331,7 @@ async def test_body_that_is_too_large_is_a_413(caller):
 
 async def test_body_that_stalls_is_a_408(caller, monkeypatch):
     monkeypatch.setattr(body_module, "STALL_LIMIT_S", 0.02)
-    monkeypatch.setattr(discarding, "DISCARD_LIMIT_S", 0.02)
+    monkeypatch.setattr(body_module, "DISCARD_LIMIT_S", 0.02)
     answer = await caller.ask(headers=JSON | {"content-length": "1000"}, parts=())
     assert answer.status == 408
     assert at_rest()
@@ -472,17 +472,17 @@ async def test_answer_holds_its_memory_until_it_is_read(monkeypatch):
         held.append(metrics.value("medimage_endpoint_in_flight_bytes"))
         await may_read.wait()
 
-    async with running(monkeypatch, max_in_flight_bytes=100_000) as caller:
-        slow = asyncio.create_task(caller.ask(body=table(["text"], *[["x"]] * 100), on_part=on_part))
+    async with running(monkeypatch, max_in_flight_mb=1) as caller:
+        slow = asyncio.create_task(caller.ask(body=table(["text"], *[["x"]] * 300), on_part=on_part))
         await until(lambda: held)
         refused = await caller.ask(body=TEXTS)
         assert (refused.status, refused.headers["retry-after"]) == (429, "1")
         may_read.set()
         answer = await slow
-        assert held[0] > len(answer.body) > 100_000  # the answer, and the request's body
-        assert len(held) == -(-len(answer.body) // sending.PART_BYTES)
+        assert held[0] > len(answer.body) > 2**20  # the answer, and the request's body
+        assert len(held) == -(-len(answer.body) // body_module.PART_BYTES)
         assert int(answer.headers["content-length"]) == len(answer.body)
-        assert answer.json == [answer.json[0]] * 100
+        assert answer.json == [answer.json[0]] * 300
         assert (await caller.ask(body=TEXTS)).status == 200
     assert at_rest()
 
@@ -499,7 +499,7 @@ async def test_answer_that_is_read_too_slowly_is_given_up(monkeypatch):
         body = table(["text"], *[["x"]] * 200)
         answer = await caller.ask(body=body, on_part=on_part)
         assert len(answer.json) == 200
-        assert len(answer.body) > 4 * sending.PART_BYTES
+        assert len(answer.body) > 4 * body_module.PART_BYTES
         seconds = 0.2
         given_up = await caller.ask(body=body, on_part=on_part)
         assert 0 < len(given_up.body) < len(answer.body)

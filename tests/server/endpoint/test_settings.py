@@ -14,8 +14,8 @@ import pytest
 import uvicorn
 
 from medimage_server.endpoint.settings import MAX_ROWS, MODELS, EndpointSettings
-from medimage_server.endpoint.worker import Server
-from medimage_server.endpoint.workers import bound, endpoint_services, metrics_folder
+from medimage_server.endpoint.worker_pool import bound, endpoint_services
+from medimage_server.endpoint.worker_process import WorkerServer
 from medimage_server.errors import LaunchError
 from medimage_server.model_repository import Export
 from medimage_server.supervisor import running
@@ -71,7 +71,7 @@ def test_rows_and_models_are_those_of_azures_documentation_and_the_repository():
     assert MAX_ROWS == {"medimageinsight": 1024, "cxrreportgen": 10}
     assert MODELS == {
         "medimageinsight": ("medimageinsight_image", "medimageinsight_text"),
-        "cxrreportgen": ("cxrreportgen", "cxrreportgen_stream"),
+        "cxrreportgen": ("cxrreportgen_stream",),
     }
 
 
@@ -80,7 +80,7 @@ def test_half_a_second_is_a_limit_too(tmp_path):
     settings = replace(SETTINGS, tritons=("grpc://127.0.0.1:1",), drain_limit_s=0.5)
     with (
         bound("127.0.0.1", 0) as listener,
-        running(endpoint_services(settings, 1, listener, metrics_folder(tmp_path, 1))) as (worker,),
+        running(endpoint_services(settings, listener, tmp_path)) as (worker,),
         closing(HTTPConnection(*listener.getsockname(), timeout=10)) as connection,
     ):
         connection.putrequest("POST", "/score")
@@ -100,7 +100,7 @@ def test_requests_that_are_no_http_write_no_log(tmp_path, capfd):
     settings = replace(SETTINGS, tritons=("grpc://127.0.0.1:1",))
     with (
         bound("127.0.0.1", 0) as listener,
-        running(endpoint_services(settings, 1, listener, metrics_folder(tmp_path, 1))),
+        running(endpoint_services(settings, listener, tmp_path)),
     ):
         for request in (
             b"no HTTP\r\n\r\n",
@@ -114,10 +114,10 @@ def test_requests_that_are_no_http_write_no_log(tmp_path, capfd):
 
 async def test_signal_leaves_the_loop_that_it_interrupts_alone():
     """Else the request whose timer is being set is lost."""
-    loop, operation = asyncio.get_running_loop(), SimpleNamespace(is_draining=False)
-    server = Server(
+    loop, monitoring = asyncio.get_running_loop(), SimpleNamespace(is_draining=False)
+    server = WorkerServer(
         uvicorn.Config(app=None),
-        operation,
+        monitoring,
         drain_delay_s=0.0,
         beat_fd=-1,
         read_keys=pytest.fail,
@@ -131,4 +131,4 @@ async def test_signal_leaves_the_loop_that_it_interrupts_alone():
     async with asyncio.timeout(5.0):
         while not server.should_exit:
             await asyncio.sleep(0.001)
-    assert operation.is_draining
+    assert monitoring.is_draining

@@ -11,7 +11,7 @@ from shutil import which
 
 import pytest
 
-from medimage_server.endpoint.workers import bound, endpoint_services, metrics_folder
+from medimage_server.endpoint.worker_pool import bound, endpoint_services
 from medimage_server.supervisor import running
 from tests.server.endpoint.asgi import SETTINGS
 from tests.waiting import wait_until
@@ -41,7 +41,7 @@ def served(certificates, folder, name):
     )
     with (
         bound("127.0.0.1", 0) as listener,
-        running(endpoint_services(settings, 1, listener, metrics_folder(folder, 1))) as (worker,),
+        running(endpoint_services(settings, listener, folder)) as (worker,),
     ):
         yield listener.getsockname(), worker.process
 

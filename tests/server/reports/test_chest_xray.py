@@ -12,12 +12,12 @@ from PIL import Image
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from medimage_server.errors import InvalidInput
-from medimage_server.reports.chest_xray import ChestXrayPreprocessor, OneChestXray, Settings
+from medimage_server.reports.chest_xray import ChestXrayPreprocessor, ChestXraySettings, OneChestXray
 from tests.paths import REPOSITORY
 from tests.python_backend_stand_in import Request, TritonError, TritonModelException, install, load_adapter
 from tests.server.children import Children
 
-SETTINGS = Settings(max_encoded_bytes=10**7, max_pixels=10**7, image_size=518, stretch=True)
+SETTINGS = ChestXraySettings(max_encoded_bytes=10**7, max_pixels=10**7, image_size=518, stretch=True)
 RNG = np.random.default_rng(0)
 PROCESSOR = BitImageProcessorPil(
     size={"shortest_edge": 518}, crop_size={"height": 518, "width": 518}, resample=3, do_rescale=False,
@@ -170,7 +170,7 @@ def version_folder(tmp_path):
 
 
 def test_settings_are_read_from_config_and_export(version_folder):
-    assert Settings.read(PARAMETERS, version_folder / "preprocessing.json") == Settings(
+    assert ChestXraySettings.read(PARAMETERS, version_folder / "preprocessing.json") == ChestXraySettings(
         max_encoded_bytes=1000000, max_pixels=2000000, image_size=518, stretch=True
     )
 
@@ -179,7 +179,7 @@ def test_settings_are_read_from_config_and_export(version_folder):
 def test_missing_parameter_stops_the_load_by_name(version_folder, name):
     parameters = {key: value for key, value in PARAMETERS.items() if key != name}
     with pytest.raises(ValueError, match=f"parameter {name} is '';"):
-        Settings.read(parameters, version_folder / "preprocessing.json")
+        ChestXraySettings.read(parameters, version_folder / "preprocessing.json")
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_preprocessing_file_that_export_did_not_write_stops_the_load(version_fol
     path = version_folder / "preprocessing.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match="preprocessing") as caught:
-        Settings.read(PARAMETERS, path)
+        ChestXraySettings.read(PARAMETERS, path)
     assert str(caught.value) == f"{path}: not what `medimage export cxrreportgen` writes: {reason}"
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from medimage_server.reports.collected_answers import CollectedAnswers
-from medimage_server.reports.streamed_answer import CALL_ID, CANCEL
+from medimage_server.triton_workarounds import FOLDER_VARIABLE, PARAMETER, is_given_up
 from tests.python_backend_stand_in import Request
 from tests.server.reports.fake_triton import fake_triton, response
+from tests.waiting import wait_until
 
 WAIT_S = 10.0
 
@@ -89,33 +90,59 @@ def test_only_the_parameters_of_a_report_are_passed_on():
         return whole(inputs)
 
     with collecting(answer_call) as answers:
-        only_response(add(answers, constrained=True, temperature=0.7, cancel="x", **{CANCEL: "x", CALL_ID: "mine"}))
+        only_response(add(answers, constrained=True, temperature=0.7, cancel="x", **{PARAMETER: 7}))
     (parameters,) = seen
-    assert parameters.keys() == {"constrained", CALL_ID}
+    assert parameters.keys() == {"constrained", PARAMETER}
     assert parameters["constrained"] is True
-    assert parameters[CALL_ID] != "mine"
+    assert parameters[PARAMETER] != 7
 
 
-def test_cancellation_is_told_until_the_call_ends_though_telling_fails_at_first():
-    calls, cancelled, tellings = [], threading.Event(), []
+@pytest.fixture(params=["run", "temporary"])
+def folder(request, monkeypatch, tmp_path):
+    """Where the models tell each other: the run's folder, or that of temporary files where there is no run of ours."""
+    if request.param == "run":
+        monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    else:
+        monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_cancellation_reaches_the_call_and_leaves_no_file(folder):
+    others = threading.Event()
 
     def answer_call(parameters, inputs):
-        if CANCEL not in parameters:
-            calls.append(parameters[CALL_ID])
-            assert cancelled.wait(WAIT_S)
-            return [response(error="Cancelled: the request was cancelled")]
-        tellings.append(parameters[CANCEL])
-        if len(tellings) == 1:
-            raise RuntimeError("not now")
-        if len(tellings) == 3:  # the call had not arrived before
-            cancelled.set()
-        return [response()]
+        if inputs["frontal_image"][0] == b"other":
+            assert others.wait(WAIT_S)
+            assert not is_given_up(parameters)
+            return whole(inputs)
+        wait_until(lambda: is_given_up(parameters))
+        return [response(error="Cancelled: the request was cancelled")]
+
+    with collecting(answer_call) as answers:
+        other, sender = add(answers, b"other"), add(answers)
+        sender.cancelled = True
+        assert refusal_of(sender) == ("CANCELLED", "the request was cancelled")
+        others.set()
+        assert only_response(other).error is None
+    assert [*folder.iterdir()] == []
+
+
+def test_cancellation_that_cannot_be_told_at_first_is_told_again(monkeypatch, tmp_path, caplog):
+    folder = tmp_path / "later"
+    monkeypatch.setenv(FOLDER_VARIABLE, str(folder))
+
+    def answer_call(parameters, inputs):
+        wait_until(lambda: caplog.messages)
+        folder.mkdir()
+        wait_until(lambda: is_given_up(parameters))
+        return [response(error="Cancelled: the request was cancelled")]
 
     with collecting(answer_call) as answers:
         sender = add(answers)
         sender.cancelled = True
         assert refusal_of(sender) == ("CANCELLED", "the request was cancelled")
-    assert set(tellings) == set(calls)
+    assert caplog.messages[0] == "a cancellation could not be told: FileNotFoundError"
 
 
 def test_sender_that_fails_loses_no_other_answer():

@@ -1,4 +1,4 @@
-"""Report requests to text and findings, on a small random model, against PyTorch."""
+"""FinishedReport requests to text and findings, on a small random model, against PyTorch."""
 
 import queue
 
@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models
 from medimage_server.errors import InferenceFailed, InvalidInput, Unavailable
 from medimage_server.reports.decoder import Decoder
 from medimage_server.reports.embedding import TokenEmbedding
-from medimage_server.reports.generator import GeneratorSettings, ReportGenerator, ReportRequest, read_report
+from medimage_server.reports.generator import GeneratorSettings, ReportGenerator, StudyRequest, read_report
 from medimage_server.reports.prompt import PromptTokenizer
 from medimage_server.reports.scheduler import Job, Scheduler
 from medimage_server.reports.settings import GenerationSettings
@@ -81,7 +81,7 @@ def tensors(max_new_tokens=None, **values):
 
 
 def request(max_new_tokens=20, *, constrained=False, **values):
-    return ReportRequest.from_tensors(
+    return StudyRequest.from_tensors(
         tensors(max_new_tokens, **{"frontal_image": b"frontal", **values}), {"constrained": constrained}
     )
 
@@ -225,21 +225,21 @@ def test_bad_request_is_refused_at_once(generator, values, message):
 
 def test_request_without_a_frontal_image_is_refused():
     with pytest.raises(InvalidInput, match=r"^frontal_image is missing$"):
-        ReportRequest.from_tensors({}, {})
+        StudyRequest.from_tensors({}, {})
 
 
 def test_input_of_several_values_is_refused():
     with pytest.raises(InvalidInput, match=r"^frontal_image has 2 values; expected one$"):
-        ReportRequest.from_tensors({"frontal_image": np.array([b"a", b"b"], dtype=object)}, {})
+        StudyRequest.from_tensors({"frontal_image": np.array([b"a", b"b"], dtype=object)}, {})
 
 
 def test_parameter_of_another_type_is_refused():
     with pytest.raises(InvalidInput, match=r"^parameter constrained must be true or false$"):
-        ReportRequest.from_tensors(tensors(frontal_image=b"x"), {"constrained": "yes"})
+        StudyRequest.from_tensors(tensors(frontal_image=b"x"), {"constrained": "yes"})
 
 
 def test_empty_inputs_count_as_not_given():
-    asked = ReportRequest.from_tensors(
+    asked = StudyRequest.from_tensors(
         tensors(frontal_image=b"x", lateral_image=b"", indication=b"", mode=b"", phrase=b""), {}
     )
     assert list(asked.images) == ["frontal_image"]

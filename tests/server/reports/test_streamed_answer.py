@@ -3,19 +3,21 @@
 import pytest
 
 from medimage_server.errors import InferenceFailed, InvalidInput
-from medimage_server.reports.generator import Report
+from medimage_server.heartbeat import FOLDER_VARIABLE
+from medimage_server.reports.generator import FinishedReport
 from medimage_server.reports.streamed_answer import StreamedAnswer
+from medimage_server.triton_workarounds import PARAMETER, file_of
 from tests.python_backend_stand_in import Request
 from tests.server.reports.fake_triton import fake_triton
 
-CALL = "0123456789abcdef" * 2
-REPORT = Report(output="[]", status="complete")
+CALL = {PARAMETER: 7}
+REPORT = FinishedReport(output="[]", status="complete")
 
 
-def streamed(calls=None, call_id=None):
+def streamed(parameters=None):
     """An answer, and the sender that it goes to."""
     request = Request({})
-    return StreamedAnswer(fake_triton(), request, {} if calls is None else calls, call_id), request.sender
+    return StreamedAnswer(fake_triton(), request, parameters or {}), request.sender
 
 
 def texts(response):
@@ -34,38 +36,29 @@ def test_caller_gets_each_delta_and_the_findings_at_the_end():
 
 
 def test_call_gets_the_end_alone_and_its_errors_named():
-    calls = {}
-    answer, sender = streamed(calls, CALL)
+    answer, sender = streamed(CALL)
     answer.text("Clear ")
-    assert (sender.sent, calls) == ([], {CALL: answer})
+    assert sender.sent == []
     answer.fail(InvalidInput("frontal_image is missing"))
     (response,) = sender.sent
     assert response.error.message == "InvalidInput: frontal_image is missing"
-    assert calls == {}
 
 
-@pytest.mark.parametrize("strange", ["x", "", 7, 0.5, True, CALL + "\n"])
-def test_parameter_that_is_no_id_makes_no_call_and_cancels_nothing(strange):
-    calls = {}
-    answer, sender = streamed(calls, strange)
-    assert calls == {}
-    with pytest.raises(InvalidInput, match=r"^parameter medimage_internal_cancel is not for callers of this server$"):
-        answer.cancel(strange)
-    assert not sender.answered.is_set()
+@pytest.mark.parametrize("strange", ["x", "", "7", 0.5, True, -7, None])
+def test_parameter_that_is_no_number_makes_no_call(strange):
+    answer, sender = streamed({PARAMETER: strange})
     answer.text("Clear")
     assert [texts(response) for response in sender.sent] == [{"text_output": "Clear"}]
+    assert not answer.is_cancelled()
 
 
-def test_cancel_before_its_call_is_answered_and_told_again_takes_effect():
-    calls = {}
-    for is_first in (True, False):
-        cancel, sender = streamed(calls)
-        cancel.cancel(CALL)
-        assert (sender.answered.is_set(), sender.sent) == (True, [])
-        if is_first:
-            call, _ = streamed(calls, CALL)
-            assert not call.is_cancelled()
-    assert call.is_cancelled()
+def test_call_is_cancelled_by_the_file_of_its_number_alone(monkeypatch, tmp_path):
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    answer, _ = streamed(CALL)
+    file_of(tmp_path, 8).touch()
+    assert not answer.is_cancelled()
+    file_of(tmp_path, 7).touch()
+    assert answer.is_cancelled()
 
 
 def test_answered_caller_is_not_asked_any_more():

@@ -8,7 +8,7 @@ import pytest
 
 from medimage_server.endpoint.keys import digest
 from medimage_server.endpoint.settings import MODELS, EndpointSettings
-from medimage_server.endpoint.workers import bound, endpoint_services, metrics_folder
+from medimage_server.endpoint.worker_pool import bound, endpoint_services
 from medimage_server.supervisor import running
 from tests.triton.endpoint.raw_http import KEY
 
@@ -44,5 +44,5 @@ def endpoint(triton, tmp_path_factory):
     with ExitStack() as held:
         listener = held.enter_context(bound("127.0.0.1", 0))
         with standard_error_to(errors):
-            held.enter_context(running(endpoint_services(settings, 1, listener, metrics_folder(folder, 1))))
+            held.enter_context(running(endpoint_services(settings, listener, folder)))
         yield SimpleNamespace(address=listener.getsockname(), access_log=log, errors=errors)
