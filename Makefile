@@ -27,17 +27,18 @@ LIBPYTHON = libpython$(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.v
 GET_LIBPYTHON = { cd $(VENV) && apt-get download --quiet $(LIBPYTHON) && dpkg --extract $(LIBPYTHON)_*.deb deb \
 	&& cp --no-dereference deb/usr/lib/*/$(LIBPYTHON).so.1.0 lib/ && rm -r deb $(LIBPYTHON)_*.deb; } || true
 
-.PHONY: demo test test-soak check fix docs lock perf perf-gpu perf-scaling perf-overhead perf-preprocessing perf-client \
-	perf-endpoint perf-reports phantom-reports swagger-ui clean
+.PHONY: demo test test-soak check fix docs lock perf perf-gpu swagger-ui clean
 
 demo: $(VENV)/.runtime  ## the whole way on a real Triton, with the phantom checkpoint
 	$(BIN)/python examples/demo.py
 
-test: $(VENV)/.dev  ## every test; those of tests/triton start a real Triton, and so run one after the other
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --ignore tests/triton -m "not soak"
-	MEDIMAGE_REQUIRE_TRITON=1 $(BIN)/python -m pytest tests/triton -m "not soak"
+# Tests of a file share fixtures, and those of tests/triton a server: tests/conftest.py groups them. Without bytecode on
+# the disk each of the hundreds of processes that they start would compile what it imports: four seconds for PyTorch.
+unexport PYTHONDONTWRITEBYTECODE
+test: $(VENV)/.dev  ## every test, on two cores
+	MEDIMAGE_REQUIRE_TRITON=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder -m "not soak"
 
-test-soak: $(VENV)/.dev  ## what takes minutes: the whole corpus of hostile files, with the slowest and the largest of each format
+test-soak: $(VENV)/.dev  ## the tests that take minutes, and the whole of those that `make test` does in part
 	MEDIMAGE_REQUIRE_TRITON=1 $(BIN)/python -m pytest -m soak
 
 check: $(VENV)/.dev  ## lint, format, types; changes nothing
@@ -49,37 +50,15 @@ fix: $(VENV)/.dev  ## what check asks for, as far as a tool can do it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-perf: $(VENV)/.dev  ## MedImageInsight against PyTorch and OpenVINO, side by side; takes about 20 minutes on two cores
-	$(BIN)/python -m perf.suite
+CASE ?= suite
+perf: $(VENV)/.dev  ## measure a case, as in `make perf CASE="scaling --quick"`; by default the suite, in about 20 minutes
+	$(BIN)/python -m perf $(CASE)
 
-perf-gpu: $(VENV)/.perf-gpu  ## the same on a GPU, in fp16; puts onnxruntime-gpu in place of onnxruntime
-	$(BIN)/python -m perf.suite --device cuda
-
-perf-scaling: $(VENV)/.dev  ## how cost grows, of what model_repository holds: by batch, by concurrency, from a cold start
-	$(BIN)/python -m perf.scaling
-
-perf-overhead: $(VENV)/.dev  ## what Triton adds to the bare sessions of what model_repository holds
-	$(BIN)/python -m perf.overhead
-
-perf-preprocessing: $(VENV)/.dev  ## each step from an encoded image to pixels
-	$(BIN)/python -m perf.preprocessing
-
-perf-client: $(VENV)/.dev  ## resize="client" and shared_memory=True against neither
-	$(BIN)/python -m perf.client_transport
-
-perf-endpoint: $(VENV)/.dev  ## the endpoint against gRPC, its way to Triton, and five minutes of four times too many callers
-	$(BIN)/python -m perf.socket_hop
-	$(BIN)/python -m perf.endpoint_overhead
-	$(BIN)/python -m perf.endpoint_load
-
-perf-reports: $(VENV)/.runtime  ## the report decoder at full size; takes 20 GB and about 20 minutes on two cores
-	$(BIN)/python -m perf.reports
-
-phantom-reports: $(VENV)/.dev  ## the phantom report checkpoint on unseen studies, through Triton
-	$(BIN)/python -m perf.phantom_reports
+perf-gpu: $(VENV)/.perf-gpu  ## the suite on a GPU, in fp16; puts onnxruntime-gpu in place of onnxruntime
+	$(BIN)/python -m perf suite --device cuda
 
 docs: $(VENV)/.docs  ## the site in build/docs; fails at any warning, and if a table differs from perf/results
-	$(BIN)/python -m perf.page --check
+	$(BIN)/python -m perf page --check
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet docs build/docs
 
 lock:  ## write requirements/*.lock anew; options of uv as in `make lock UPGRADE="--upgrade-package numpy"`

@@ -1,48 +1,98 @@
-"""Keep a server busy with a number of requests in flight, and time each of them."""
+"""Keep a server busy with a number of callers, made by Locust, and time and check each of their requests."""
 
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
+USERS = Path(__file__).with_name("load_users.py")
+FAILED_REQUESTS = 1  # exit code of Locust
 
-class Load(NamedTuple):
-    """What so many requests at a time took."""
 
-    concurrency: int
-    latencies_s: list[float]  # of each request, from call to answer
-    seconds: float  # from the first call to the last answer
+class TritonRequest(TypedDict):
+    """To a model of Triton, over gRPC."""
+
+    model: str
+    inputs: dict[str, np.ndarray]
+    expected: dict[str, np.ndarray]  # by output; what is not here is not checked
+
+
+class ScoreRequest(TypedDict):
+    """To the scoring endpoint."""
+
+    body: bytes
+    expected: list[dict[str, list | None]]  # of each row, its vectors by name
+
+
+@dataclass(frozen=True)
+class Load:
+    """What so many callers at a time were answered, to requests of one kind."""
+
+    latencies_ms: list[float]  # of each request, from call to answer
+    failures: dict[str, int]  # what went wrong, and how often
+    seconds: float  # from the first call to the last answer, of any kind
 
     @property
     def rate(self) -> float:
         """Requests per second."""
-        return len(self.latencies_s) / self.seconds
+        return len(self.latencies_ms) / self.seconds
+
+    @property
+    def failed(self) -> int:
+        return sum(self.failures.values())
 
     def percentile_ms(self, percent: float) -> float:
         """The latency that `percent` of the requests did not exceed, interpolated."""
-        return float(np.percentile(self.latencies_s, percent)) * 1e3
+        return float(np.percentile(self.latencies_ms, percent))
 
 
-def run_load(call: Callable[[int], object], *, concurrency: int, requests: int) -> Load:
-    """Make `call(0)` to `call(requests - 1)`, `concurrency` of them at a time, each as soon as there is room.
+def load(
+    url: str, requests: Sequence[TritonRequest] | Sequence[ScoreRequest], *, callers: int, seconds: int
+) -> dict[str, Load]:
+    """What is answered, by kind ("infer" over gRPC; "score" and "refused with 429" of the endpoint).
 
-    The start, into an empty queue, and the end, when fewer are left, are part of the time: several times `concurrency`
-    requests make them small.
+    Each caller sends the next of the requests as soon as it has the answer to its last one, for so many seconds, and at
+    least one. The start, into an empty queue, and the end, when fewer are left, are part of the time.
+
+    Raises:
+        RuntimeError: Locust could not run, or no request ended.
     """
+    user = "TritonUser" if url.startswith("grpc://") else "ScoreUser"
+    with tempfile.TemporaryDirectory() as scratch:
+        sent, answers = Path(scratch, "requests.pickle"), Path(scratch, "answers.json")
+        sent.write_bytes(pickle.dumps(requests))
+        command = [sys.executable, "-m", "locust", "-f", str(USERS), user, "--headless", "--host", url]
+        command += ["-u", str(callers), "-r", str(callers), "--stop-timeout", "600"]
+        variables = {"PERF_REQUESTS": str(sent), "PERF_ANSWERS": str(answers), "PERF_SECONDS": str(seconds)}
+        done = subprocess.run(
+            [*command, "--skip-log", "--only-summary", "--loglevel", "ERROR"],
+            env=os.environ | variables,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode not in (0, FAILED_REQUESTS) or not answers.is_file():
+            raise RuntimeError(f"Locust ended with {done.returncode}:\n{done.stderr[-2000:]}")
+        answered = {kind: Load(**found) for kind, found in json.loads(answers.read_text()).items()}
+    if not answered:
+        raise RuntimeError(f"no request to {url} ended in {seconds} s:\n{done.stderr[-2000:]}")
+    return answered
 
-    def timed(number: int) -> float:
-        started = time.perf_counter()
-        call(number)
-        return time.perf_counter() - started
 
-    with ThreadPoolExecutor(concurrency) as pool:
-        started = time.perf_counter()
-        latencies = list(pool.map(timed, range(requests)))
-        return Load(concurrency, latencies, time.perf_counter() - started)
+def triton_load(url: str, requests: Sequence[TritonRequest], *, callers: int, seconds: int) -> Load:
+    """The same of a Triton, which must answer every request.
 
-
-def requests_for(seconds: float, *, rate: float, concurrency: int, rounds: float = 2.0) -> int:
-    """How many requests fill so many seconds at that rate, yet at least `rounds` for each in flight, and 4."""
-    return max(round(seconds * rate), round(rounds * concurrency), 4)
+    Raises:
+        RuntimeError: a request failed.
+    """
+    (found,) = load(url, requests, callers=callers, seconds=seconds).values()
+    if found.failures:
+        raise RuntimeError(f"{found.failed} of {len(found.latencies_ms)} requests failed: {'; '.join(found.failures)}")
+    return found

@@ -18,3 +18,8 @@ def png(pixels: np.ndarray) -> bytes:
     file = BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
+
+
+def noisy(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """With the noise of a detector, which PNG cannot compress; float64 of 0 to 255."""
+    return (pixels + rng.normal(0, 4, pixels.shape)).clip(0, 255)

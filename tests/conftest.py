@@ -1,20 +1,58 @@
-"""What tests of several rooms need: the reference data of the published model, which is not part of the project."""
+"""What tests of several rooms need: the published model's reference data, and exports of the phantom checkpoint."""
 
+import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from filelock import FileLock
 
-from tests.paths import ROOT
+from medimage_export.medimageinsight.export import export_medimageinsight
+from medimage_export.repository import copy_unexported
+from tests.paths import PHANTOM_CHECKPOINT, REPOSITORY, ROOT
+
+TRITON = ROOT / "tests" / "triton"
+
+
+def pytest_collection_modifyitems(items):
+    """One worker takes tests/triton, whose tests share a server, while others take the other files, each whole."""
+    items.sort(key=lambda item: TRITON not in item.path.parents)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("triton" if TRITON in item.path.parents else item.path.stem))
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Tensor list, config, tokenizer files and goldens, a recorded answer, real images."""
+    """Tensor list, config, tokenizer files and goldens, a recorded answer, real images: no part of the project."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("the reference data of the published model is not beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory) -> Callable[[str], Path]:
+    """precision -> a model repository with the phantom checkpoint of MedImageInsight in it, to be read alone.
+
+    Each is exported once a run, by the worker that asks first.
+    """
+    run = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        run = run.parent
+
+    def repository(precision: str) -> Path:
+        folder = run / f"exported-{precision}"
+        with FileLock(run / f"{folder.name}.lock"):
+            if not folder.exists():
+                with TemporaryDirectory(dir=run) as scratch:
+                    whole = copy_unexported(REPOSITORY, Path(scratch) / "models")
+                    export_medimageinsight(PHANTOM_CHECKPOINT, whole, precision=precision)
+                    whole.rename(folder)
+        return folder
+
+    return repository
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from checkpoints.training.clip_vocabulary import write_vocabulary
 from medimage_export.medimageinsight.config import MedImageInsightConfig, read_config
@@ -133,8 +133,16 @@ def served_pixels(caption: str, seed: int, image_size: tuple[int, int]) -> NDArr
     return np.asarray(Image.open(standardised).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def train(config: MedImageInsightConfig, training: Examples, validation: Examples, tokens: Tokens) -> UniCL:
+def untrained(config: MedImageInsightConfig) -> UniCL:
+    """The model with random weights, also where its modules leave them to a checkpoint."""
     model = UniCL(config)
+    nn.init.normal_(model.lang_encoder.token_embedding.weight)
+    nn.init.normal_(model.lang_encoder.positional_embedding, std=0.01)
+    return model
+
+
+def train(config: MedImageInsightConfig, training: Examples, validation: Examples, tokens: Tokens) -> UniCL:
+    model = untrained(config)
     separate_captions(model, tokens)
     steps = EPOCHS * (len(training.labels) // BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.05)

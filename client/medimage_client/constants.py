@@ -12,7 +12,7 @@ DEFAULT_CONCURRENCY = 4  # requests in flight of one client
 # endpoint 64 MB.
 MAX_REQUEST_BYTES = 45 * 2**20
 MAX_BODY_BYTES = 60 * 2**20  # of a request that is posted as it was given; as many as those images in base64
-MIN_SHARED_MEMORY_BYTES = 2**20  # of an input; smaller ones travel as fast in the request, perf/client_transport.py
+MIN_SHARED_MEMORY_BYTES = 2**20  # of an input; smaller ones travel as fast in the request, perf/NOTES.md
 STANDARD_IMAGE_SIZE_PX = 512  # side of the square that the server makes of an image before anything else, as Azure does
 MAX_IMAGE_SIZE_PX = 2048  # image_standardization_image_size; the server takes its limit from here
 MAX_JPEG_QUALITY = 100  # image_standardization_jpeg_compression_ratio; the server takes its limit from here

@@ -17,6 +17,7 @@ from checkpoints.training.report_texts import build_report_tokenizer
 from medimage_export.cxrreportgen.checkpoint import open_checkpoint
 from medimage_export.cxrreportgen.config import PromptStrings, TokenStrings
 from medimage_export.phantoms import STUDY_TEST_SEEDS
+from tests.amounts import amounts
 from tests.paths import ROOT
 
 CHECKPOINT = ROOT / "checkpoints" / "cxrreportgen-phantom"
@@ -62,9 +63,10 @@ def test_files_written_by_training_are_those_of_the_shipped_checkpoint():
     assert build_report_tokenizer().to_str() == TOKENIZER.to_str()
 
 
+@pytest.mark.parametrize("n_studies", amounts(2, 8))
 @pytest.mark.parametrize("with_lateral", [False, True], ids=["frontal", "lateral"])
-def test_checkpoint_reports_unseen_studies(with_lateral):
+def test_checkpoint_reports_unseen_studies(with_lateral, n_studies):
     """On 100 studies it does better, see its README; few are drawn here."""
-    scores = score_checkpoint(CHECKPOINT, TOKENIZER, STUDY_TEST_SEEDS[:8], with_lateral=with_lateral)
+    scores = score_checkpoint(CHECKPOINT, TOKENIZER, STUDY_TEST_SEEDS[:n_studies], with_lateral=with_lateral)
     assert scores.f1 >= 0.95
     assert scores.box_recall >= 0.65 and scores.box_precision >= 0.65

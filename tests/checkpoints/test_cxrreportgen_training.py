@@ -139,6 +139,7 @@ def test_coordinate_next_to_the_right_one_costs_less_than_a_far_one():
     assert targets[x10, x10] > targets[x10, x11] > 0.1 > targets[x10, x40] == targets[x10, y10] == 0
 
 
+@pytest.mark.soak
 def test_decoder_learns_and_the_written_folder_loads_strictly(encoder, examples, monkeypatch, tmp_path):
     losses: list[float] = []
     monkeypatch.setattr(optimisation, "progress", lambda name, steps: lambda step, loss: losses.append(loss))

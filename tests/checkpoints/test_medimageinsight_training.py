@@ -20,7 +20,7 @@ from checkpoints.training.medimageinsight import (
 )
 from medimage_export.medimageinsight.checkpoint import find_checkpoint, random_model
 from medimage_export.medimageinsight.config import DaViTConfig, MedImageInsightConfig, TextConfig
-from medimage_export.medimageinsight.reference import ImageEncoderReference, UniCL
+from medimage_export.medimageinsight.reference import ImageEncoderReference
 from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_server.image_preprocessing import ImagePreprocessor, ImageSettings
 from tests.paths import PHANTOM_CHECKPOINT
@@ -85,7 +85,7 @@ def test_unicl_loss_equals_the_published_formula_when_a_caption_comes_twice():
 
 def test_separate_captions_lowers_the_largest_cosine():
     torch.manual_seed(0)
-    model = UniCL(TINY)
+    model = training.untrained(TINY)
     before = largest_cosine(model)
     separate_captions(model, TOKENS)
     assert before > 0.9

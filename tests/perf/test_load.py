@@ -1,202 +1,123 @@
-"""The load generator and the repeats of scaling.py and overhead.py, on calls of known length; and the picture."""
+"""The callers that Locust makes, against a scoring endpoint of a few lines; Triton's are tested by the quick cases."""
 
 import json
-import re
-import subprocess
-import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import click
+import grpc
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
-from PIL import Image
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from perf.load import Load, requests_for, run_load
-from perf.machine import exported_for_onnxruntime, memory, peak_memory
-from perf.overhead import busy, one_at_a_time
-from perf.scaling_plots import plot
-from perf.session_process import repeat
-from tests.paths import ROOT
+from perf.load import Load, load, triton_load
 
-MIB = 2**20
+ROWS = [{"image_features": [[float(n), 0.5]], "text_features": [float(n)]} for n in range(4)]
 
 
-def test_so_many_calls_are_in_flight_and_each_is_made_once():
-    numbers, most, now, lock = [], 0, 0, threading.Lock()
-    full = threading.Barrier(3, timeout=10)  # passes only where three are in flight at once
-
-    def call(number):
-        nonlocal most, now
-        with lock:
-            numbers.append(number)
-            now += 1
-            most = max(most, now)
-        full.wait()
-        with lock:
-            now -= 1
-
-    load = run_load(call, concurrency=3, requests=9)
-    assert sorted(numbers) == list(range(9))
-    assert most == 3
-    assert len(load.latencies_s) == 9
-    assert load.rate == pytest.approx(9 / load.seconds)
+def request(*numbers):
+    """Asks for rows by their number, which the stub answers from ROWS."""
+    expected = [ROWS[n] | {"image_features": ROWS[n]["image_features"][0]} for n in numbers]
+    return {"body": json.dumps(numbers).encode(), "expected": expected}
 
 
-def test_a_failed_call_fails_the_load():
-    def call(number):
-        if number == 2:
-            raise RuntimeError("refused")
+@contextmanager
+def endpoint(answer=None):
+    """A server that notes how many requests it has at most; it answers with ROWS, or as `answer(numbers)` says."""
+    seen, lock = {"now": 0, "most": 0, "requests": 0}, threading.Lock()
+    full = threading.Barrier(3, timeout=20)
 
-    with pytest.raises(RuntimeError, match="refused"):
-        run_load(call, concurrency=2, requests=4)
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            numbers = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            with lock:
+                seen["requests"] += 1
+                seen["now"] += 1
+                seen["most"] = max(seen["most"], seen["now"])
+                first = seen["requests"] <= 3
+            if first and answer is None:
+                full.wait()  # passes only where three are in flight at once
+            status, rows = answer(numbers) if answer else (200, [ROWS[n] for n in numbers])
+            with lock:
+                seen["now"] -= 1
+            body = json.dumps(rows).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.send_header("retry-after", "0.01")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}", seen
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_so_many_callers_ask_at_once_and_every_answer_is_counted():
+    with endpoint() as (url, seen):
+        found = load(url, [request(0), request(1, 2), request(3)], callers=3, seconds=2)
+    assert list(found) == ["score"]
+    assert found["score"].failures == {}
+    assert len(found["score"].latencies_ms) == seen["requests"] > 3
+    assert found["score"].seconds > 1
+    assert seen["most"] == 3
+    assert found["score"].rate == pytest.approx(seen["requests"] / found["score"].seconds)
+
+
+def test_refusals_failures_and_wrong_answers_are_told_apart():
+    def answer(numbers):
+        match numbers:
+            case [0]:
+                return 429, {}
+            case [1]:
+                return 500, {}
+            case [2, 3]:
+                return 200, [ROWS[3], ROWS[2]]  # in each other's place
+        return 200, [ROWS[n] for n in numbers]
+
+    with endpoint(answer) as (url, _):
+        found = load(url, [request(0), request(1), request(2, 3), request(3)], callers=4, seconds=2)
+    assert set(found) == {"score", "refused with 429"}
+    assert found["refused with 429"].failed == 0
+    assert set(found["score"].failures) == {"status 500", "wrong answer"}
+    assert 0 < found["score"].failed < len(found["score"].latencies_ms)
+
+
+TO_TRITON = [{"model": "nothing", "inputs": {"text": np.array([[b"heart"]], object)}, "expected": {}}]
+
+
+def test_a_failed_request_fails_the_load_of_a_triton():
+    class OnlyLive(service_pb2_grpc.GRPCInferenceServiceServicer):
+        def ServerLive(self, request, context):
+            return service_pb2.ServerLiveResponse(live=True)
+
+    server = grpc.server(ThreadPoolExecutor(2))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(OnlyLive(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with pytest.raises(RuntimeError, match=r"(\d+) of \1 requests failed: .*not implemented"):
+            triton_load(f"grpc://127.0.0.1:{port}", TO_TRITON, callers=1, seconds=1)
+    finally:
+        server.stop(None).wait()
+
+
+def test_a_triton_that_is_not_there_fails_the_load():
+    with pytest.raises(RuntimeError, match=r"no request to grpc://127\.0\.0\.1:1 ended in 1 s"):
+        triton_load("grpc://127.0.0.1:1", TO_TRITON, callers=1, seconds=1)
 
 
 def test_percentiles_are_those_of_numpy():
     latencies = list(np.random.default_rng(0).exponential(size=100))
-    assert Load(1, latencies, 1.0).percentile_ms(99) == pytest.approx(1e3 * np.quantile(latencies, 0.99))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "rate", "concurrency", "expected"),
-    [(10, 30, 4, 300), (10, 0.75, 32, 64), (1, 0.2, 1, 4)],  # time, requests in flight, and the least count
-)
-def test_requests_fill_the_time_and_the_queue(seconds, rate, concurrency, expected):
-    assert requests_for(seconds, rate=rate, concurrency=concurrency) == expected
-
-
-class Clock:
-    """Stands in for the module `time`: only what the calls take passes."""
-
-    def __init__(self):
-        self.now = 0.0
-        self.lock = threading.Lock()
-
-    def perf_counter(self):
-        return self.now
-
-    def sleep(self, seconds):
-        with self.lock:
-            self.now += seconds
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    for module in ("session_process", "overhead", "load"):
-        monkeypatch.setattr(f"perf.{module}.time", clock)
-    return clock
-
-
-@pytest.mark.parametrize(
-    ("call_s", "seconds", "repeats", "expected"),
-    [(4, 1, 20, 1), (1, 4, 20, 4), (1, 4.5, 20, 4), (1, 100, 20, 20)],
-)
-def test_repeats_fit_the_time_and_the_count(clock, call_s, seconds, repeats, expected):
-    assert repeat(lambda: clock.sleep(call_s), seconds=seconds, repeats=repeats) == [call_s] * expected
-
-
-class Session:
-    """Takes two seconds for any batch."""
-
-    def __init__(self, clock):
-        self.clock = clock
-
-    def run(self, outputs, feed):
-        self.clock.sleep(2)
-
-
-def test_overhead_of_one_request_is_the_difference(clock):
-    inputs = {"x": np.zeros((16, 1), np.float32)}
-    found = one_at_a_time(Session(clock), lambda number: clock.sleep(2.5), inputs, seconds=20)
-    assert found["session_ms"] == pytest.approx(2000)
-    assert found["triton_ms"] == pytest.approx(2500)
-    assert found["overhead_ms"] == pytest.approx(500)
-    assert found["turns"] == 9  # of 4.5 s and the rests, in twice 20 s
-
-
-def test_what_is_lost_is_lost_against_the_faster_session(clock):
-    inputs = {"x": np.zeros((16, 1), np.float32)}
-    found = busy(Session(clock), lambda number: clock.sleep(1), inputs, 4, seconds=8, rounds=3)
-    assert found["rows_per_second"] == pytest.approx({"session_alone": 0.5, "session_batched": 2.0, "triton": 1.0})
-    assert found["lost_share"] == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize(
-    ("found", "message"),
-    [
-        ({"format": "tensorrt", "precision": "fp16"}, "holds tensorrt plans; export it with --format onnx"),
-        ({"format": "onnx", "precision": "bf16"}, "holds bf16, which OpenVINO computes: only onnxruntime is measured"),
-    ],
-    ids=["plans", "bf16"],
-)
-def test_what_another_runtime_serves_is_not_measured_as_onnxruntime(tmp_path, found, message):
-    manifest = tmp_path / "medimageinsight" / "1" / "manifest.json"
-    manifest.parent.mkdir(parents=True)
-    manifest.write_text(json.dumps({"checkpoint": {"weights": "random"}, **found}))
-    with pytest.raises(click.ClickException, match=f"^{re.escape(str(tmp_path))} {message}$"):
-        exported_for_onnxruntime(tmp_path)
-
-
-def test_memory_counts_children():
-    hold = f"data = bytearray(b'x') * {64 * MIB}; print(flush=True); input()"
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold!r}])"
-    process = subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    with process:
-        process.stdout.readline()
-        found, peak = memory(process.pid), peak_memory(process.pid)
-        process.stdin.write(b"\n")
-    assert 64 * MIB < found.pss <= found.rss <= peak < 192 * MIB
-
-
-def test_the_session_process_measures_itself_alone(tmp_path):
-    rows, columns = 4, 2 * MIB  # the sum needs 32 MiB more than its input
-    graph = helper.make_graph(
-        [helper.make_node("Add", ["x", "x"], ["y"])],
-        "double",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", columns])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", columns])],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-    onnx.save(model, tmp_path / "model.onnx")
-    np.savez(tmp_path / "inputs.npz", x=np.ones((rows, columns), np.float32))
-    ballast = np.ones(200 * MIB, np.uint8)  # of this process, which must not count
-    answer = subprocess.run(
-        [
-            sys.executable,
-            ROOT / "perf" / "session_process.py",
-            tmp_path / "model.onnx",
-            tmp_path / "inputs.npz",
-            "5",
-            "3",
-        ],
-        check=True,
-        capture_output=True,
-    )
-    found = json.loads(answer.stdout)
-    assert ballast.any()
-    assert len(found["times_s"]) == 3
-    assert 0 < found["process_bytes"] <= found["loaded_bytes"] < found["peak_bytes"] < 200 * MIB
-    assert found["peak_bytes"] - found["loaded_bytes"] > 24 * MIB
-
-
-def test_the_picture_shows_both_towers(tmp_path):
-    sizes = (1, 2, 4)
-    report = {
-        "batches": [
-            {"tower": tower, "batch": size, "median_ms": 10.0 * size, "peak_bytes": 1e8 * size}
-            for tower in ("image", "text")
-            for size in sizes
-        ],
-        "serving": {
-            "loads": [
-                {"tower": tower, "concurrency": size, "per_second": 2.0 * size, "p99_ms": 30.0 * size}
-                for tower in ("image", "text")
-                for size in sizes
-            ]
-        },
-    }
-    plot(report, tmp_path / "scaling.png")
-    colours = {colour for _, colour in Image.open(tmp_path / "scaling.png").convert("RGB").getcolors(maxcolors=2**24)}
-    assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= colours
+    assert Load(latencies, {}, 1.0).percentile_ms(99) == pytest.approx(np.quantile(latencies, 0.99))

@@ -1,9 +1,8 @@
 """What goes into perf_analyzer and what is read out of it; perf_analyzer itself is not run."""
 
 import base64
-import csv
+import json
 import os
-import subprocess
 
 import numpy as np
 import pytest
@@ -11,12 +10,11 @@ from click.testing import CliRunner
 from tritonclient.utils import deserialize_bytes_tensor
 
 from medimage_server.model_repository import read_configs
-from perf.perf_analyzer_input import PUBLIC, STEPS_BEFORE, content, input_data, main
-from perf.perf_analyzer_summary import COLUMNS, mean_batches
-from perf.perf_analyzer_summary import main as summarise
-from tests.paths import REPOSITORY, ROOT
-
-SCRIPT = ROOT / "perf" / "perf_analyzer.sh"
+from perf.cases import perf_analyzer
+from perf.cases.perf_analyzer import main, window
+from perf.cases.perf_analyzer.inputs import PUBLIC, STEPS_BEFORE, content, input_data, make_input
+from perf.cases.perf_analyzer.outputs import mean_batches, read_runs
+from tests.paths import REPOSITORY
 
 # as perf_analyzer 2.51.0 printed and wrote them for an ensemble and for one model, shortened
 ENSEMBLE_PRINTED = """\
@@ -99,15 +97,9 @@ def test_inputs_are_those_of_the_configs():
         assert {tensor.name for tensor in configs[step].input if not tensor.optional} == set(taken)
 
 
-def test_the_input_of_an_ensemble_needs_no_server(tmp_path):
-    output = tmp_path / "input.json"
-    result = CliRunner().invoke(
-        main,
-        ["medimageinsight", "--url", "grpc://127.0.0.1:1", "--image-size", "64", "--output", str(output)],
-        catch_exceptions=False,
-    )
-    assert result.exit_code == 0
-    assert b"\x89PNG" in base64.b64decode(output.read_text().split('"b64": "')[1].split('"')[0])
+def test_the_input_of_an_ensemble_needs_no_server():
+    data = make_input("medimageinsight", "grpc://127.0.0.1:1", image_size=64)["data"]
+    assert b"\x89PNG" in base64.b64decode(data[0]["image"]["content"]["b64"])
 
 
 def test_executions_are_counted_by_part():
@@ -145,78 +137,96 @@ def runs(tmp_path):
     return tmp_path / "runs"
 
 
-def test_the_summary_says_what_perf_analyzer_measured(runs, tmp_path):
-    result = CliRunner().invoke(summarise, [str(runs), "--output", str(tmp_path)], catch_exceptions=False)
-    assert result.exit_code == 0
-    with (tmp_path / "perf_analyzer.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == COLUMNS
+def test_the_rows_say_what_perf_analyzer_measured(runs):
+    rows = read_runs(runs)
     assert [(row["model"], row["concurrency"], row["part"]) for row in rows] == [
-        ("medimageinsight_image", "4", "medimageinsight_image"),
-        ("medimageinsight_image", "4", "image_encoder"),
-        ("medimageinsight_image", "4", "image_preprocessing"),
-        ("text_encoder", "8", "text_encoder"),  # by number, 8 before 16
-        ("text_encoder", "16", "text_encoder"),
+        ("medimageinsight_image", 4, "medimageinsight_image"),
+        ("medimageinsight_image", 4, "image_encoder"),
+        ("medimageinsight_image", 4, "image_preprocessing"),
+        ("text_encoder", 8, "text_encoder"),  # by number, 8 before 16
+        ("text_encoder", 16, "text_encoder"),
     ]
     ensemble, encoder, _, alone, _ = rows
-    assert (ensemble["requests"], ensemble["p50_ms"], ensemble["p99_ms"]) == ("73", "630.418", "924.103")
-    assert ensemble["queue_ms"] == ""  # perf_analyzer's own is wrong
-    assert (encoder["queue_ms"], encoder["compute_infer_ms"], encoder["p99_ms"]) == ("170.484", "282.938", "")
-    assert (alone["per_second"], alone["p95_ms"], alone["queue_ms"]) == ("176.661", "37.92", "4.181")
-    page = (tmp_path / "perf_analyzer.md").read_text()
-    assert "cache" not in page  # perf_analyzer.sh's own server has none
-    assert "| grpc | 4 | 73 | 6.6 | 630.4 | 872.0 | 911.7 | 924.1 |" in page
-    assert "| grpc | 4 | image_encoder | 2.4 | 170.5 | 0.5 | 282.9 | 2.1 |" in page
-    assert "| http | 8 | text_encoder | 3.6 | 4.2 | 0.1 | 15.7 | 0.6 |" in page
-    assert page.strip() == result.output.strip()
+    assert (ensemble["requests"], ensemble["p50_ms"], ensemble["p99_ms"]) == (73, 630.418, 924.103)
+    assert "queue_ms" not in ensemble  # perf_analyzer's own is wrong
+    assert (encoder["queue_ms"], encoder["compute_infer_ms"]) == (170.484, 282.938)
+    assert "p99_ms" not in encoder
+    assert (alone["per_second"], alone["p95_ms"], alone["queue_ms"]) == (176.661, 37.92, 4.181)
 
 
-def test_the_summary_of_another_server_warns_of_its_cache(runs, tmp_path):
-    result = CliRunner().invoke(
-        summarise, [str(runs), "--output", str(tmp_path), "--other-server"], catch_exceptions=False
-    )
-    assert "caches text vectors" in result.output.split("**medimageinsight_image**")[0]
+@pytest.mark.parametrize(
+    ("concurrency", "latency_us", "expected"),
+    # windows of which three make the time at the rate before: 8 requests of 18.495 ms at once fill 10 s 4,325 times
+    [(8, "18495", 1442), (32, "9999999", 22), (1, "99999999", 4)],
+    ids=["time", "requests in flight", "least"],
+)
+def test_windows_fill_the_time_and_the_queue(concurrency, latency_us, expected, tmp_path):
+    report = tmp_path / "report.csv"
+    report.write_text(ALONE_REPORT.replace("18495", latency_us))
+    assert window(report, concurrency, seconds=10) == expected
 
 
-def run_script(*arguments, **variables):
-    return subprocess.run(
-        [SCRIPT, *arguments], capture_output=True, text=True, timeout=60, env={**os.environ, **variables}
-    )
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(perf_analyzer, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr("perf.measure.RESULTS", tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    return tmp_path
 
 
-def test_the_script_explains_itself():
-    result = run_script("--help")
-    assert result.returncode == 0
-    assert result.stdout.startswith("Usage: perf/perf_analyzer.sh")
+def run(*arguments):
+    return CliRunner().invoke(main, [*arguments, "--url", "grpc://127.0.0.1:1", "medimageinsight_image"])
+
+
+def analyzer(folder, script):
+    (folder / "perf_analyzer").write_text(f"#!/bin/sh\n{script}")
+    (folder / "perf_analyzer").chmod(0o755)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nodule"], "unknown model nodule"),
+        (["nodule"], "'nodule' is not one of"),
         (["--url", "localhost:8001"], "expected grpc://HOST:PORT or http://HOST:PORT"),
-        (["--url"], "--url needs a value"),
-        (["--concurrency", "1,,2"], "expected as in 1,2,4"),
-        (["--seconds", "0"], "whole number from 1"),
-        (["--verbose"], "unknown option --verbose"),
+        (["--concurrency", "0"], "0 is not in the range x>=1"),
+        (["--seconds", "0"], "0 is not in the range x>=1"),
     ],
 )
-def test_bad_use_ends_in_one_line(arguments, message):
-    result = run_script(*arguments)
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert result.stderr.startswith("Error: ")
-    assert result.stderr.count("\n") == 1
+def test_bad_use_is_refused(arguments, message):
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert message in result.output
 
 
-def test_a_server_that_does_not_answer_is_a_failure(tmp_path):
-    analyzer = tmp_path / "perf_analyzer"
-    analyzer.write_text("#!/bin/sh\necho 'error: failed to get model metadata'\nexit 99\n")
-    analyzer.chmod(0o755)
-    result = run_script(
-        *("--url", "grpc://127.0.0.1:1", "--image-size", "32", "--output", str(tmp_path)),
-        *("--runs", str(tmp_path / "runs"), "medimageinsight_image"),
-        PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+def test_a_server_that_does_not_answer_is_a_failure(folders):
+    analyzer(folders, "echo 'error: failed to get model metadata'\nexit 99\n")
+    result = run()
+    assert result.exit_code == 1
+    assert "perf_analyzer on medimageinsight_image, grpc, concurrency 1: error: failed to get" in result.output
+
+
+def test_each_run_is_made_as_long_as_the_one_before_it_lets_expect(folders):
+    """A stand-in for perf_analyzer, which notes how it is called and writes what the real one wrote for an ensemble."""
+    (folders / "printed").write_text(ENSEMBLE_PRINTED)
+    (folders / "report").write_text(ENSEMBLE_REPORT)
+    (folders / "encoder").write_text(ENCODER_REPORT)
+    analyzer(
+        folders,
+        f'echo "$@" >> {folders}/calls\ncat {folders}/printed\ncp {folders}/report report.csv\n'
+        f"cp {folders}/encoder image_encoder_v1.report.csv\n",
     )
-    assert result.returncode == 1
-    assert "perf_analyzer on medimageinsight_image, grpc, concurrency 1: error: failed to get" in result.stderr
+    result = run("--concurrency", "4", "--concurrency", "8", "--seconds", "30")
+    assert result.exit_code == 0, result.output
+    first, four, eight = (folders / "calls").read_text().splitlines()
+    assert "--concurrency-range=1 --request-count=3" in first
+    # 4 requests of 600.244 ms at once fill 30 s 200 times, in three windows
+    assert all("--measurement-request-count=67" in call for call in (four, eight))
+    report = json.loads((folders / "perf_analyzer.json").read_text())
+    assert report["other_server"] is True
+    assert [(row["concurrency"], row["part"]) for row in report["runs"]] == [
+        (4, "medimageinsight_image"),
+        (4, "image_encoder"),
+        (8, "medimageinsight_image"),
+        (8, "image_encoder"),
+    ]
+    assert "answered from its cache" in result.output

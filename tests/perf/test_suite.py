@@ -18,21 +18,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medimage_export.medimageinsight.checkpoint import find_checkpoint, load_model
 from medimage_export.medimageinsight.config import MedImageInsightConfig
-from medimage_export.medimageinsight.export import export_medimageinsight
 from medimage_export.medimageinsight.reference import UniCL
 from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_export.phantoms.generator import TRAIN_SEEDS, VALIDATION_SEEDS
-from medimage_export.repository import copy_unexported
 from medimage_export.served_config import config_change
 from medimage_server.errors import LaunchError
 from medimage_server.image_preprocessing import ImagePreprocessor, ImageSettings
-from perf.suite import accuracy, baselines, encoders, floor, sessions, whole_path
-from perf.suite.__main__ import main
-from perf.suite.device import CPU, CUDA, OURS, runtime_of, without_bf16
-from perf.suite.results import Results
-from perf.suite.rounds import compare, difference
-from perf.suite.sessions import check_present, session
-from tests.paths import PHANTOM_CHECKPOINT, REPOSITORY
+from perf import tables
+from perf.cases.suite import accuracy, baselines, encoders, floor, main, sessions, whole_path
+from perf.cases.suite.device import CPU, CUDA, runtime_of, without_bf16
+from perf.cases.suite.rounds import compare, difference
+from perf.cases.suite.sessions import check_present, session
+from tests.paths import PHANTOM_CHECKPOINT
 
 # The very path of a GPU, on the machine that the tests run on.
 CUDA_ON_CPU = replace(CUDA, torch="cpu", provider="CPUExecutionProvider", image_batches=(1, 2))
@@ -44,14 +41,9 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def repositories(tmp_path_factory):
+def repositories(exported):
     """The phantom checkpoint in each precision."""
-    folder = tmp_path_factory.mktemp("exports")
-    exports = {}
-    for precision in ("fp32", "fp16", "int8"):
-        exports[precision] = copy_unexported(REPOSITORY, folder / precision)
-        export_medimageinsight(PHANTOM_CHECKPOINT, exports[precision], precision=precision)
-    return exports
+    return {precision: exported(precision) for precision in ("fp32", "fp16", "int8")}
 
 
 @pytest.fixture
@@ -128,7 +120,7 @@ def test_names_tell_what_serves_from_the_baselines():
         "OpenVINO as served bf16",
         "OnnxRuntime int8",
     ]
-    assert not any(name.startswith(OURS) for name in ("OpenVINO fp32", "PyTorch eager bf16"))
+    assert not any(name.startswith(tables.OURS) for name in ("OpenVINO fp32", "PyTorch eager bf16"))
 
 
 def test_bf16_is_measured_nowhere_on_a_cpu_without_it():
@@ -147,9 +139,9 @@ def test_texts_have_ten_real_tokens_each(repositories):
 
 def test_vectors_are_compared_with_the_first_calls():
     timings = compare({"a": lambda: np.array([[1.0, 0.0]]), "b": lambda: np.array([[0.6, 0.8]])}, rounds=3)
-    assert [len(timing.times_ms) for timing in timings.values()] == [3, 3]
-    assert (timings["a"].max_abs_difference, timings["a"].min_cosine) == (0, 1)
-    assert (timings["b"].max_abs_difference, timings["b"].min_cosine) == pytest.approx((0.8, 0.6))
+    assert [len(timing["times_ms"]) for timing in timings.values()] == [3, 3]
+    assert (timings["a"]["max_abs_difference"], timings["a"]["min_cosine"]) == (0, 1)
+    assert (timings["b"]["max_abs_difference"], timings["b"]["min_cosine"]) == pytest.approx((0.8, 0.6))
 
 
 def test_operation_counts_are_those_of_pytorchs_counter():
@@ -185,7 +177,7 @@ def test_matrix_rate_of_each_precision_is_its_operations_over_the_time_of_the_fa
 
 
 def test_floor_is_work_over_rate():
-    assert floor.floor_ms(615, 250) == pytest.approx(2460)
+    assert tables.floor_ms(615, 250) == pytest.approx(2460)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -328,16 +320,6 @@ def test_a_cuda_provider_that_does_not_load_is_refused(monkeypatch):
 
 def test_the_cpu_is_always_present():
     check_present(CPU)
-
-
-def test_results_are_on_disk_after_each_part(tmp_path):
-    results = Results(tmp_path / "results" / "run.json")
-    results.put("floor", fp32=1)
-    assert json.loads(results.path.read_text()) == {"floor": {"fp32": 1}}
-    results.put("encoders", text=2)
-    results.put("floor", int8=3)
-    assert json.loads(results.path.read_text()) == {"floor": {"fp32": 1, "int8": 3}, "encoders": {"text": 2}}
-    assert [path.name for path in results.path.parent.iterdir()] == ["run.json"]
 
 
 def test_a_repository_of_another_precision_is_refused_before_anything_is_measured(repositories):

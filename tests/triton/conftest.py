@@ -9,12 +9,11 @@ import tritonclient.grpc as grpc
 import tritonclient.http as http
 
 from medimage_export.cxrreportgen.export import export_cxrreportgen
-from medimage_export.medimageinsight.export import export_medimageinsight
 from medimage_export.repository import copy_unexported
 from medimage_server.errors import LaunchError
 from medimage_server.installation import find_triton
 from medimage_server.launcher import run_triton
-from tests.paths import PHANTOM_CHECKPOINT, REPORT_CHECKPOINT, REPOSITORY
+from tests.paths import REPORT_CHECKPOINT, REPOSITORY
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -34,10 +33,9 @@ def unexported(tmp_path_factory):
 
 
 @pytest.fixture(scope="package")
-def repository(unexported, tmp_path_factory):
+def repository(exported, tmp_path_factory):
     """The model repository with the phantom checkpoints exported into it."""
-    repository = shutil.copytree(unexported, tmp_path_factory.mktemp("exported") / "models")
-    export_medimageinsight(PHANTOM_CHECKPOINT, repository)
+    repository = shutil.copytree(exported("fp32"), tmp_path_factory.mktemp("exported") / "models")
     export_cxrreportgen(REPORT_CHECKPOINT, repository)
     return repository
 

@@ -14,12 +14,12 @@ import aiohttp
 import numpy as np
 import pytest
 
+from tests.amounts import amounts
 from tests.triton.commands import KEY, ask, metric, metrics_page, png, started, wait_until_idle
 from tests.triton.processes import resident_bytes
 
 MAX_REQUESTS = 8
 CALLERS = 4 * MAX_REQUESTS
-SECONDS = 15.0
 N_IMAGES, N_TEXTS = 12, 40
 MAX_ROWS = 12  # of a request
 PAUSE_S = 0.1  # of a caller who was refused: shorter than it was told, so that the load stays
@@ -107,7 +107,8 @@ class Callers:
                     self.wrong.append((name, n, error))
 
 
-async def test_saturated_endpoint_answers_every_row_right_and_refuses_the_rest(command, known):
+@pytest.mark.parametrize("seconds", amounts(3, 15))
+async def test_saturated_endpoint_answers_every_row_right_and_refuses_the_rest(command, known, seconds):
     port = command.score_port
     url = f"http://127.0.0.1:{port}/score"
     callers = Callers(known)
@@ -117,14 +118,14 @@ async def test_saturated_endpoint_answers_every_row_right_and_refuses_the_rest(c
         headers=headers, connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=60.0)
     ) as session:
 
-        async def load(seconds):
-            end = monotonic() + seconds
+        async def load(share):
+            end = monotonic() + share * seconds
             await asyncio.gather(*(callers.call(session, url, random.Random(n), end) for n in range(CALLERS)))
 
         before = await asyncio.to_thread(metrics_page, port)
-        await load(SECONDS / 3)
+        await load(1 / 3)
         warm_bytes = resident_bytes(worker)
-        await load(SECONDS * 2 / 3)
+        await load(2 / 3)
         growth_bytes = resident_bytes(worker) - warm_bytes
     after = await asyncio.to_thread(metrics_page, port)
 

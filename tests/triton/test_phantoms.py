@@ -3,13 +3,13 @@
 from io import BytesIO
 
 import numpy as np
+import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from medimage_client import MedImageInsight
 from medimage_export.phantoms import CAPTIONS, TEST_SEEDS, phantom
-
-DRAWINGS_PER_CAPTION = 10
+from tests.amounts import amounts
 
 
 def png(image):
@@ -18,8 +18,9 @@ def png(image):
     return file.getvalue()
 
 
-def test_zero_shot_finds_the_caption_of_unseen_phantoms(triton):
-    seeds = list(TEST_SEEDS)[:DRAWINGS_PER_CAPTION]
+@pytest.mark.parametrize("drawings_per_caption", amounts(2, 10))
+def test_zero_shot_finds_the_caption_of_unseen_phantoms(triton, drawings_per_caption):
+    seeds = list(TEST_SEEDS)[:drawings_per_caption]
     drawings = [png(phantom(caption, seed=seed).image) for caption in CAPTIONS for seed in seeds]
     truth = np.repeat(np.arange(len(CAPTIONS)), len(seeds))
     with MedImageInsight(triton.server.url) as client:

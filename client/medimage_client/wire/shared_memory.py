@@ -1,7 +1,7 @@
 """Large inputs to a Triton of this machine through its memory instead of a socket: `shared_memory=True`.
 
 A request then names a region of memory, and the server reads the image where the client put it. What that saves grows
-with the image; `perf/client_transport.py` measures it. Answers are at most 16 KB and travel as ever.
+with the image; `perf/cases/client_transport.py` measures it. Answers are at most 16 KB and travel as ever.
 
 A region is a file in /dev/shm that has a name only until the server has mapped it: whatever happens to the client, no
 file is left. It holds one tensor of one request at a time, and is used again after a good answer. After anything else

@@ -75,8 +75,9 @@ class TextTransformer(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.token_embedding = nn.Embedding(config.vocab_size, config.width)
-        self.positional_embedding = nn.Parameter(torch.randn(config.context_length, config.width) * 0.01)
+        # Without numbers until a checkpoint is loaded: random ones, on the meta device, import PyTorch's compiler, 4 s.
+        self.token_embedding = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.width), freeze=False)
+        self.positional_embedding = nn.Parameter(torch.empty(config.context_length, config.width))
         self.resblocks = nn.ModuleList(ResidualAttentionBlock(config.width, config.heads) for _ in range(config.layers))
         self.ln_final = LayerNorm(config.width)
 

@@ -248,6 +248,7 @@ def wide(tmp_path_factory):
     shutil.rmtree(folder)
 
 
+@pytest.mark.soak
 def test_memory_is_that_of_single_weights_not_of_the_checkpoint(wide, repository):
     """Memory of its own, without the pages of memory-mapped files, which the system takes back when it needs them."""
     size_kib = (wide / "model.safetensors").stat().st_size / 1024
