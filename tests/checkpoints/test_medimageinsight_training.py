@@ -20,7 +20,7 @@ from checkpoints.training.medimageinsight import (
 )
 from medimage_export.medimageinsight.checkpoint import find_checkpoint, random_model
 from medimage_export.medimageinsight.config import DaViTConfig, MedImageInsightConfig, TextConfig
-from medimage_export.medimageinsight.reference import ImageEncoderReference
+from medimage_export.medimageinsight.reference import ImageEncoderReference, UniCL
 from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_server.image_preprocessing import ImagePreprocessor, ImageSettings
 from tests.paths import PHANTOM_CHECKPOINT
