@@ -14,8 +14,8 @@ here is switched by it. A workaround can go when what shows the fault passes wit
 | late request | 2.51 | not known | none | text_tokenizer/config.pbtxt | perf/NOTES.md |
 
 Steps go on: the end of a call is not passed on to the steps of an ensemble that have begun, not even to one that still
-waits in a queue. So a call has a number, a parameter that Triton hands to every step. Who gives the call up leaves a
-file of that number in the run's folder.
+waits in a queue. So a call has a number, a parameter that Triton hands to every step. Who gives the call up, the
+endpoint or a model, leaves a file of that number in the run's folder.
 
 BLS loses codes: an error of a model that another model calls always has the code INTERNAL. It is told by its text.
 

@@ -19,7 +19,7 @@ from medimage_client.images.base64_text import encode_base64
 from medimage_client.wire.error_reader import not_triton, shared_memory_error, stream_error, triton_error, unified_error
 from medimage_client.wire.shared_memory import SharedMemory, tensor_size
 from medimage_client.wire.transport import Call, Outputs, read_object, read_to_end
-from medimage_client.wire.triton_workarounds import CANCELLED_STREAM, read_to_its_end
+from medimage_client.wire.triton_workarounds import CANCELLED_STREAM, drain_stream
 
 SCHEMES = ", ".join(f"{scheme}://" for scheme in DEFAULT_PORTS)
 SOCKET = "unix:"
@@ -164,7 +164,7 @@ class GrpcTransport(TritonTransport):
             async for result, error in responses:
                 if error is not None:
                     if CANCELLED_STREAM.is_in(self.version):
-                        await read_to_its_end(responses, self._rpc_error)
+                        await drain_stream(responses, self._rpc_error)
                     raise stream_error(error.message(), has_begun=has_begun)
                 has_begun = True
                 arrays = {name: result.as_numpy(name) for name in call.output_names}

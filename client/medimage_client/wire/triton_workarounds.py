@@ -6,7 +6,7 @@ A server that does not tell its version counts as faulty. When no Triton in use 
 | fault | seen in | fixed in | public issue | workaround |
 |---|---|---|---|---|
 | CANCELLED_CALL | 2.51 | 2.57 | server#7368, server#8034 | DeferredCancellation, DeferredTransport |
-| CANCELLED_STREAM | 2.51 | 2.59 | CVE-2025-23322 | read_to_its_end |
+| CANCELLED_STREAM | 2.51 | 2.59 | CVE-2025-23322 | drain_stream |
 | codes in streams | 2.51 | not known | none | the header triton_grpc_error is not sent |
 
 CANCELLED_CALL: Triton crashes where a gRPC call is cancelled just as it ends. The first bad input of many cancels the
@@ -146,7 +146,7 @@ class DeferredTransport:
             await self._transport.server_version()
 
 
-async def read_to_its_end(responses: AsyncIterator[object], rpc_error: type[Exception]) -> None:
+async def drain_stream(responses: AsyncIterator[object], rpc_error: type[Exception]) -> None:
     """Read on after the error of a stream."""
     with suppress(TimeoutError, rpc_error):
         async with asyncio.timeout(STREAM_END_S):

@@ -13,10 +13,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from medimage_client.schema.reports import PARAMETERS
-from medimage_server import bls, triton_workarounds
+from medimage_server import bls
 from medimage_server.errors import InferenceFailed, Unavailable, public_error, refusal
 from medimage_server.reports.periodic import Periodic
 from medimage_server.reports.streamed_answer import Caller
+from medimage_server.triton_workarounds import PARAMETER, file_of, models_folder, new_number
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class CollectedAnswers:
 
     def add(self, request: Any, parameters: Mapping[str, Any]) -> None:
         """Have a request answered, and return at once."""
-        caller, number = Caller(self._pb_utils, request), triton_workarounds.new_number()
+        caller, number = Caller(self._pb_utils, request), new_number()
         if len(self._waiting) >= self._max_requests:
             error = Unavailable(f"{self._max_requests} requests are waiting already; try again later")
             caller.finish(refusal(self._pb_utils, error))
@@ -62,11 +63,11 @@ class CollectedAnswers:
         self, number: int, request_id: str, tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any]
     ) -> None:
         try:
-            answer = self._collect(request_id, tensors, {**parameters, triton_workarounds.PARAMETER: number})
+            answer = self._collect(request_id, tensors, {**parameters, PARAMETER: number})
         except Exception as error:
             answer = refusal(self._pb_utils, public_error(self._pb_utils, error, request_id))
         self._waiting.pop(number).finish(answer)
-        file_of(number).unlink(missing_ok=True)
+        mark_of(number).unlink(missing_ok=True)
 
     def _collect(self, request_id: str, tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any]) -> Any:
         tensor = self._pb_utils.Tensor
@@ -92,13 +93,13 @@ class CollectedAnswers:
         for number, caller in list(self._waiting.items()):
             try:
                 if caller.is_cancelled():
-                    file_of(number).touch()
+                    mark_of(number).touch()
                     if number not in self._waiting:  # just answered, and its file was removed before it was made
-                        file_of(number).unlink(missing_ok=True)
+                        mark_of(number).unlink(missing_ok=True)
             except Exception as error:  # /dev/shm may be full; it is tried again, and the others have their turn
                 log.error("a cancellation could not be told: %s", type(error).__name__)
 
 
-def file_of(number: int) -> Path:
+def mark_of(number: int) -> Path:
     """Which tells the stream model that nobody waits for a call."""
-    return triton_workarounds.file_of(triton_workarounds.models_folder(), number)
+    return file_of(models_folder(), number)

@@ -1,7 +1,7 @@
 """The responses of `cxrreportgen_stream` to one request, which may be a call of `cxrreportgen`.
 
-Such a call has a number (`medimage_server.triton_workarounds`). It wants the end of an answer alone, and its errors
-named, because BLS loses their code (`medimage_server.bls`).
+Such a call has a number (why, `triton_workarounds.py` says). It wants the end of an answer alone, and its errors named,
+because BLS loses their code (`medimage_server.bls`).
 """
 
 import logging
@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from medimage_server import bls, triton_workarounds
+from medimage_server import bls
 from medimage_server.errors import public_error, refusal
 from medimage_server.reports.generator import FinishedReport
+from medimage_server.triton_workarounds import is_given_up, number_of
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class StreamedAnswer:
         self._pb_utils = pb_utils
         self._request_id, self._caller = request.request_id(), Caller(pb_utils, request)
         self._parameters = parameters
-        self._is_call = triton_workarounds.number_of(parameters) is not None
+        self._is_call = number_of(parameters) is not None
 
     def text(self, delta: str) -> None:
         if not self._is_call:
@@ -80,7 +81,7 @@ class StreamedAnswer:
         self._caller.finish(refusal(self._pb_utils, bls.with_name(public) if self._is_call else public))
 
     def is_cancelled(self) -> bool:
-        return self._caller.is_cancelled() or triton_workarounds.is_given_up(self._parameters)
+        return self._caller.is_cancelled() or is_given_up(self._parameters)
 
     def _response(self, **texts: str) -> Any:
         return self._pb_utils.InferenceResponse(

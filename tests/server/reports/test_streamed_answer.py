@@ -2,14 +2,15 @@
 
 import pytest
 
-from medimage_server import triton_workarounds
 from medimage_server.errors import InferenceFailed, InvalidInput
+from medimage_server.heartbeat import FOLDER_VARIABLE
 from medimage_server.reports.generator import FinishedReport
 from medimage_server.reports.streamed_answer import StreamedAnswer
+from medimage_server.triton_workarounds import PARAMETER, file_of
 from tests.python_backend_stand_in import Request
 from tests.server.reports.fake_triton import fake_triton
 
-CALL = {triton_workarounds.PARAMETER: 7}
+CALL = {PARAMETER: 7}
 REPORT = FinishedReport(output="[]", status="complete")
 
 
@@ -45,18 +46,18 @@ def test_call_gets_the_end_alone_and_its_errors_named():
 
 @pytest.mark.parametrize("strange", ["x", "", "7", 0.5, True, -7, None])
 def test_parameter_that_is_no_number_makes_no_call(strange):
-    answer, sender = streamed({triton_workarounds.PARAMETER: strange})
+    answer, sender = streamed({PARAMETER: strange})
     answer.text("Clear")
     assert [texts(response) for response in sender.sent] == [{"text_output": "Clear"}]
     assert not answer.is_cancelled()
 
 
 def test_call_is_cancelled_by_the_file_of_its_number_alone(monkeypatch, tmp_path):
-    monkeypatch.setenv(triton_workarounds.FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     answer, _ = streamed(CALL)
-    triton_workarounds.file_of(tmp_path, 8).touch()
+    file_of(tmp_path, 8).touch()
     assert not answer.is_cancelled()
-    triton_workarounds.file_of(tmp_path, 7).touch()
+    file_of(tmp_path, 7).touch()
     assert answer.is_cancelled()
 
 
