@@ -1,6 +1,7 @@
 """README.md and the pages of docs/: what can be checked of them without a server."""
 
 import importlib.util
+import pkgutil
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tests.paths import ROOT
 
 PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md")))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+FUNCTION = re.compile(r"`([a-z_]+(?:\.[A-Za-z_]+)+)`")  # or a class, as `module.Class.method`
 FETCHED = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src"}
 
 
@@ -68,6 +70,20 @@ def anchors(page: Path) -> set[str]:
     """Of a page's headings, as GitHub and MyST make them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_ways_of_an_image_and_of_a_report_name_functions_that_exist():
+    rooms = ("", "medimage_client.", "medimage_server.endpoint.", "medimage_server.")
+    names = [name for name in FUNCTION.findall(text_of("docs/architecture.md")) if not name.endswith(".py")]
+    assert len(names) > 40
+    assert [name for name in names if not any(exists(room + name) for room in rooms)] == []
+
+
+def exists(name: str) -> bool:
+    try:
+        return pkgutil.resolve_name(name) is not None
+    except (AttributeError, ImportError):
+        return False
 
 
 def test_api_reference_has_every_public_name():
