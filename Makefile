@@ -35,7 +35,7 @@ demo: $(VENV)/.runtime  ## the whole way on a real Triton, with the phantom chec
 # Tests of a file share fixtures, and those of tests/triton a server: tests/conftest.py groups them. Without bytecode on
 # the disk each of the hundreds of processes that they start would compile what it imports: four seconds for PyTorch.
 unexport PYTHONDONTWRITEBYTECODE
-test: $(VENV)/.dev  ## every test, on two cores
+test: $(VENV)/.dev  ## the tests, on two workers
 	MEDIMAGE_REQUIRE_TRITON=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder -m "not soak"
 
 test-soak: $(VENV)/.dev  ## the tests that take minutes, and the whole of those that `make test` does in part

@@ -56,7 +56,7 @@ def report(
 
     FRONTAL is the current frontal image. Boxes are x_min, y_min, x_max, y_max in fractions of the square that the model
     sees, the middle of the image. With --json the object has `output`, [[text, null or boxes], …] as Azure's endpoint
-    answers, and `status`: complete, truncated or malformed. A report that is not complete is told on standard error.
+    answers, and `status`: complete, truncated or malformed. If the report is not complete, standard error says so.
     """
     with (
         CXRReportGen(url, api_key=api_key) as client,
