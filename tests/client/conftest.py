@@ -1,4 +1,4 @@
-"""Clients of a Triton in memory."""
+"""Clients of a Triton in memory, and a scoring endpoint of this process."""
 
 import json
 
@@ -6,6 +6,8 @@ import pytest
 
 from medimage_client import AsyncMedImageInsight, MedImageInsight
 from tests.client.fake_triton import FakeTriton, grey, unit_vectors
+from tests.client.http_server import serving
+from tests.client.scoring_server import Endpoint, Handler
 
 
 @pytest.fixture
@@ -22,6 +24,17 @@ def client(triton):
 @pytest.fixture
 def async_client(triton):
     return AsyncMedImageInsight("grpc://unused", transport=triton)
+
+
+@pytest.fixture
+def endpoint():
+    return Endpoint()
+
+
+@pytest.fixture
+def server(endpoint):
+    with serving(type("EndpointHandler", (Handler,), {"endpoint": endpoint})) as url:
+        yield url
 
 
 @pytest.fixture

@@ -12,18 +12,7 @@ from medimage_client import CXRReportGen, MedImageInsight, errors
 from medimage_client.images.encoding import encode_image
 from tests.client.fake_reports import OUTPUT
 from tests.client.http_server import serving
-from tests.client.scoring_server import SCALING_FACTOR, Endpoint, Handler, event
-
-
-@pytest.fixture
-def endpoint():
-    return Endpoint()
-
-
-@pytest.fixture
-def server(endpoint):
-    with serving(type("EndpointHandler", (Handler,), {"endpoint": endpoint})) as url:
-        yield url
+from tests.client.scoring_server import SCALING_FACTOR, Handler, event
 
 
 @pytest.fixture

@@ -29,17 +29,6 @@ NOT_SCORING = "HTTP {} and a body that is not a scoring endpoint's; is this a sc
 
 
 @pytest.fixture
-def endpoint():
-    return Endpoint()
-
-
-@pytest.fixture
-def server(endpoint):
-    with serving(type("EndpointHandler", (Handler,), {"endpoint": endpoint})) as url:
-        yield url
-
-
-@pytest.fixture
 def client(server):
     with MedImageInsight(f"{server}/score", api_key=KEY, retries=0) as client:
         yield client

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import traceback
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from time import sleep
@@ -22,6 +21,7 @@ from medimage_client import CXRReportGen, errors
 from medimage_client.images.encoding import encode_image
 from tests.client.fake_reports import OUTPUT, PIECES
 from tests.client.full_shared_memory import MESSAGES as FULL_SHARED_MEMORY
+from tests.client.grpc_server import grpc_serving
 from tests.client.http_server import serving
 from tests.waiting import wait_until
 
@@ -150,12 +150,8 @@ def script():
 
 @pytest.fixture
 def grpc_url(script):
-    server = grpc.server(ThreadPoolExecutor(8))
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(GrpcStub(script), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield f"grpc://127.0.0.1:{port}"
-    server.stop(grace=None).wait()
+    with grpc_serving(GrpcStub(script)) as url:
+        yield url
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 
@@ -19,6 +18,7 @@ from medimage_client import MedImageInsight, errors
 from medimage_client.wire.error_reader import unified_error
 from medimage_client.wire.triton import Endpoint
 from tests.client.full_shared_memory import MESSAGES as FULL_SHARED_MEMORY
+from tests.client.grpc_server import grpc_serving
 from tests.client.http_server import serving
 
 FULL_QUEUE = ("UNAVAILABLE", 503, "in ensemble 'medimageinsight_text', Exceeds maximum queue size")
@@ -110,12 +110,8 @@ def script():
 
 @pytest.fixture
 def grpc_url(script):
-    server = grpc.server(ThreadPoolExecutor(8))
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(GrpcStub(script), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield f"grpc://127.0.0.1:{port}"
-    server.stop(grace=None).wait()
+    with grpc_serving(GrpcStub(script)) as url:
+        yield url
 
 
 @pytest.fixture

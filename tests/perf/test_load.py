@@ -2,16 +2,15 @@
 
 import json
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import grpc
 import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from perf.load import Load, load, triton_load
+from tests.client.grpc_server import grpc_serving
 
 ROWS = [{"image_features": [[float(n), 0.5]], "text_features": [float(n)]} for n in range(4)]
 
@@ -102,15 +101,9 @@ def test_a_failed_request_fails_the_load_of_a_triton():
         def ServerLive(self, request, context):
             return service_pb2.ServerLiveResponse(live=True)
 
-    server = grpc.server(ThreadPoolExecutor(2))
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(OnlyLive(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        with pytest.raises(RuntimeError, match=r"(\d+) of \1 requests failed: .*not implemented"):
-            triton_load(f"grpc://127.0.0.1:{port}", TO_TRITON, callers=1, seconds=1)
-    finally:
-        server.stop(None).wait()
+    failure = r"(\d+) of \1 requests failed: .*not implemented"
+    with grpc_serving(OnlyLive()) as url, pytest.raises(RuntimeError, match=failure):
+        triton_load(url, TO_TRITON, callers=1, seconds=1)
 
 
 def test_a_triton_that_is_not_there_fails_the_load():
