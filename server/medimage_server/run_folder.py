@@ -1,4 +1,4 @@
-"""A folder in /dev/shm for one run of a command, and the end of what a run leaves behind that was killed.
+"""A folder in /dev/shm for one run of a command, and the removal of what a killed run left behind.
 
 Beside it lie the regions of Triton's Python models, whose names begin with the folder's. They hold images and texts of
 the last requests. A run holds a lock on its folder for as long as one of its processes lives that can remove it; what

@@ -1,4 +1,4 @@
-"""Keep servers running: start them in order, watch all at once, start again what fails, and end them together."""
+"""Keep servers running: start them in order, watch all at once, restart what fails, and end them together."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager

@@ -1,4 +1,4 @@
-"""Faults of Triton, and what is done about them by its models and by who starts it.
+"""Faults of Triton, and what its models and its launcher do about them.
 
 The form is that of `medimage_client/wire/triton_workarounds.py`, where the faults are that a client meets. These cannot
 be there: they need the run's folder, or Triton's processes. A model inside Triton is not told its version, so nothing

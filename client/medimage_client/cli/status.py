@@ -1,4 +1,4 @@
-"""`medimage status`: whether an endpoint can be asked, what is behind it, and how much it has to do."""
+"""`medimage status`: whether an endpoint is ready, what is behind it, and how busy it is."""
 
 import asyncio
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The first step of Azure's image standardization, done by the client: `resize="client"`, which spares the network.
+"""The first step of Azure's image standardization, done by the client with `resize="client"`, so that less is sent.
 
 The server's profile `azure` makes a square of every image, by Pillow and in the file's own mode, before it goes on
 (`medimage_server/image_preprocessing.py`). Here that very step is done before sending. The server takes a square of the

@@ -1,4 +1,4 @@
-"""Studies to reports over one connection: a stream of pieces, which is given on or read to its end.
+"""Studies to reports over one connection: a stream of pieces, which is passed on or read to its end.
 
 Timeouts are seconds for one report, None for the connection's.
 """

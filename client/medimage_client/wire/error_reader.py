@@ -1,4 +1,4 @@
-"""What a server or a connection fails with, as one of our errors, whatever wire told it.
+"""Failures of a server or a connection as our errors, the same over every wire.
 
 Triton tells a failure by a code and a text, so here, and nowhere else, the text is read: what kind of failure it is,
 and which input it names. A scoring endpoint tells row and column beside its text.

@@ -1,4 +1,4 @@
-"""Large inputs to a Triton of this machine through its memory instead of a socket: `shared_memory=True`.
+"""Large inputs through shared memory instead of a socket, to a Triton on this machine: `shared_memory=True`.
 
 A request then names a region of memory, and the server reads the image where the client put it. What that saves grows
 with the image; `perf/cases/client_transport.py` measures it. Answers are at most 16 KB and travel as ever.

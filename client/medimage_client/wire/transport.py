@@ -1,4 +1,4 @@
-"""What a client needs of a connection, whatever the server speaks."""
+"""What a client needs of a connection, over whatever protocol."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing

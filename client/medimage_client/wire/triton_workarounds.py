@@ -1,4 +1,4 @@
-"""Faults of Triton, and what is done about them where a client meets them.
+"""Faults of Triton that a client meets, and what it does about them.
 
 The version that the server tells decides: a Triton that has a fault no more is asked as if there had never been one.
 A server that does not tell its version counts as faulty. When no Triton in use has a fault, its workaround can go.

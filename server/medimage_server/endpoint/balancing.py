@@ -1,4 +1,4 @@
-"""One transport over several Tritons: each call goes to the one that is ready and has the least to do."""
+"""One transport over several Tritons: each call goes to the ready one with the fewest calls in flight."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""Answers in the place of workers while there is none: a caller who is not answered would wait for minutes.
+"""Answers callers while there is no worker; without an answer they would wait for minutes.
 
 The parent holds the listening socket, from the beginning, so that nobody else takes the port while Triton starts.
 Connections rest in it until a worker takes them, which is right for the second in which one is started again, and wrong

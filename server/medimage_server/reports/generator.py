@@ -1,4 +1,4 @@
-"""FinishedReport requests to reports: what stands between a Triton adapter and the scheduler.
+"""Requests for reports to reports: what stands between a Triton adapter and the scheduler.
 
 A request becomes a prompt at once, so that what is wrong with it is said at once; its images are encoded shortly before
 a slot is free for it; its tokens become text as they are decoded; and the whole text is read for its findings.
