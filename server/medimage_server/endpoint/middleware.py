@@ -1,5 +1,5 @@
-"""What is done around every request: its id, the headers of Azure's inference server, one line of log and the numbers;
-and one whose end is not sure is refused."""
+"""Around every request: its id, the headers of Azure's inference server, one log line, the metrics; and the refusal of
+requests whose end is not clear."""
 
 import logging
 import re

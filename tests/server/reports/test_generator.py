@@ -1,4 +1,4 @@
-"""FinishedReport requests to text and findings, on a small random model, against PyTorch."""
+"""Requests for reports to text and findings, on a small random model, against PyTorch."""
 
 import queue
 
