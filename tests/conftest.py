@@ -16,6 +16,7 @@ from tests.paths import PHANTOM_CHECKPOINT, REPOSITORY, ROOT
 TRITON = ROOT / "tests" / "triton"
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in its own
 def pytest_collection_modifyitems(items):
     """One worker takes tests/triton, whose tests share a server, while others take the other files, each whole."""
     items.sort(key=lambda item: TRITON not in item.path.parents)
