@@ -32,7 +32,7 @@ GET_LIBPYTHON = { cd $(VENV) && apt-get download --quiet $(LIBPYTHON) && dpkg --
 demo: $(VENV)/.runtime  ## the whole way on a real Triton, with the phantom checkpoint
 	$(BIN)/python examples/demo.py
 
-# Tests of a file share fixtures, and those of tests/triton a server: tests/conftest.py groups them. Without bytecode on
+# One by one each worker gets the next test; tests/conftest.py has them begin with those of Triton. Without bytecode on
 # the disk each of the hundreds of processes that they start would compile what it imports: four seconds for PyTorch.
 unexport PYTHONDONTWRITEBYTECODE
 test: $(VENV)/.dev  ## the tests, on two workers

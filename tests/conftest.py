@@ -16,12 +16,9 @@ from tests.paths import PHANTOM_CHECKPOINT, REPOSITORY, ROOT
 TRITON = ROOT / "tests" / "triton"
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in its own
 def pytest_collection_modifyitems(items):
-    """One worker takes tests/triton, whose tests share a server, while others take the other files, each whole."""
+    """Tests of a real Triton go first, on each worker with a server of its own; many short ones end the run evenly."""
     items.sort(key=lambda item: TRITON not in item.path.parents)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("triton" if TRITON in item.path.parents else item.path.stem))
 
 
 @pytest.fixture(scope="session")
