@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from filelock import FileLock
+from xdist.scheduler import LoadScopeScheduling
 
 from medimage_export.medimageinsight.export import export_medimageinsight
 from medimage_export.repository import copy_unexported
@@ -16,8 +17,20 @@ from tests.paths import PHANTOM_CHECKPOINT, REPOSITORY, ROOT
 TRITON = ROOT / "tests" / "triton"
 
 
+class ByFile(LoadScopeScheduling):
+    """A worker gets a file whole, so that its fixtures are made once; those of a real Triton have one server."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "tests/triton" if file.startswith("tests/triton/") else file
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items):
-    """Tests of a real Triton go first, on each worker with a server of its own; many short ones end the run evenly."""
+    """The tests of a real Triton go first: they are the longest group."""
     items.sort(key=lambda item: TRITON not in item.path.parents)
 
 

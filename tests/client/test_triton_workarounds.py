@@ -219,9 +219,11 @@ class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):
         next(requests)
         left = Event()
         context.add_callback(left.set)
-        yield service_pb2.ModelStreamInferResponse(error_message="internal error")
-        left.wait(0.2)
-        self.ended.append("cancelled" if left.is_set() else "by itself")
+        try:
+            yield service_pb2.ModelStreamInferResponse(error_message="internal error")
+            left.wait(0.2)
+        finally:  # gRPC does not go on with a stream that was cancelled before it took this from us
+            self.ended.append("cancelled" if left.is_set() else "by itself")
 
 
 @pytest.fixture
