@@ -36,7 +36,7 @@ demo: $(VENV)/.runtime  ## the whole way on a real Triton, with the phantom chec
 # the disk each of the hundreds of processes that they start would compile what it imports: four seconds for PyTorch.
 unexport PYTHONDONTWRITEBYTECODE
 test: $(VENV)/.dev  ## the tests, on two workers
-	MEDIMAGE_REQUIRE_TRITON=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder -m "not soak"
+	MEDIMAGE_REQUIRE_TRITON=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder -m "not soak"
 
 test-soak: $(VENV)/.dev  ## the tests that take minutes, and the whole of those that `make test` does in part
 	MEDIMAGE_REQUIRE_TRITON=1 $(BIN)/python -m pytest -m soak

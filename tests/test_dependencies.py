@@ -44,7 +44,6 @@ NOT_IMPORTED = {
     "openvino": "named by its module, if it is there",
     "mypy": "a command",
     "ruff": "a command",
-    "pytest-xdist": "a plugin of pytest",
     "requests": "an example in the documentation imports it",
     "furo": "named in docs/conf.py",
     "myst-parser": "named in docs/conf.py",

@@ -50,7 +50,7 @@ def train_round(encoder: ImageEncoder, probe: Probe, examples: StudyExamples, pl
     """Train both in place."""
 
     def loss_of(step: int) -> Tensor:
-        return probe_loss(probe, encoder, *_augmented(examples, torch.randint(len(examples), (plan.batch,))))
+        return probe_loss(probe, encoder, *augmented(examples, torch.randint(len(examples), (plan.batch,))))
 
     optimise("image encoder", [*encoder.parameters(), *probe.parameters()], plan, loss_of, beta2=0.999)
 
@@ -127,7 +127,7 @@ def soft_coordinates(edges: Tensor) -> Tensor:
     return torch.softmax(-0.5 * (distance / SPREAD) ** 2, dim=-1)
 
 
-def _augmented(examples: StudyExamples, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def augmented(examples: StudyExamples, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Frontal views of the chosen studies, lateral ones at the end; each moved and exposed anew.
 
     Nothing is mirrored: left and right are part of a finding.

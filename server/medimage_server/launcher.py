@@ -13,7 +13,7 @@ from time import monotonic, sleep
 import grpc  # type: ignore[import-untyped]  # grpcio has no types
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from medimage_server import heartbeat
+from medimage_server import heartbeat, signals
 from medimage_server.errors import LaunchError
 from medimage_server.installation import cache_options, compose_backends, environment, find_triton, python_backends
 from medimage_server.listening import Ports, Sockets, choose_ports
@@ -97,6 +97,7 @@ class TritonServer:
         assert isinstance(self.listening, Ports)
         return self.listening
 
+    @signals.deferred()
     def is_ready(self) -> bool:
         """Whether it has loaded its models.
 
@@ -126,6 +127,7 @@ class TritonServer:
                 region.chmod(0o600)
         return True
 
+    @signals.deferred()
     def failure(self) -> str | None:
         """Why it does not serve any more, None while it does. Triton does not see a lost process of a model by itself,
         see triton_workarounds.py.
@@ -164,7 +166,8 @@ class TritonServer:
         finally:  # also on a second Ctrl-C
             self.kill()
             self.process.wait()
-            self._channel.close()
+            with signals.deferred():
+                self._channel.close()
             if isinstance(self.listening, Sockets):
                 self.listening.close()
             remove_regions(self._run.region_prefix)

@@ -4,6 +4,9 @@ import errno
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Hangups:
@@ -39,6 +42,28 @@ def end_on_signals() -> Hangups:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, hangups.note)
     return hangups
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """For what must not be left halfway: signals that would end the command are acted on at the end of the block.
+
+    Such is a call of gRPC's: a handler that raises within it leaves a channel that waits for ever when it is closed,
+    see https://github.com/grpc/grpc/issues/19973.
+    """
+    if threading.current_thread() is not threading.main_thread():  # handlers run in that one alone
+        yield
+        return
+    came: list[int] = []
+    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in ending}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for each in came:
+            signal.raise_signal(each)
 
 
 def has_terminal() -> bool:

@@ -86,7 +86,7 @@ def test_augmented_labels_and_boxes_move_with_the_image(examples, monkeypatch):
     """A box still encloses its labels when both have moved; nothing is mirrored."""
     torch.manual_seed(3)
     monkeypatch.setattr(report_image_encoder, "LATERAL_SHARE", 100)  # of 16 images none
-    _, labels, boxes = report_image_encoder._augmented(examples, torch.arange(16))
+    _, labels, boxes = report_image_encoder.augmented(examples, torch.arange(16))
     side = labels.shape[1]
     for image, moved in zip(labels, boxes, strict=True):
         for number in range(1, 1 + len(SENTENCES)):

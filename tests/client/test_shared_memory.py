@@ -87,14 +87,13 @@ async def test_region_has_no_name_any_more_when_it_is_used(memory, server):
         assert not list(shared_memory.FOLDER.iterdir())
 
 
-async def test_only_this_user_may_open_a_region(memory, server, monkeypatch):
+async def test_only_this_user_may_open_a_region(server):
     modes = []
 
     async def register(name, size):
         modes.append((shared_memory.FOLDER / name).stat().st_mode & 0o777)
 
-    monkeypatch.setattr(memory, "_register", register)
-    await hold(memory, 100)
+    await hold(SharedMemory(register, server.unregister), 100)
     assert modes == [0o600]
 
 
@@ -170,12 +169,12 @@ async def test_refused_registration_leaves_nothing_and_is_not_asked_for_again(me
     assert server.unregister_calls == 0
 
 
-async def test_registration_cut_short_leaves_no_file_and_is_taken_back(memory, server, monkeypatch):
+async def test_registration_cut_short_leaves_no_file_and_is_taken_back(server):
     async def register(name, size):
         await server.register(name, size)
-        await asyncio.sleep(10)
+        await asyncio.Event().wait()
 
-    monkeypatch.setattr(memory, "_register", register)
+    memory = SharedMemory(register, server.unregister)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
             await hold(memory, 100)

@@ -21,9 +21,9 @@ from medimage_client.wire import triton_workarounds
 from medimage_client.wire.transport import Call
 from medimage_client.wire.triton import Endpoint
 from medimage_client.wire.triton_workarounds import CANCELLED_CALL, CANCELLED_STREAM, DeferredTransport
+from tests.waiting import WAIT_S, until
 
 CALL = Call("medimageinsight_image", {}, (), {})
-WAIT_S = 10.0  # for what is bound to come
 
 
 class Calls:
@@ -94,9 +94,7 @@ async def test_call_that_does_not_end_is_cancelled_after_a_while(calls, monkeypa
     monkeypatch.setattr(triton_workarounds, "CANCEL_AFTER_S", 0.02)
     transport = DeferredTransport(calls)
     await cancelled_call(transport, calls)
-    async with asyncio.timeout(10):
-        while not calls.ended:
-            await asyncio.sleep(0.001)
+    await until(lambda: calls.ended)
     assert calls.ended == ["cancelled"]
 
 
@@ -242,12 +240,6 @@ def serve():
     yield serve
     for server in servers:
         server.stop(grace=None).wait()
-
-
-async def until(condition):
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def abandon_a_call(transport, triton):

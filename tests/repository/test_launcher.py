@@ -4,13 +4,20 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
+import grpc
 import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from medimage_export.repository import copy_unexported
 from medimage_server.endpoint.worker_pool import bound
@@ -22,8 +29,8 @@ from medimage_server.installation import (
     find_onnxruntime_backend,
     find_triton,
 )
-from medimage_server.launcher import run_triton
-from medimage_server.listening import choose_ports
+from medimage_server.launcher import TritonServer, run_triton
+from medimage_server.listening import Ports, choose_ports
 from medimage_server.model_repository import (
     ServedModels,
     check_complete,
@@ -315,3 +322,73 @@ def test_environment_puts_this_python_first_on_the_path(tmp_path, monkeypatch):
     install_triton(tmp_path / "triton", monkeypatch, "", "python")
     path = environment(find_triton())["PATH"]
     assert path.split(":")[0] == str(Path(sys.executable).parent)
+
+
+# ---- signals
+
+
+class Loading(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """A Triton that is there and not ready yet."""
+
+    def ServerLive(self, request, context):
+        return service_pb2.ServerLiveResponse(live=False)
+
+
+@pytest.fixture
+def loading_port():
+    server = grpc.server(ThreadPoolExecutor(2))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Loading(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield port
+    server.stop(grace=None).wait()
+
+
+@pytest.mark.parametrize("look", [TritonServer.is_ready, TritonServer.failure])
+def test_signal_at_any_moment_of_a_look_lets_the_server_be_closed(look, loading_port, monkeypatch):
+    """gRPC's channel waits for ever where an exception has come between its lines."""
+
+    class Signalled(Exception):
+        pass
+
+    def raise_signalled(*_):
+        raise Signalled
+
+    def signal_at_line(n):
+        def trace(frame, event, arg):
+            nonlocal n
+            n -= event == "line"
+            if n == 0 and event == "line":
+                signal.raise_signal(signal.SIGTERM)
+            return trace
+
+        return trace
+
+    def was_signalled(server, n):
+        try:
+            sys.settrace(signal_at_line(n))
+            look(server)
+        except Signalled:
+            return True
+        finally:
+            sys.settrace(None)
+        return False
+
+    before = signal.signal(signal.SIGTERM, raise_signalled)
+    try:
+        for n in count(10, 3):
+            process = subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE, start_new_session=True)
+            run = SimpleNamespace(path=None, region_prefix="none-of-this-name-")
+            served = SimpleNamespace(faults={}, configs={}, changed=list)
+            server = TritonServer(process, Ports("127.0.0.1", loading_port, 1, None), run, served, ["a"], None)
+            server.pid = process.pid
+            signalled = was_signalled(server, n)
+            closing = threading.Thread(target=server.close, daemon=True)
+            closing.start()
+            closing.join(10.0)
+            assert not closing.is_alive()
+            if not signalled:
+                break
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert n > 100  # of whose lines most are gRPC's

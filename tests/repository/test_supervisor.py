@@ -45,13 +45,13 @@ class Child:
 class Children:
     """Starts child processes, one after the other, and keeps what became of them."""
 
-    def __init__(self, *programs, breaks=False, ends=None, looks=0):
+    def __init__(self, *programs, breaks=False, ends=None, looks=(0,)):
         self.processes = []
         self.started_at = []
         self._programs = programs or (WAITS,)
         self._breaks = breaks  # the first one
         self._ends = [] if ends is None else ends
-        self._looks = looks
+        self._looks = looks  # of the first one, the second, and so on; then as the last one
 
     @contextmanager
     def run(self):
@@ -63,7 +63,8 @@ class Children:
         process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
         self.processes.append(process)
         try:
-            yield Child(process, self._breaks and len(self.processes) == 1, iter(range(self._looks)))
+            looks = self._looks[min(len(self.processes), len(self._looks)) - 1]
+            yield Child(process, self._breaks and len(self.processes) == 1, iter(range(looks)))
         finally:
             process.terminate()
             process.communicate(timeout=LIMIT_S)
@@ -129,22 +130,27 @@ def test_delays_double_up_to_a_bound_while_it_ends_or_cannot_be_started():
 
 
 def test_failures_of_a_service_that_ran_for_long_are_forgotten(clock):
-    server = Children(breaks=True)
-    service = Service("a server", server.run)
-    service._failures = 6
     said = []
+    failures = ["raise SystemExit(3)", None, None, "raise SystemExit(3)", "raise SystemExit(3)"]
+
+    def tell(line):
+        said.append(line)
+        if line == "a server is ready again":
+            clock[0] += HEALTHY_S + 1.0
+        if len(said) == 5:
+            raise Enough
+
+    service = Service("a server", Children(*failures).run)
     with running([service]), pytest.raises(Enough):
-        clock[0] += HEALTHY_S + 1.0
-        watch([service], restart=True, tell=tell_until("is ready again", said))
-    assert said[0] == "a server is broken; starting it again in 0.5 s"
+        watch([service], restart=True, tell=tell)
+    assert [line.rpartition(" in ")[2] for line in said] == ["0.5 s", "1 s", "2 s", "a server is ready again", "0.5 s"]
 
 
 def test_one_that_is_starting_keeps_no_other_from_being_started():
-    slow, ends = Children(WAITS, breaks=True, looks=0), Children(WAITS, WAITS, breaks=True)
+    slow, ends = Children(WAITS, breaks=True, looks=(0, 10**6)), Children(WAITS, WAITS, breaks=True)
     services = [Service("slow", slow.run), Service("fast", ends.run)]
     said = []
     with running(services), pytest.raises(Enough):
-        slow._looks = 10**6  # from the second start on
         watch(services, restart=True, tell=tell_until("fast is ready again", said))
     assert len(slow.processes) == 2
     assert not any("slow is ready" in line for line in said)

@@ -19,6 +19,7 @@ from medimage_server.endpoint import http_protocol
 from medimage_server.endpoint.acceptor import Acceptor, mark_authenticated, network_of
 from medimage_server.endpoint.http_protocol import HttpProtocol
 from medimage_server.endpoint.responses import Refusal
+from tests.waiting import until
 
 WAIT_S = 10.0
 KEEP_ALIVE_S = 20
@@ -109,7 +110,8 @@ def test_accepting_that_ends_at_any_moment_leaves_no_connection_to_wait_for(run)
             await asyncio.wait([accepting])
             for connection in list(state.connections):  # as uvicorn's shutdown
                 connection.shutdown()
-            await asyncio.sleep(0.05)
+            with suppress(TimeoutError):
+                await until(lambda: not state.connections, within=1.0)
             return len(state.connections)
 
     async def of_each_moment():

@@ -20,10 +20,12 @@ from medimage_client.errors import (
 )
 from medimage_client.wire import triton_workarounds
 from medimage_client.wire.transport import Call
+from medimage_client.wire.triton import Endpoint
 from medimage_server.endpoint import balancing, metrics
 from medimage_server.endpoint.balancing import SILENT_CHECKS, BalancedTransport
 from medimage_server.heartbeat import FOLDER_VARIABLE
 from medimage_server.triton_workarounds import PARAMETER, is_given_up
+from tests.waiting import soon, until
 
 TEXTS = Call("medimageinsight_text", {}, (), {})
 REPORT = Call("cxrreportgen_stream", {}, (), {}, decoupled=True)
@@ -34,8 +36,9 @@ BOTH = ("medimageinsight", "cxrreportgen")
 class Triton:
     """A Transport that answers with its name, when `answers` is set. `failures` are raised first, one a call."""
 
-    def __init__(self, name, *failures, ready=BOTH, responses=3, breaks=None, tells="2.51.0"):
+    def __init__(self, name, *failures, url=None, ready=BOTH, responses=3, breaks=None, tells="2.51.0"):
         self.name = name
+        self.url = url or f"grpc://{name}:1"
         self.failures = list(failures)
         self.ready = ready  # deployments; an exception; None is silence
         self.responses = responses
@@ -112,12 +115,12 @@ async def balance(monkeypatch):
     monkeypatch.setattr(balancing, "CHECK_LIMIT_S", 0.02)
 
     async def balance(*tritons, slots=4, deployments=BOTH):
-        by_address = {f"{triton.name}:1": triton for triton in tritons}
+        by_address = {Endpoint.parse(triton.url).address: triton for triton in tritons}
         monkeypatch.setattr(
             "medimage_client.wire.triton.Endpoint.connect",
             lambda endpoint, *, shared_memory: by_address[endpoint.address],
         )
-        transport = BalancedTransport([f"grpc://{address}" for address in by_address], deployments, slots=slots)
+        transport = BalancedTransport([triton.url for triton in tritons], deployments, slots=slots)
         await transport.open()
         return transport
 
@@ -132,12 +135,6 @@ async def ask(transport, call=TEXTS):
 async def read(transport, call=STREAM):
     async with aclosing(transport.stream(call, timeout=9.0)) as responses:
         return [outputs["name"].item() async for outputs in responses]
-
-
-async def soon():
-    """Let what can go on go on."""
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 async def test_calls_go_to_the_triton_with_the_least_to_do(balance):
@@ -437,11 +434,9 @@ async def test_closing_waits_for_a_call_that_is_left_alone(balance):
 
 
 async def test_cancelled_call_for_images_is_told_to_the_models_behind_a_socket(balance, monkeypatch, tmp_path):
-    triton = Triton("a")
+    (tmp_path / "grpc:1").touch()
+    triton = Triton("a", url=f"unix:{tmp_path}/grpc:1")
     transport = await balance(triton)
-    (backend,) = transport.backends
-    backend._socket = tmp_path / "grpc:1"
-    backend._socket.touch()
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     triton.answers.clear()
     asked = asyncio.create_task(transport.infer(Call("medimageinsight_image", {}, (), {"a": 1}), timeout=9.0))
@@ -471,9 +466,8 @@ async def test_cancelled_callers_who_wait_for_a_slot_are_gone_at_once_and_never_
         task.cancel()
     await asyncio.wait(asked)
     assert len(asyncio.all_tasks()) - at_rest == (2 if call is TEXTS else 0)  # those that Triton works on
-    await asyncio.sleep(1.0)
+    await until(lambda: len(asyncio.all_tasks()) == at_rest)
     assert a.calls == 2
-    assert len(asyncio.all_tasks()) == at_rest
     a.answers.set()
     asked = [asyncio.wait_for(ask(transport, TEXTS), 1.0) for _ in range(2)]
     assert await asyncio.gather(*asked) == ["a"] * 2  # both slots are free

@@ -11,6 +11,7 @@ from medimage_server.endpoint import body as body_module
 from medimage_server.endpoint.admission import Memory
 from medimage_server.endpoint.body import Body
 from medimage_server.endpoint.responses import ClientGone, Refusal
+from tests.waiting import soon
 
 JSON = {"content-type": "application/json"}
 
@@ -73,7 +74,7 @@ async def test_parts_become_the_body(body, memory, parts, states_its_size):
 async def test_stated_size_is_counted_before_the_body_comes(body, memory):
     with body(Sender(b"x" * 10, then="stall"), **stating(90)) as one:
         reading = asyncio.create_task(one.read())
-        await asyncio.sleep(0.01)
+        await soon()
         assert memory.held_bytes == 90
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -157,12 +157,15 @@ async def test_failure_after_the_beginning_of_an_answer_ends_the_connection_with
 
 
 async def test_cancelled_request_is_logged_too():
+    has_begun = asyncio.Event()
+
     async def waits(scope, receive, send):
+        has_begun.set()
         await asyncio.Event().wait()
 
     asked = caller(waits)
     asking = asyncio.create_task(asked.ask(path="/score"))
-    await asyncio.sleep(0.01)
+    await has_begun.wait()
     asking.cancel()
     await asyncio.wait([asking])
     assert [entry.status for entry in asked.log.entries] == [0]

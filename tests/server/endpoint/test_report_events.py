@@ -15,6 +15,7 @@ from medimage_server.endpoint import report_events as module
 from medimage_server.endpoint.report_events import event, report_events, with_comments
 from tests.client.fake_reports import OUTPUT, PIECES, TEXT, FakeReports, sent
 from tests.client.fake_triton import grey
+from tests.waiting import soon
 
 CONCURRENCY = 4
 
@@ -197,7 +198,7 @@ async def test_closing_early_ends_a_caller_who_read_slower_than_it_was_written(r
     events = events_of(reports, study(), study())
     for _ in range(read_before):
         await anext(events)
-    await asyncio.sleep(0.05)  # all that may wait, waits
+    await soon()  # all that may wait, waits
     async with asyncio.timeout(2.0):
         await events.aclose()
     assert reports.closed_early == 2
@@ -217,7 +218,7 @@ async def test_rows_wait_for_a_slow_reader(monkeypatch):
 
     events = events_of(Counting(pieces=["x"] * 100), study())
     await anext(events)
-    await asyncio.sleep(0.05)
+    await soon()
     assert written <= 1 + 8 + 1
     assert len([part async for part in events]) == 99 + 2  # with row and end
     assert written == 100

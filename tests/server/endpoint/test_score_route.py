@@ -21,6 +21,7 @@ from medimage_server.endpoint.scoring import CALLS_PER_REQUEST
 from tests.client.fake_reports import OUTPUT, PIECES, FakeReports
 from tests.client.fake_triton import SCALING_FACTOR, FakeTriton, grey, unit_vectors
 from tests.server.endpoint.asgi import JSON, Tritons, running
+from tests.waiting import soon, until
 
 KEY = "key-of-the-endpoint"
 SSE = JSON | {"accept": "text/event-stream"}
@@ -62,12 +63,6 @@ def at_rest():
     """Whether nothing of a request is held any more."""
     names = ("medimage_endpoint_in_flight", "medimage_endpoint_in_flight_bytes")
     return [metrics.value(name) for name in names] == [0, 0]
-
-
-async def until(condition):
-    async with asyncio.timeout(5.0):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 def events_of(answer):
@@ -600,7 +595,7 @@ async def test_caller_who_hangs_up_without_reading_ends_the_stream(monkeypatch):
 
         asking = asyncio.create_task(caller.ask(body=STUDY, headers=SSE, hang_up=hang_up, on_part=on_part))
         await begun.wait()
-        await asyncio.sleep(0.02)
+        await soon()  # it writes what it may
         hang_up.set()
         await asyncio.wait([asking], timeout=2.0)
         assert asking.done()

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import os
 import signal
 import socket
+import sys
 from contextlib import closing
 from dataclasses import asdict, replace
 from http.client import HTTPConnection
@@ -20,6 +22,7 @@ from medimage_server.errors import LaunchError
 from medimage_server.model_repository import Export
 from medimage_server.supervisor import running
 from tests.server.endpoint.asgi import SETTINGS
+from tests.waiting import until
 
 FULL = replace(
     SETTINGS,
@@ -112,23 +115,30 @@ def test_requests_that_are_no_http_write_no_log(tmp_path, capfd):
     assert "uvicorn" not in capfd.readouterr().err
 
 
-async def test_signal_leaves_the_loop_that_it_interrupts_alone():
+async def test_signal_leaves_the_loop_that_it_interrupts_alone(monkeypatch):
     """Else the request whose timer is being set is lost."""
+
+    async def application(scope, receive, send):
+        pytest.fail("nobody asked")
+
     loop, monitoring = asyncio.get_running_loop(), SimpleNamespace(is_draining=False)
-    server = WorkerServer(
-        uvicorn.Config(app=None),
-        monitoring,
-        drain_delay_s=0.0,
-        beat_fd=-1,
-        read_keys=pytest.fail,
-        make_context=pytest.fail,
-    )
-    server.started, server._loop = True, loop
-    timers = list(loop._scheduled)
-    server.handle_exit(signal.SIGTERM, None)
-    assert loop._scheduled == timers
-    assert not server.should_exit
-    async with asyncio.timeout(5.0):
-        while not server.should_exit:
-            await asyncio.sleep(0.001)
-    assert monitoring.is_draining
+    stdin, parent = os.pipe()
+    with open(stdin) as stdin, open(parent, "w"), open(os.devnull, "wb") as beats, bound("127.0.0.1", 0) as listener:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        server = WorkerServer(
+            uvicorn.Config(app=application, lifespan="off", log_config=None),
+            monitoring,
+            drain_delay_s=0.0,
+            beat_fd=beats.fileno(),
+            read_keys=pytest.fail,
+            make_context=lambda: None,
+        )
+        serving = asyncio.create_task(server.serve([listener]))
+        await until(lambda: server.started)
+        with monkeypatch.context() as interrupted:
+            for name in ("call_soon", "call_later", "call_at"):
+                interrupted.setattr(loop, name, lambda *args: pytest.fail("the loop is not to be touched"))
+            server.handle_exit(signal.SIGTERM, None)
+        assert not monitoring.is_draining
+        await asyncio.wait_for(serving, 5.0)
+        assert monitoring.is_draining

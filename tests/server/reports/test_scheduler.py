@@ -3,11 +3,13 @@
 import queue
 import threading
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from medimage_server.errors import Cancelled, InferenceFailed, InvalidInput, Unavailable
+from medimage_server.reports import scheduler as module
 from medimage_server.reports.scheduler import PREPARED_AHEAD, Job, Scheduler
 from medimage_server.reports.settings import LongRope
 
@@ -431,23 +433,33 @@ def test_failed_preparations_end_while_all_slots_are_taken_and_the_next_are_prep
         good.expect_whole_answer()
 
 
-def test_close_is_heard_whenever_it_comes():
+def test_close_is_heard_whenever_it_comes(monkeypatch):
     """Also between the thread's look at what there is to do and its wait for more."""
+    wakes, may_close, has_closed = [], threading.Event(), threading.Event()
 
     class ClosedBeforeCleared(threading.Event):
+        def __init__(self):
+            super().__init__()
+            wakes.append(self)
+
         def clear(self):
-            if not closing.ident:
+            if may_close.is_set() and not closing.ident:
                 closing.start()
                 assert self.wait(WAIT_S)
             super().clear()
 
+    def close():
+        scheduler.close()
+        has_closed.set()
+
+    monkeypatch.setattr(module, "threading", SimpleNamespace(**vars(threading) | {"Event": ClosedBeforeCleared}))
     scheduler = Scheduler(FakeDecoder(), embed, max_queue=1, time_limit_s=WAIT_S, prefill_chunk=4)
-    closing = threading.Thread(target=scheduler.close)
-    idle, scheduler._wake = scheduler._wake, ClosedBeforeCleared()
-    idle.set()
-    scheduler._thread.join(WAIT_S / 5)
-    was_heard = not scheduler._thread.is_alive()
-    scheduler._wake.set()
+    closing = threading.Thread(target=close)
+    may_close.set()
+    (wake,) = wakes
+    wake.set()
+    was_heard = has_closed.wait(WAIT_S / 5)
+    wake.set()
     closing.join(WAIT_S)
     assert was_heard
 
