@@ -32,8 +32,8 @@ GET_LIBPYTHON = { cd $(VENV) && apt-get download --quiet $(LIBPYTHON) && dpkg --
 demo: $(VENV)/.runtime  ## the whole way on a real Triton, with the phantom checkpoint
 	$(BIN)/python examples/demo.py
 
-# One by one each worker gets the next test; tests/conftest.py has them begin with those of Triton. Without bytecode on
-# the disk each of the hundreds of processes that they start would compile what it imports: four seconds for PyTorch.
+# tests/conftest.py says what a worker gets. Without bytecode on the disk each of the hundreds of processes that they
+# start would compile what it imports: four seconds for PyTorch.
 unexport PYTHONDONTWRITEBYTECODE
 test: $(VENV)/.dev  ## the tests, on two workers
 	MEDIMAGE_REQUIRE_TRITON=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder -m "not soak"
