@@ -13,7 +13,7 @@ from time import monotonic, sleep
 import grpc  # type: ignore[import-untyped]  # grpcio has no types
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from medimage_server import heartbeat, signals
+from medimage_server import heartbeat, signals, versions
 from medimage_server.errors import LaunchError
 from medimage_server.installation import cache_options, compose_backends, environment, find_triton, python_backends
 from medimage_server.listening import Ports, Sockets, choose_ports
@@ -113,6 +113,9 @@ class TritonServer:
             # it listens when all models have been loaded or have failed
             if not self._triton.ServerLive(service_pb2.ServerLiveRequest(), timeout=ANSWER_S).live:
                 return False
+            versions.check_triton(
+                self._triton.ServerMetadata(service_pb2.ServerMetadataRequest(), timeout=ANSWER_S).version
+            )
             if not self.listening.is_open():  # gRPC comes first, HTTP and metrics a moment later
                 return False
             self._find_loaded()
@@ -223,6 +226,7 @@ def spawn_triton(
     installation = find_triton()
     models = served.unchanged()
     check_served(models, served.configs, installation.backends)
+    versions.check_onnxruntime()
     with ExitStack() as stack:
         scratch = stack.enter_context(scratch_folder(run))
         backends = compose_backends(installation, scratch)

@@ -11,6 +11,7 @@ import sys
 import threading
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -324,28 +325,57 @@ def test_environment_puts_this_python_first_on_the_path(tmp_path, monkeypatch):
     assert path.split(":")[0] == str(Path(sys.executable).parent)
 
 
-# ---- signals
+# ---- a Triton that is there
 
 
-class Loading(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """A Triton that is there and not ready yet."""
+class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Answers as far as a look at it goes."""
+
+    is_live = False
+    version = "2.51.0"
 
     def ServerLive(self, request, context):
-        return service_pb2.ServerLiveResponse(live=False)
+        return service_pb2.ServerLiveResponse(live=self.is_live)
+
+    def ServerMetadata(self, request, context):
+        return service_pb2.ServerMetadataResponse(name="triton", version=self.version)
 
 
 @pytest.fixture
-def loading_port():
-    server = grpc.server(ThreadPoolExecutor(2))
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Loading(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield port
-    server.stop(grace=None).wait()
+def triton():
+    return Triton()
+
+
+@pytest.fixture
+def launch(triton):
+    """Make what has started `triton`, over a process that does nothing."""
+    listener = grpc.server(ThreadPoolExecutor(2))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(triton, listener)
+    port = listener.add_insecure_port("127.0.0.1:0")
+    listener.start()
+
+    def launch():
+        process = subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE, start_new_session=True)
+        run = SimpleNamespace(path=None, region_prefix="none-of-this-name-")
+        served = SimpleNamespace(faults={}, configs={}, changed=list)
+        server = TritonServer(process, Ports("127.0.0.1", port, port, None), run, served, ["a"], None)
+        server.pid = process.pid
+        return server
+
+    yield launch
+    listener.stop(grace=None).wait()
+
+
+def test_triton_that_is_too_old_is_refused_as_soon_as_it_answers(triton, launch):
+    with closing(launch()) as server:
+        assert not server.is_ready()
+        triton.is_live, triton.version = True, "2.45.0"
+        with pytest.raises(LaunchError, match=r"^this is Triton 2\.45\.0; expected 2\.51 "):
+            server.is_ready()
 
 
 @pytest.mark.parametrize("look", [TritonServer.is_ready, TritonServer.failure])
-def test_signal_at_any_moment_of_a_look_lets_the_server_be_closed(look, loading_port, monkeypatch):
+def test_signal_at_any_moment_of_a_look_lets_the_server_be_closed(look, launch):
     """gRPC's channel waits for ever where an exception has come between its lines."""
 
     class Signalled(Exception):
@@ -377,11 +407,7 @@ def test_signal_at_any_moment_of_a_look_lets_the_server_be_closed(look, loading_
     before = signal.signal(signal.SIGTERM, raise_signalled)
     try:
         for n in count(10, 3):
-            process = subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE, start_new_session=True)
-            run = SimpleNamespace(path=None, region_prefix="none-of-this-name-")
-            served = SimpleNamespace(faults={}, configs={}, changed=list)
-            server = TritonServer(process, Ports("127.0.0.1", loading_port, 1, None), run, served, ["a"], None)
-            server.pid = process.pid
+            server = launch()
             signalled = was_signalled(server, n)
             closing = threading.Thread(target=server.close, daemon=True)
             closing.start()
