@@ -9,24 +9,28 @@ with CXRReportGen("grpc://localhost:8001") as client:
     report = client.report("frontal.png", lateral="lateral.png", indication="Cough")  # findings with boxes
 """
 
-from medimage_client.async_client import AsyncCXRReportGen, AsyncMedImageInsight
-from medimage_client.client import CXRReportGen, MedImageInsight, ReportStream
-from medimage_client.errors import (
-    InvalidInput,
-    MedImageError,
-    MissingExtra,
-    NotFound,
-    NotReady,
-    RequestTimeout,
-    ResponseError,
-    ServerError,
-    SharedMemoryError,
-    TransportError,
-    Unavailable,
-)
-from medimage_client.reports.finding import Box, Finding
-from medimage_client.reports.report import Report
-from medimage_client.reports.stream import AsyncReportStream
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from medimage_client.async_client import AsyncCXRReportGen, AsyncMedImageInsight
+    from medimage_client.client import CXRReportGen, MedImageInsight, ReportStream
+    from medimage_client.errors import (
+        InvalidInput,
+        MedImageError,
+        MissingExtra,
+        NotFound,
+        NotReady,
+        RequestTimeout,
+        ResponseError,
+        ServerError,
+        SharedMemoryError,
+        TransportError,
+        Unavailable,
+    )
+    from medimage_client.reports.finding import Box, Finding
+    from medimage_client.reports.report import Report
+    from medimage_client.reports.stream import AsyncReportStream
 
 __all__ = [
     "AsyncCXRReportGen",
@@ -50,3 +54,15 @@ __all__ = [
     "TransportError",
     "Unavailable",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Names load with their first use: Triton's processes, which need a constant, would import every client."""
+        modules = ("errors", "reports.finding", "reports.report", "reports.stream", "client", "async_client")
+        if name in __all__:
+            for module in modules:
+                found = getattr(import_module(f"{__name__}.{module}"), name, None)
+                if found is not None:
+                    return globals().setdefault(name, found)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

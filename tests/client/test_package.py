@@ -25,3 +25,15 @@ def test_every_exception_is_in_the_tree_of_the_docstring():
     classes = [value for value in vars(errors).values() if isinstance(value, type)]
     assert all(issubclass(error, errors.MedImageError) for error in classes)
     assert all(error.__name__ in errors.__doc__ for error in classes)
+
+
+def test_constants_of_the_client_are_had_without_its_clients():
+    """Each process of Triton's Python models reads some, and is started again after each hostile image."""
+    program = (
+        "import sys, medimage_client, medimage_client.constants\n"
+        "print([name for name in ('asyncio', 'ssl', 'numpy', 'medimage_client.wire') if name in sys.modules])\n"
+        "print([name for name in medimage_client.__all__ if not hasattr(medimage_client, name)])\n"
+        "print(hasattr(medimage_client, 'Triton'))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines() == ["[]", "[]", "False"]
