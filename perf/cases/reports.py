@@ -25,7 +25,7 @@ from medimage_export.cxrreportgen.checkpoint import RandomTensors, expected_shap
 from medimage_export.cxrreportgen.config import PHI3_MINI, CXRReportGenConfig, DecoderConfig, read_config
 from medimage_export.cxrreportgen.decoder_graph import write_decoder
 from medimage_export.cxrreportgen.image_encoder import ImageEncoder
-from medimage_export.cxrreportgen.image_graph import trace_image_encoder
+from medimage_export.cxrreportgen.image_graph import write_vision_encoder
 from medimage_server.reports.decoder import Decoder
 from medimage_server.reports.scheduler import Ending, Job, Scheduler
 from perf import tables
@@ -137,7 +137,7 @@ def fill(decoder: Decoder, studies: int, context: int) -> None:
 
 def image_encoder(config: CXRReportGenConfig, folder: Path) -> float:
     """Seconds of the image encoder for one image; the median of three."""
-    trace_image_encoder(ImageEncoder(config).eval(), folder / "model.onnx")
+    write_vision_encoder(ImageEncoder(config).eval().requires_grad_(False), folder / "model.onnx", precision="fp32")
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     pixels = np.zeros((1, config.vision.image_size, config.vision.image_size), np.uint8)
     session.run(None, {"pixels": pixels})

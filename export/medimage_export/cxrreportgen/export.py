@@ -1,6 +1,5 @@
 """CXRReportGen / MAIRA-2: checkpoint folder -> what Triton serves, checked before it is put in place."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -35,7 +34,7 @@ from medimage_export.cxrreportgen.decoder_parity import (
     compare_decoder,
 )
 from medimage_export.cxrreportgen.image_encoder import ImageEncoder
-from medimage_export.cxrreportgen.image_graph import trace_image_encoder
+from medimage_export.cxrreportgen.image_graph import write_vision_encoder
 from medimage_export.cxrreportgen.int4 import QuantizedTensors
 from medimage_export.cxrreportgen.tokenizer import byte_tokenizer, read_tokenizer
 from medimage_export.parity import Bound, Feed, ParityRow, check_parity, compare, truths
@@ -162,14 +161,11 @@ def parity_prompts(
 
 def _export_image_encoder(encoder: ImageEncoder, path: Path, precision: Precision) -> list[ParityRow]:
     truth = truths(encoder, encoder.OUTPUTS, _image_feeds(encoder.config))
-    exported = encoder
-    if precision == "fp16":
-        exported = copy.deepcopy(encoder)
-        exported.vision_tower.half(), exported.multi_modal_projector.half()  # not the normalisation before them
-    trace_image_encoder(exported, path)
+    written = "fp16" if precision == "fp16" else "fp32"
+    write_vision_encoder(encoder, path, precision=written)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     rows = compare("cxr_image_encoder", truth, session)
-    check_parity(rows, "fp16" if precision == "fp16" else "fp32", IMAGE_BOUNDS[precision])
+    check_parity(rows, written, IMAGE_BOUNDS[precision])
     return rows
 
 

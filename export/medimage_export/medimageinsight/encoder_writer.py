@@ -88,6 +88,14 @@ class EncoderWriter(OnnxWriter):
     def add(self, x: str, y: str) -> str:
         return self.node("Add", [x, y], f"{y}/added")
 
+    def layer_norm(self, x: str, name: str, norm: nn.LayerNorm) -> str:
+        """Over the last axis; its statistics are float32 in every precision, which is the operator's default."""
+        parameters = [self.vector(f"{name}.weight", norm.weight), self.vector(f"{name}.bias", norm.bias)]
+        return self.node("LayerNormalization", [x, *parameters], name, axis=-1, epsilon=norm.eps)
+
+    def gelu(self, x: str) -> str:
+        return self.node("Gelu", [x], f"{x}/gelu")
+
     def quantized(self, x: str, layer: str) -> Quantized:
         """`x` in 8 bits, as the input of `layer`."""
         found = self.integer_layers[layer]

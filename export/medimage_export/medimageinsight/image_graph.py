@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import numpy as np
 from onnx import TensorProto
-from torch import nn
 
 from medimage_export.medimageinsight.config import DaViTConfig
 from medimage_export.medimageinsight.davit import (
@@ -129,14 +128,6 @@ class ImageEncoderWriter(EncoderWriter):
         normed, net = self.layer_norm(x, f"{name}.ffn.norm", module.ffn.norm), module.ffn.fn.net
         hidden = self.mlp(normed, (f"{name}.ffn.fn.net.fc1", net.fc1), self.gelu, (f"{name}.ffn.fn.net.fc2", net.fc2))
         return self.add(x, hidden)
-
-    def layer_norm(self, x: str, name: str, norm: nn.LayerNorm) -> str:
-        """Over the last axis; its statistics are float32 in every precision, which is the operator's default."""
-        parameters = [self.vector(f"{name}.weight", norm.weight), self.vector(f"{name}.bias", norm.bias)]
-        return self.node("LayerNormalization", [x, *parameters], name, axis=-1, epsilon=norm.eps)
-
-    def gelu(self, x: str) -> str:
-        return self.node("Gelu", [x], f"{x}/gelu")
 
     def depthwise_residual(self, x: str, name: str, module: DepthwiseConv, grid: TokenGrid) -> str:
         """x + DWConv(x) as one convolution."""

@@ -25,8 +25,8 @@ class UniCL(nn.Module):
         text_dim = config.text.width
         self.image_encoder = DaViT(config.image)
         self.lang_encoder = TextTransformer(config.text)
-        self.image_projection = nn.Parameter(torch.randn(image_dim, config.projection_dim) * image_dim**-0.5)
-        self.lang_projection = nn.Parameter(torch.randn(text_dim, config.projection_dim) * text_dim**-0.5)
+        self.image_projection = nn.Parameter(nn.init.xavier_uniform_(torch.empty(image_dim, config.projection_dim)))
+        self.lang_projection = nn.Parameter(nn.init.xavier_uniform_(torch.empty(text_dim, config.projection_dim)))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # exp() of it multiplies cosines
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.in_proj_weight = nn.Parameter(torch.randn(3 * width, width) * width**-0.5)
+        self.in_proj_weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(3 * width, width)))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 
@@ -75,7 +75,7 @@ class TextTransformer(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        # Without numbers until a checkpoint is loaded: random ones, on the meta device, import PyTorch's compiler, 4 s.
+        # Without numbers until a checkpoint is loaded: normal ones, on the meta device, import PyTorch's compiler, 4 s.
         self.token_embedding = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.width), freeze=False)
         self.positional_embedding = nn.Parameter(torch.empty(config.context_length, config.width))
         self.resblocks = nn.ModuleList(ResidualAttentionBlock(config.width, config.heads) for _ in range(config.layers))
