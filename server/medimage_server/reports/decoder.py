@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from medimage_server import cuda
 from medimage_server.exported import exported_file
 from medimage_server.onnx_settings import open_session
 from medimage_server.reports.constraint import Logits
@@ -57,7 +58,7 @@ class Decoder:
             self._session = open_session(path.name, path, options, kind=kind, device_id=device_id)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise ValueError(f"{path}: onnxruntime cannot load it: {str(error).partition(chr(10))[0]}") from error
-        on_gpu = self._session.get_providers()[0] == "CUDAExecutionProvider"
+        on_gpu = cuda.is_used_by(self._session)
         self._device, self._device_id = ("cuda", device_id) if on_gpu else ("cpu", 0)
 
         inputs = {node.name: node for node in self._session.get_inputs()}
@@ -130,8 +131,13 @@ class Decoder:
             binding.bind_input(past, *place)
             binding.bind_output(past.replace("past_key_values", "present"), *place)
         binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-        self._session.run_with_iobinding(binding)
-        binding.synchronize_outputs()
+        try:
+            self._session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+        except Exception:  # see above
+            if self._device == "cuda":
+                cuda.give_up_if_lost("decoder.onnx", self._device_id)
+            raise
         return logits
 
     def _allocate(self) -> Any:
