@@ -22,6 +22,7 @@ from medimage_server.onnx_settings import open_session
 from medimage_server.reports.constraint import Logits
 from medimage_server.reports.embedding import Embeds
 from medimage_server.reports.memory import fit_slots, gigabytes
+from medimage_server.reports.placement import placed
 
 Integers = NDArray[np.int32] | NDArray[np.int64]
 
@@ -31,27 +32,28 @@ FLOAT_TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": n
 class Decoder:
     """The decoder and its slots. Not thread-safe: one thread runs it.
 
-    On the CPU the KV buffers are NumPy arrays, whose memory the system hands out only as it is touched. With kind "GPU"
-    they lie on the CUDA device, by the same code; that path has not been run yet.
+    On the CPU the KV buffers are NumPy arrays, whose memory the system hands out only as it is touched. On a GPU they
+    lie on the CUDA device, by the same code; no GPU has run it yet.
 
     Args:
         path: decoder.onnx as `medimage export cxrreportgen` writes it.
         slots: answers at a time. On the CPU fewer if the KV cache would not fit in the free memory; on a GPU the
             operator's number counts.
         max_length: tokens of one slot, prompt and answer together.
-        kind: instance kind that Triton chose, "CPU" or "GPU".
+        kind: instance kind that Triton chose, "CPU" or "GPU"; see `placement.placed`.
         device_id: the CUDA device of a GPU instance.
         threads: of the CPU; 0 means one for each core.
 
     Raises:
         FileNotFoundError: the model was not exported yet.
-        ValueError: the graph is no such decoder, or its slots do not fit in memory.
+        ValueError: the graph is no such decoder, its slots do not fit in memory, or a GPU wants a later onnxruntime.
     """
 
     def __init__(
         self, path: Path, *, slots: int, max_length: int, kind: str = "CPU", device_id: int = 0, threads: int = 0
     ) -> None:
         exported_file(path, "cxrreportgen")
+        kind = placed(path, kind)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         try:
