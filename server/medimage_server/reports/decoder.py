@@ -22,7 +22,7 @@ from medimage_server.onnx_settings import open_session
 from medimage_server.reports.constraint import Logits
 from medimage_server.reports.embedding import Embeds
 from medimage_server.reports.memory import fit_slots, gigabytes
-from medimage_server.reports.placement import placed
+from medimage_server.reports.placement import heed_positions, placed
 
 Integers = NDArray[np.int32] | NDArray[np.int64]
 
@@ -40,6 +40,7 @@ class Decoder:
         slots: answers at a time. On the CPU fewer if the KV cache would not fit in the free memory; on a GPU the
             operator's number counts.
         max_length: tokens of one slot, prompt and answer together.
+        long_rope: whether position ids may differ from the places of the tokens.
         kind: instance kind that Triton chose, "CPU" or "GPU"; see `placement.placed`.
         device_id: the CUDA device of a GPU instance.
         threads: of the CPU; 0 means one for each core.
@@ -50,10 +51,20 @@ class Decoder:
     """
 
     def __init__(
-        self, path: Path, *, slots: int, max_length: int, kind: str = "CPU", device_id: int = 0, threads: int = 0
+        self,
+        path: Path,
+        *,
+        slots: int,
+        max_length: int,
+        long_rope: bool = False,
+        kind: str = "CPU",
+        device_id: int = 0,
+        threads: int = 0,
     ) -> None:
         exported_file(path, "cxrreportgen")
         kind = placed(path, kind)
+        if kind == "GPU" and long_rope:
+            heed_positions()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         try:

@@ -1,6 +1,7 @@
-"""Where the decoder of a GPU instance runs: on CUDA in the precision whose nodes all have a kernel there."""
+"""Where the decoder of a GPU instance runs, and what onnxruntime has to be told for it."""
 
 import logging
+import os
 from pathlib import Path
 
 import onnxruntime as ort
@@ -43,3 +44,12 @@ def placed(decoder: Path, kind: str) -> str:
         first = ".".join(map(str, FIRST_VERSION))
         raise ValueError(f"{decoder}: needs onnxruntime {first} or later on a GPU; this is {ort.__version__}")
     return kind
+
+
+def heed_positions() -> None:
+    """Have CUDA sessions of this process, from now on, take the rope row of a token from its position id.
+
+    onnxruntime's fast decoding takes it from the length of the sequence. That is the same row unless the model has long
+    rope, whose second set of factors lies further down in the table.
+    """
+    os.environ["ORT_DISABLE_FLASH_DECODE"] = "1"  # read when the session is made; its provider options have no such one

@@ -1,6 +1,7 @@
 """The decoder's slots on a real graph, against PyTorch without a cache."""
 
 import logging
+import os
 
 import numpy as np
 import onnxruntime as ort
@@ -8,6 +9,7 @@ import pytest
 
 from medimage_server.reports import memory
 from medimage_server.reports.decoder import Decoder
+from medimage_server.reports.generator import GeneratorSettings, ReportGenerator
 from medimage_server.reports.memory import fit_slots
 from tests.server.reports.small_model import write_small_model
 
@@ -73,6 +75,28 @@ def test_step_between_two_chunks_of_a_prefill_leaves_it_whole(model, decoder):
     decoder.step(new, lengths=np.array([13, 21]), position_ids=np.array([12, 20]))
     logits = decoder.prefill(0, embeds[12:], past=12, position_ids=np.arange(12, 30))
     close(logits, model.logits(embeds))
+
+
+@pytest.mark.parametrize("kind", ["GPU", "CPU"])
+@pytest.mark.parametrize("rope", ["linear", "longrope"])
+def test_fast_decoding_without_position_ids_is_off_on_cuda_where_the_model_has_long_rope(
+    tmp_path, asked_providers, monkeypatch, rope, kind
+):
+    """What it does is in tests/test_cuda_placement.py; onnxruntime reads the variable when the session is made."""
+    monkeypatch.setenv("ORT_DISABLE_FLASH_DECODE", "0")
+    seen, session = [], ort.InferenceSession
+
+    def noting(*arguments, **options):
+        seen.append(os.environ["ORT_DISABLE_FLASH_DECODE"])
+        return session(*arguments, **options)
+
+    monkeypatch.setattr(ort, "InferenceSession", noting)
+    model = write_small_model(tmp_path, rope, "fp16")
+    settings = GeneratorSettings(
+        slots=1, max_length=0, max_queue=1, time_limit_s=1, prefill_chunk=8, intra_op_thread_count=1
+    )
+    ReportGenerator(model.folder, settings, lambda images: None, kind=kind).close()
+    assert seen == ["1" if (kind, rope) == ("GPU", "longrope") else "0"]
 
 
 @pytest.fixture
