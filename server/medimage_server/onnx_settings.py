@@ -196,7 +196,6 @@ def open_session(
     if len(providers) > 1:
         ort.preload_dlls()  # CUDA and cuDNN as pip installs them, which the system's loader does not find
     session = ort.InferenceSession(path, options, providers=providers)
-    session.disable_fallback()  # after one error of CUDA, run() would compute on the CPU for good and not tell anyone
     # Asked of the session: what is available is what the wheel was built with, and a failed load raises nothing.
     if kind == "GPU" and not cuda.is_used_by(session):
         log.warning(
@@ -204,6 +203,16 @@ def open_session(
             "(install onnxruntime-gpu and the CUDA and cuDNN that it needs)",
             model,
         )
+    elif kind == "GPU" and (failure := cuda.failure(device_id)):
+        log.warning(
+            "%s: CUDA device %d computes no convolution, so the CPU is used (install the CUDA and cuDNN that this "
+            "onnxruntime needs): %s",
+            model,
+            device_id,
+            failure,
+        )
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session.disable_fallback()  # after one error of CUDA, run() would compute on the CPU for good and not tell anyone
     return session
 
 

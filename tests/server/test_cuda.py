@@ -2,6 +2,7 @@
 
 import os
 from time import sleep
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -108,6 +109,54 @@ def test_process_whose_device_still_computes_goes_on(tmp_path, monkeypatch, hear
     assert isinstance(answer, InferenceFailed)
     assert caplog.messages == ["encoder failed on 1 rows: EPFail"]
     assert beats(heartbeats)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Sessions that were asked for CUDA say that they have it, and the probe's fails as `failure` says; all compute on
+    the CPU."""
+    seen, real = SimpleNamespace(asked=[], failure=None), ort.InferenceSession
+
+    class Session(real):
+        def __init__(self, model, options=None, *, providers, **more):
+            self.said = [provider if isinstance(provider, str) else provider[0] for provider in providers]
+            seen.asked.append(self.said)
+            super().__init__(model, options, providers=["CPUExecutionProvider"], **more)
+
+        def get_providers(self):
+            return self.said
+
+        def run(self, *arguments):
+            if self.said == [cuda.PROVIDER] and seen.failure:
+                raise EPFail(seen.failure)
+            return super().run(*arguments)
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [cuda.PROVIDER])
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
+    monkeypatch.setattr(ort, "InferenceSession", Session)
+    return seen
+
+
+def test_session_of_a_gpu_that_computes_a_convolution_stays_there(identity, gpu, caplog):
+    session = open_session("encoder", identity, ort.SessionOptions(), kind="GPU", device_id=0)
+    assert session.get_providers() == [cuda.PROVIDER, "CPUExecutionProvider"]
+    assert gpu.asked == [[cuda.PROVIDER, "CPUExecutionProvider"], [cuda.PROVIDER]]
+    assert caplog.messages == []
+
+
+def test_gpu_without_cudnn_is_noticed_at_load_and_the_cpu_is_used(identity, gpu, caplog):
+    cause = "cuDNN is unavailable or disabled for CUDA Execution Provider: dlopen failed for libcudnn.so"
+    gpu.failure = (
+        "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Non-zero status code returned while running Conv node. Name:'' "
+        f"Status Message: cuda_kernel.h:296 [ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : {cause}\nand more"
+    )
+    session = open_session("encoder", identity, ort.SessionOptions(), kind="GPU", device_id=0)
+    assert session.get_providers() == ["CPUExecutionProvider"]
+    np.testing.assert_array_equal(session.run(None, ONES)[0], ONES["x"])
+    assert caplog.messages == [
+        "encoder: CUDA device 0 computes no convolution, so the CPU is used (install the CUDA and cuDNN that this "
+        f"onnxruntime needs): {cause}"
+    ]
 
 
 def test_convolution_is_what_its_comment_says():
