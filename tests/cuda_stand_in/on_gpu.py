@@ -1,6 +1,6 @@
 """What the tests have a process do whose GPU is the stand-in: `python -m tests.cuda_stand_in.on_gpu NAME ARGUMENTS`.
 
-Standard output gets one JSON value; standard error gets the logs, onnxruntime's and ours.
+The last line of standard output is one JSON value; standard error gets the logs, onnxruntime's and ours.
 """
 
 import json
