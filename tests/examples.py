@@ -36,6 +36,7 @@ RUN = {
 }
 NOT_RUN = {
     ("docs/bf16.md", "# bf16 on CPUs"): "installs a package, and wants a CPU that multiplies bf16",
+    ("docs/models.md", "### GPU"): "replaces a package, and wants a GPU",
     ("docs/security.md", "## Under systemd"): "wants root and systemd",
 }
 

@@ -18,8 +18,8 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 EXTRAS = {  # of each room, beside the base
     "client": ("cli", "dicom", "evaluate", "parquet"),
-    "server": ("server", "triton", "openvino"),
-    "model_repository": ("server", "triton"),
+    "server": ("server", "openvino"),  # without `triton`: NVIDIA's container has one
+    "model_repository": ("server",),
     "export": ("export",),
     "perf": ("perf",),
     "examples": (),

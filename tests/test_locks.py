@@ -65,5 +65,10 @@ def test_only_torch_is_in_two_locks_once_for_cpus_and_once_with_cuda():
     assert {"torch": f"{CUDA['torch']}+cpu"} == CPU
 
 
+def test_docs_install_the_locked_onnxruntime_on_a_gpu():
+    installed = re.findall(r"onnxruntime-gpu\S*==([\d.]+)", (ROOT / "docs/models.md").read_text(encoding="utf-8"))
+    assert installed == [RUNTIME["onnxruntime"]]
+
+
 def test_gpu_build_of_onnxruntime_has_the_version_of_the_other():
     assert read_lock(ROOT / "requirements/onnxruntime-gpu.lock") == {"onnxruntime-gpu": RUNTIME["onnxruntime"]}

@@ -1,4 +1,4 @@
-"""Make the config of a served model say what an export wrote: ONNX as committed, for OpenVINO, or a TensorRT plan."""
+"""Make the config of a served model say what an export wrote: ONNX as committed or for CPUs, or a TensorRT plan."""
 
 import re
 from dataclasses import dataclass
@@ -30,6 +30,8 @@ SERVED: dict[Format, Served] = {
 
 # Triton's own words; the parameter is for the python-based onnxruntime backend, the native one reads none
 OPENVINO = 'cpu_execution_accelerator [ { name: "openvino" parameters { key: "precision" value: "bf16" } } ] '
+# CUDA has no kernel for int8's products nor for the attention of an int4 decoder, which is fp32; bf16 is OpenVINO's
+FOR_CPUS = ("int8", "int4", "bf16")
 ACCELERATORS = r"(?m)^([^#\n]*\bexecution_accelerators \{ )"
 
 
@@ -56,18 +58,19 @@ def max_batch_size(repository: Path, model: str) -> int:
     return parse_config(path, path.read_bytes().decode()).max_batch_size
 
 
-def config_change(repository: Path, model: str, written: Format, *, bf16: bool = False) -> ConfigChange:
+def config_change(repository: Path, model: str, written: Format, *, precision: str) -> ConfigChange:
     """What points a model's config to the file that an export is going to write; changes nothing itself.
 
     Of the text only the backend or platform, the file's name and the optimisation profiles of the instance groups
-    change, or with `bf16`, for ONNX, the CPU accelerator openvino comes in; comments and the rest stay byte for byte,
-    and back in ONNX of another precision the config is what it was. Hence regular expressions, since protobuf's
-    text_format drops comments; their outcome is parsed and must be what is wanted. KIND_AUTO stays: Triton makes it
-    KIND_GPU where there is a GPU, and without one says itself that TensorRT needs one.
+    change. For ONNX of a precision for CPUs KIND_AUTO becomes KIND_CPU, which a comment behind it tells, and for bf16
+    the CPU accelerator openvino comes in, too. The rest stays byte for byte, and back in ONNX of another precision the
+    config is what it was. Hence regular expressions, since protobuf's text_format drops comments; their outcome is
+    parsed and must be what is wanted. Otherwise KIND_AUTO stays: Triton makes it KIND_GPU where there is a GPU, and
+    without one says itself that TensorRT needs one.
 
     Raises:
-        RepositoryError: the config runs on the CPU, where a plan cannot, or on a GPU, where bf16 cannot; it has a CPU
-            accelerator already; or it is written so that these cannot be changed in it.
+        RepositoryError: the config runs on the CPU, where a plan cannot, or on a GPU, where what is for CPUs cannot; it
+            has a CPU accelerator already; or it is written so that these cannot be changed in it.
     """
     path = repository / model / "config.pbtxt"
     edited = as_onnx(path.read_bytes().decode())  # bytes, so that line ends stay
@@ -82,17 +85,24 @@ def config_change(repository: Path, model: str, written: Format, *, bf16: bool =
         wanted.default_model_filename = SERVED["tensorrt"].file
         for group in wanted.instance_group:
             group.profile[:] = profiles
-    elif bf16:
+    elif precision in FOR_CPUS:
         if any(group.kind == ModelInstanceGroup.KIND_GPU for group in wanted.instance_group):
-            raise RepositoryError(f"{path}: instance_group is KIND_GPU; bf16 needs KIND_CPU or KIND_AUTO")
-        edited = re.sub(ACCELERATORS, rf"\1{OPENVINO}", edited)
-        accelerators = wanted.optimization.execution_accelerators.cpu_execution_accelerator
-        if accelerators:
-            raise RepositoryError(f"{path}: has a cpu_execution_accelerator already; bf16 needs its place for openvino")
-        accelerators.add(name="openvino", parameters={"precision": "bf16"})
-    if parse_config(path, edited) != wanted or wanted.default_model_filename != SERVED[written].file:
+            raise RepositoryError(f"{path}: instance_group is KIND_GPU; {precision} needs KIND_CPU or KIND_AUTO")
+        edited = re.sub(r"(?m)^([^#\n]*\bkind: )KIND_AUTO\b([^\r\n]*)", rf"\1KIND_CPU\2{_was_auto(precision)}", edited)
+        for group in wanted.instance_group:
+            group.kind = ModelInstanceGroup.KIND_CPU
+        if precision == "bf16":
+            edited = re.sub(ACCELERATORS, rf"\1{OPENVINO}", edited)
+            accelerators = wanted.optimization.execution_accelerators.cpu_execution_accelerator
+            if accelerators:
+                raise RepositoryError(
+                    f"{path}: has a cpu_execution_accelerator already; bf16 needs its place for openvino"
+                )
+            accelerators.add(name="openvino", parameters={"precision": "bf16"})
+    if parse_config(path, edited) != wanted or wanted.default_model_filename not in ("", SERVED[written].file):
+        purpose = precision if precision in FOR_CPUS else written
         raise RepositoryError(
-            f"{path}: cannot be edited for {'bf16' if bf16 else written}; it must have, each once and on a line of its "
+            f"{path}: cannot be edited for {purpose}; it must have, each once and on a line of its "
             f'own, {SERVED["onnx"].runner}, default_model_filename: "{SERVED["onnx"].file}", a kind in its '
             "instance_group, and execution_accelerators { in its optimization"
         )
@@ -101,10 +111,17 @@ def config_change(repository: Path, model: str, written: Format, *, bf16: bool =
 
 
 def as_onnx(text: str) -> str:
-    """The text of a config as it was before a plan or bf16 was exported; any other stays."""
+    """The text of a config as it was before a plan or a precision for CPUs was exported; any other stays."""
     text = _renamed(text, "tensorrt", "onnx")
     text = re.sub(ACCELERATORS + re.escape(OPENVINO), r"\1", text)
+    for precision in FOR_CPUS:
+        was_auto = re.escape(_was_auto(precision))
+        text = re.sub(rf"(?m)^([^#\n]*\bkind: )KIND_CPU\b([^\r\n]*){was_auto}(?=\r?$)", r"\1KIND_AUTO\2", text)
     return re.sub(r"(?m)^([^#\n]*\bkind: KIND_\w+) profile: \[[^\]]*\]", r"\1", text)
+
+
+def _was_auto(precision: str) -> str:
+    return f"  # KIND_AUTO before {precision}, which is for CPUs"
 
 
 def _as_tensorrt(text: str, profiles: list[str]) -> str:

@@ -15,12 +15,20 @@ FOLDER_VARIABLE = "MEDIMAGE_HEARTBEATS"  # of the environment of Triton and its 
 EVERY_S = 1.0
 LOOK_S = 1.0  # that one look counts for at most: in a longer pause we were stopped ourselves, and heard nobody
 
+_stopped = threading.Event()
+
 
 def start() -> None:
-    """Beat from now on, to the end of this process; nothing where nobody listens."""
+    """Beat from now on, to the end of this process or to `stop`; nothing where nobody listens."""
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder is not None:
+        _stopped.clear()
         threading.Thread(target=_beat, args=(Path(folder, str(os.getpid())),), daemon=True).start()
+
+
+def stop() -> None:
+    """Give no more signs of life, by which a process that cannot do its work has its supervisor end it."""
+    _stopped.set()
 
 
 def last(folder: Path, pid: int) -> float | None:
@@ -35,9 +43,9 @@ def last(folder: Path, pid: int) -> float | None:
 def _beat(file: Path) -> None:
     with suppress(OSError):  # /dev/shm is full, or the supervisor has gone with the folder: nobody judges us
         descriptor = os.open(file, os.O_CREAT | os.O_WRONLY, mode=0o600)
-        while True:
+        while not _stopped.is_set():
             os.pwrite(descriptor, struct.pack("d", monotonic()), 0)
-            threading.Event().wait(EVERY_S)
+            _stopped.wait(EVERY_S)
 
 
 class Silence:

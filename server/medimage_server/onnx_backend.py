@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
+from medimage_server import cuda
 from medimage_server.errors import InferenceFailed, InvalidInput
 from medimage_server.onnx_settings import ModelLoadError, configured_session, rows_at_once
 from medimage_server.openvino_session import OpenVINOSession
@@ -83,6 +84,7 @@ class OnnxModel:
             raise
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise ModelLoadError(f"{self.name}: cannot load {path.name}: {_first_line(error)}") from error
+        self._cuda_device = device_id if cuda.is_used_by(self.session) else None
         self._check_agrees_with(self.session)
 
     def run(self, requests: Sequence[Tensors]) -> list[Answer]:
@@ -135,6 +137,8 @@ class OnnxModel:
             raise InvalidInput(f"{self.name} cannot take the values of {', '.join(tensors)}") from error
         except Exception as error:
             log.error("%s failed on %d rows: %s", self.name, _rows(tensors), type(error).__name__)
+            if self._cuda_device is not None:
+                cuda.give_up_if_lost(self.name, self._cuda_device)
             raise InferenceFailed(
                 f"internal error: {self.name} failed; the server's log has the kind of failure"
             ) from error

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import onnxruntime as ort
 
+from medimage_server import cuda
 from medimage_server.openvino_session import PRECISIONS, OpenVINOMissing, OpenVINOSession
 
 log = logging.getLogger(__name__)
@@ -196,12 +197,22 @@ def open_session(
         ort.preload_dlls()  # CUDA and cuDNN as pip installs them, which the system's loader does not find
     session = ort.InferenceSession(path, options, providers=providers)
     # Asked of the session: what is available is what the wheel was built with, and a failed load raises nothing.
-    if kind == "GPU" and "CUDAExecutionProvider" not in session.get_providers():
+    if kind == "GPU" and not cuda.is_used_by(session):
         log.warning(
             "%s: this onnxruntime has no CUDA provider that loads, so the CPU is used "
             "(install onnxruntime-gpu and the CUDA and cuDNN that it needs)",
             model,
         )
+    elif kind == "GPU" and (failure := cuda.failure(device_id)):
+        log.warning(
+            "%s: CUDA device %d computes no convolution, so the CPU is used (install the CUDA and cuDNN that this "
+            "onnxruntime needs): %s",
+            model,
+            device_id,
+            failure,
+        )
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session.disable_fallback()  # after one error of CUDA, run() would compute on the CPU for good and not tell anyone
     return session
 
 
@@ -214,9 +225,9 @@ def execution_providers(
         kind: instance kind that Triton chose, "CPU" or "GPU".
         device_id: the CUDA device of a GPU instance.
     """
-    if kind != "GPU" or "CUDAExecutionProvider" not in ort.get_available_providers():
+    if kind != "GPU" or cuda.PROVIDER not in ort.get_available_providers():
         return ["CPUExecutionProvider"]
-    return [("CUDAExecutionProvider", {**cuda_options, "device_id": device_id}), "CPUExecutionProvider"]
+    return [(cuda.PROVIDER, {**cuda_options, "device_id": device_id}), "CPUExecutionProvider"]
 
 
 def _whole_number(config: Mapping[str, Any], key: str) -> int:

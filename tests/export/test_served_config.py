@@ -2,7 +2,7 @@
 
 import pytest
 from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import ModelConfig
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from medimage_export.errors import RepositoryError
 from medimage_export.repository import copy_unexported, put_in_place
@@ -22,9 +22,10 @@ def text_of(repository, model):
     return (repository / model / "config.pbtxt").read_bytes().decode()
 
 
-def serve(repository, model, written, **options):
+def serve(repository, model, written, precision="fp32"):
     """Change the config as at the end of an export that wrote nothing."""
-    put_in_place(repository / "no staging", repository, [config_change(repository, model, written, **options)])
+    change = config_change(repository, model, written, precision=precision)
+    put_in_place(repository / "no staging", repository, [change])
 
 
 def rewrite(repository, model, old, new):
@@ -99,16 +100,54 @@ def test_groups_that_an_operator_chose_keep_their_kind(repository):
 
 
 @pytest.mark.parametrize("model", ENCODERS)
-def test_bf16_config_differs_in_the_accelerator_alone(repository, model):
+def test_bf16_config_differs_in_accelerator_and_kind_alone(repository, model):
     before = text_of(repository, model)
-    serve(repository, model, "onnx", bf16=True)
+    serve(repository, model, "onnx", precision="bf16")
     wanted = text_format.Parse(before, ModelConfig())
+    wanted.instance_group[0].kind = ModelInstanceGroup.KIND_CPU
     (accelerator,) = [wanted.optimization.execution_accelerators.cpu_execution_accelerator.add()]
     accelerator.name = "openvino"
     accelerator.parameters["precision"] = "bf16"
     after = text_of(repository, model)
     assert text_format.Parse(after, ModelConfig()) == wanted
-    assert sum(old != new for old, new in zip(before.splitlines(), after.splitlines(), strict=True)) == 1
+    assert sum(old != new for old, new in zip(before.splitlines(), after.splitlines(), strict=True)) == 2
+
+
+@pytest.mark.parametrize(("model", "precision"), [("image_encoder", "int8"), ("cxrreportgen_stream", "int4")])
+def test_config_of_what_is_for_cpus_differs_in_the_kind_and_says_why(repository, model, precision):
+    before = text_of(repository, model)
+    serve(repository, model, "onnx", precision)
+    after = text_of(repository, model)
+    wanted = text_format.Parse(before, ModelConfig())
+    assert wanted.instance_group[0].kind == ModelInstanceGroup.KIND_AUTO
+    wanted.instance_group[0].kind = ModelInstanceGroup.KIND_CPU
+    assert text_format.Parse(after, ModelConfig()) == wanted
+    (changed,) = [new for old, new in zip(before.splitlines(), after.splitlines(), strict=True) if old != new]
+    assert changed.endswith(f"  # KIND_AUTO before {precision}, which is for CPUs")
+
+
+@pytest.mark.parametrize("then", ["fp32", "fp16"])
+@pytest.mark.parametrize("steps", [["int4"], ["int8"], ["int8", "bf16", "int8"]], ids=" and ".join)
+@pytest.mark.parametrize("ends", ["\n", "\r\n"], ids=["unix", "windows"])
+def test_config_is_byte_for_byte_what_it_was_after_a_precision_for_cpus(repository, steps, then, ends):
+    model = "cxrreportgen_stream" if steps == ["int4"] else "image_encoder"
+    path = repository / model / "config.pbtxt"
+    path.write_bytes(path.read_bytes().replace(b"\n", ends.encode()))
+    before = text_of(repository, model)
+    for precision in steps:
+        serve(repository, model, "onnx", precision)
+        assert "kind: KIND_CPU" in text_of(repository, model)
+    serve(repository, model, "onnx", then)
+    assert text_of(repository, model) == before
+
+
+def test_cpu_that_an_operator_chose_stays(repository):
+    rewrite(repository, "image_encoder", "KIND_AUTO", "KIND_CPU")
+    before = text_of(repository, "image_encoder")
+    serve(repository, "image_encoder", "onnx", "int8")
+    assert text_of(repository, "image_encoder") == before
+    serve(repository, "image_encoder", "onnx", "fp16")
+    assert text_of(repository, "image_encoder") == before
 
 
 @pytest.mark.parametrize("model", ENCODERS)
@@ -118,7 +157,7 @@ def test_config_is_byte_for_byte_what_it_was_after_bf16(repository, model, betwe
     rewrite(repository, model, "optimization {\n", f"optimization {{\n{comment}")
     before = text_of(repository, model)
     for step in ["bf16", *between]:
-        serve(repository, model, "tensorrt" if step == "tensorrt" else "onnx", bf16=step == "bf16")
+        serve(repository, model, *(["tensorrt"] if step == "tensorrt" else ["onnx", step]))
     serve(repository, model, "onnx")
     assert text_of(repository, model) == before
 
@@ -128,7 +167,7 @@ def test_bf16_leaves_an_accelerator_of_the_operators_alone(repository):
     rewrite(repository, "image_encoder", "execution_accelerators { ", own)
     before = text_of(repository, "image_encoder")
     with pytest.raises(RepositoryError, match="has a cpu_execution_accelerator already"):
-        serve(repository, "image_encoder", "onnx", bf16=True)
+        serve(repository, "image_encoder", "onnx", precision="bf16")
     serve(repository, "image_encoder", "onnx")
     assert text_of(repository, "image_encoder") == before
 
@@ -144,7 +183,7 @@ def test_config_that_cannot_be_edited_for_bf16_is_an_error_and_stays(repository,
     rewrite(repository, "text_encoder", old, new)
     before = text_of(repository, "text_encoder")
     with pytest.raises(RepositoryError, match=f"text_encoder/config.pbtxt: .*{message}"):
-        serve(repository, "text_encoder", "onnx", bf16=True)
+        serve(repository, "text_encoder", "onnx", precision="bf16")
     assert text_of(repository, "text_encoder") == before
 
 
@@ -167,7 +206,7 @@ def test_change_of_a_config_changes_nothing_until_it_is_put_in_place(repository,
     for name in ("model.onnx", "model.plan"):
         (repository / "image_encoder" / "1" / name).touch()
     before = text_of(repository, "image_encoder")
-    config_change(repository, "image_encoder", written)
+    config_change(repository, "image_encoder", written, precision="fp32")
     assert text_of(repository, "image_encoder") == before
     assert {"model.onnx", "model.plan"} <= {path.name for path in (repository / "image_encoder" / "1").iterdir()}
 
@@ -175,7 +214,14 @@ def test_change_of_a_config_changes_nothing_until_it_is_put_in_place(repository,
 def test_copy_of_a_repository_that_serves_bf16_is_as_committed(repository, tmp_path):
     before = {config.parent.name: config.read_bytes() for config in repository.glob("*/config.pbtxt")}
     for model in ENCODERS:
-        serve(repository, model, "onnx", bf16=True)
+        serve(repository, model, "onnx", precision="bf16")
+    copy = copy_unexported(repository, tmp_path / "copy")
+    assert {config.parent.name: config.read_bytes() for config in copy.glob("*/config.pbtxt")} == before
+
+
+def test_copy_of_a_repository_that_serves_what_is_for_cpus_is_as_committed(repository, tmp_path):
+    before = {config.parent.name: config.read_bytes() for config in repository.glob("*/config.pbtxt")}
+    serve(repository, "cxrreportgen_stream", "onnx", "int4")
     copy = copy_unexported(repository, tmp_path / "copy")
     assert {config.parent.name: config.read_bytes() for config in copy.glob("*/config.pbtxt")} == before
 

@@ -99,7 +99,7 @@ def test_openvino_is_measured_as_the_config_asks_for_it(model, repositories, tmp
     """In fp32, so that any CPU can; with the accelerator that an export of bf16 leaves in the config."""
     repository = tmp_path / "served"
     shutil.copytree(repositories["fp32"], repository)
-    change = config_change(repository, "text_encoder", "onnx", bf16=True)
+    change = config_change(repository, "text_encoder", "onnx", precision="bf16")
     (repository / "text_encoder" / "config.pbtxt").write_text(change.config.replace('"bf16"', '"fp32"'))
     inputs = encoders.texts(repository / "text_tokenizer" / "1" / "tokenizer.json")
     opened = []

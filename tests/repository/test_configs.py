@@ -178,6 +178,18 @@ def test_leaf_gives_cuda_options_where_the_native_backend_reads_them(model):
         assert "enable_cuda_graph" not in accelerator.parameters
 
 
+@pytest.mark.parametrize("model", [model for model in LEAVES if CONFIGS[model].backend == "onnxruntime"])
+def test_encoder_bounds_its_memory_on_cuda_and_computes_fp32_in_fp32(model):
+    """By default onnxruntime takes all that is free, by doubling, tries all convolutions, and rounds fp32 to TF32."""
+    config = CONFIGS[model]
+    assert 2**30 < int(config.parameters["gpu_mem_limit"].string_value) < 16 * 2**30
+    assert config.parameters["arena_extend_strategy"].string_value == "1"
+    if any(tensor.name == "pixels" for tensor in config.input):
+        assert config.parameters["cudnn_conv_algo_search"].string_value == "1"
+    (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert dict(accelerator.parameters) == {"use_tf32": "0"}
+
+
 @pytest.mark.parametrize("model", CONFIGS)
 def test_parameter_is_given_once(model):
     keys = re.findall(r'\bkey: "([^"]+)" value \{ string_value', (REPOSITORY / model / "config.pbtxt").read_text())

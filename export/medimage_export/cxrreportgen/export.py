@@ -40,6 +40,7 @@ from medimage_export.cxrreportgen.tokenizer import byte_tokenizer, read_tokenize
 from medimage_export.parity import Bound, Feed, ParityRow, check_parity, compare, truths
 from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_export.repository import check_configs, check_is_repository, put_in_place, staging_folder, write_json
+from medimage_export.served_config import config_change
 
 MODELS = ("cxr_image_encoder", "cxr_image_preprocessing", "cxrreportgen_stream")
 MAX_IMAGES = 3  # current frontal, current lateral, prior frontal
@@ -81,6 +82,7 @@ def export_cxrreportgen(
         repository,
         {("cxr_image_preprocessing", "pixels"): [size, size], ("cxr_image_encoder", "pixels"): [size, size]},
     )
+    change = config_change(repository, "cxrreportgen_stream", "onnx", precision=precision)
     with staging_folder(repository, MODELS) as staging:
         progress("image encoder")
         encoder = load_image_encoder(config, tensors)
@@ -120,7 +122,7 @@ def export_cxrreportgen(
             "parity": [asdict(row) for row in (*image_parity, *decoder_parity)],
         }
         write_json(folder / "manifest.json", manifest)
-        put_in_place(staging, repository)
+        put_in_place(staging, repository, [change])
     return decoder_parity
 
 

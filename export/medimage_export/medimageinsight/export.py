@@ -74,7 +74,7 @@ def export_medimageinsight(
     model, tokenizer, source = _full_size_random() if checkpoint is None else _loaded(find_checkpoint(checkpoint))
     check_configs(repository, _dims(model.config))
     encoders = encoders_of(model, tokenizer, images, calibration)
-    changes = [config_change(repository, encoder.name, format, bf16=precision == "bf16") for encoder in encoders]
+    changes = [config_change(repository, encoder.name, format, precision=precision) for encoder in encoders]
     with staging_folder(repository, MODELS) as staging:
         parity, in_float32 = [], {}
         for encoder in encoders:

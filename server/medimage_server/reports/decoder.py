@@ -16,11 +16,13 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from medimage_server import cuda
 from medimage_server.exported import exported_file
 from medimage_server.onnx_settings import open_session
 from medimage_server.reports.constraint import Logits
 from medimage_server.reports.embedding import Embeds
 from medimage_server.reports.memory import fit_slots, gigabytes
+from medimage_server.reports.placement import heed_positions, placed
 
 Integers = NDArray[np.int32] | NDArray[np.int64]
 
@@ -30,34 +32,46 @@ FLOAT_TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": n
 class Decoder:
     """The decoder and its slots. Not thread-safe: one thread runs it.
 
-    On the CPU the KV buffers are NumPy arrays, whose memory the system hands out only as it is touched. With kind "GPU"
-    they lie on the CUDA device, by the same code; that path has not been run yet.
+    On the CPU the KV buffers are NumPy arrays, whose memory the system hands out only as it is touched. On a GPU they
+    lie on the CUDA device, by the same code; no GPU has run it yet.
 
     Args:
         path: decoder.onnx as `medimage export cxrreportgen` writes it.
         slots: answers at a time. On the CPU fewer if the KV cache would not fit in the free memory; on a GPU the
             operator's number counts.
         max_length: tokens of one slot, prompt and answer together.
-        kind: instance kind that Triton chose, "CPU" or "GPU".
+        long_rope: whether position ids may differ from the places of the tokens.
+        kind: instance kind that Triton chose, "CPU" or "GPU"; see `placement.placed`.
         device_id: the CUDA device of a GPU instance.
         threads: of the CPU; 0 means one for each core.
 
     Raises:
         FileNotFoundError: the model was not exported yet.
-        ValueError: the graph is no such decoder, or its slots do not fit in memory.
+        ValueError: the graph is no such decoder, its slots do not fit in memory, or a GPU wants a later onnxruntime.
     """
 
     def __init__(
-        self, path: Path, *, slots: int, max_length: int, kind: str = "CPU", device_id: int = 0, threads: int = 0
+        self,
+        path: Path,
+        *,
+        slots: int,
+        max_length: int,
+        long_rope: bool = False,
+        kind: str = "CPU",
+        device_id: int = 0,
+        threads: int = 0,
     ) -> None:
         exported_file(path, "cxrreportgen")
+        kind = placed(path, kind)
+        if kind == "GPU" and long_rope:
+            heed_positions()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         try:
             self._session = open_session(path.name, path, options, kind=kind, device_id=device_id)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise ValueError(f"{path}: onnxruntime cannot load it: {str(error).partition(chr(10))[0]}") from error
-        on_gpu = self._session.get_providers()[0] == "CUDAExecutionProvider"
+        on_gpu = cuda.is_used_by(self._session)
         self._device, self._device_id = ("cuda", device_id) if on_gpu else ("cpu", 0)
 
         inputs = {node.name: node for node in self._session.get_inputs()}
@@ -130,8 +144,13 @@ class Decoder:
             binding.bind_input(past, *place)
             binding.bind_output(past.replace("past_key_values", "present"), *place)
         binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-        self._session.run_with_iobinding(binding)
-        binding.synchronize_outputs()
+        try:
+            self._session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+        except Exception:  # see above
+            if self._device == "cuda":
+                cuda.give_up_if_lost("decoder.onnx", self._device_id)
+            raise
         return logits
 
     def _allocate(self) -> Any:

@@ -146,6 +146,7 @@ class ReportGenerator:
             folder / "decoder.onnx",
             slots=settings.slots,
             max_length=self._model.max_length,
+            long_rope=self._model.long_rope is not None,
             kind=kind,
             device_id=device_id,
             threads=settings.intra_op_thread_count,

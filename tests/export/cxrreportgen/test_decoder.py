@@ -1,6 +1,7 @@
 """The exported decoder against transformers: lengths across the sliding window and longrope's limit, one to three
 images, unequal prompts in a batch, and the faults that the check is there to find."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -164,6 +165,16 @@ def test_export_puts_everything_in_place(checkpoints, repository, precision):
     table = np.load(folder / "embed_tokens.npy", mmap_mode="r")
     assert (table.shape, table.dtype) == ((500, 64), np.float32 if precision == "fp32" else np.float16)
     assert Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id("<box>") is not None
+    kinds = {model: config_kind(repository, model) for model in ("cxrreportgen_stream", "cxr_image_encoder")}
+    assert kinds == {
+        "cxrreportgen_stream": "KIND_CPU" if precision == "int4" else "KIND_AUTO",
+        "cxr_image_encoder": "KIND_AUTO",
+    }
+
+
+def config_kind(repository, model):
+    (kind,) = re.findall(r"(?m)^instance_group .*kind: (KIND_\w+)", (repository / model / "config.pbtxt").read_text())
+    return kind
 
 
 def test_failed_parity_leaves_the_repository_alone(checkpoints, repository, monkeypatch):

@@ -52,14 +52,15 @@ class SmallModel:
         return tokens
 
 
-def write_small_model(folder, kind):
+def write_small_model(folder, kind, precision="fp32"):
     config = CONFIGS[kind]
     write_checkpoint(folder / "checkpoint", config)
     _, tensors = open_checkpoint(folder / "checkpoint")
     table = tensors.read("language_model.model.embed_tokens.weight").float().numpy()
     model = folder / "1"
     model.mkdir()
-    write_decoder(config.decoder, tensors, model / "decoder.onnx", "fp32")
+    write_decoder(config.decoder, tensors, model / "decoder.onnx", precision)
+    write_json(model / "manifest.json", {"precision": precision})
     np.save(model / "embed_tokens.npy", table)
     byte_tokenizer(config).save(str(model / "tokenizer.json"))
     write_json(model / "generation.json", generation_settings(config))

@@ -1,6 +1,7 @@
 """The decoder's slots on a real graph, against PyTorch without a cache."""
 
 import logging
+import os
 
 import numpy as np
 import onnxruntime as ort
@@ -8,6 +9,7 @@ import pytest
 
 from medimage_server.reports import memory
 from medimage_server.reports.decoder import Decoder
+from medimage_server.reports.generator import GeneratorSettings, ReportGenerator
 from medimage_server.reports.memory import fit_slots
 from tests.server.reports.small_model import write_small_model
 
@@ -75,19 +77,91 @@ def test_step_between_two_chunks_of_a_prefill_leaves_it_whole(model, decoder):
     close(logits, model.logits(embeds))
 
 
-def test_gpu_instance_whose_cuda_provider_fails_to_load_warns_and_decodes_on_the_cpu(model, monkeypatch, caplog):
-    real = ort.InferenceSession
+@pytest.mark.parametrize("kind", ["GPU", "CPU"])
+@pytest.mark.parametrize("rope", ["linear", "longrope"])
+def test_fast_decoding_without_position_ids_is_off_on_cuda_where_the_model_has_long_rope(
+    tmp_path, asked_providers, monkeypatch, rope, kind
+):
+    """What it does is in tests/test_cuda_placement.py; onnxruntime reads the variable when the session is made."""
+    monkeypatch.setenv("ORT_DISABLE_FLASH_DECODE", "0")
+    seen, session = [], ort.InferenceSession
+
+    def noting(*arguments, **options):
+        seen.append(os.environ["ORT_DISABLE_FLASH_DECODE"])
+        return session(*arguments, **options)
+
+    monkeypatch.setattr(ort, "InferenceSession", noting)
+    model = write_small_model(tmp_path, rope, "fp16")
+    settings = GeneratorSettings(
+        slots=1, max_length=0, max_queue=1, time_limit_s=1, prefill_chunk=8, intra_op_thread_count=1
+    )
+    ReportGenerator(model.folder, settings, lambda images: None, kind=kind).close()
+    assert seen == ["1" if (kind, rope) == ("GPU", "longrope") else "0"]
+
+
+@pytest.fixture
+def asked_providers(monkeypatch):
+    """An onnxruntime with CUDA that does not load: the providers that its sessions were asked for."""
+    asked, real = [], ort.InferenceSession
 
     def session(path, options, providers):
-        assert providers[0] == ("CUDAExecutionProvider", {"device_id": 0})
-        return real(path, options, providers=providers[1:])
+        asked.append(providers)
+        return real(path, options, providers=["CPUExecutionProvider"])
 
-    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(ort, "InferenceSession", session)
+    return asked
+
+
+@pytest.fixture(scope="module")
+def fp16_model(tmp_path_factory):
+    return write_small_model(tmp_path_factory.mktemp("fp16"), "linear", "fp16")
+
+
+def test_fp16_goes_to_the_gpu_and_warns_and_decodes_on_the_cpu_where_cuda_does_not_load(
+    fp16_model, asked_providers, caplog
+):
+    decoder = Decoder(fp16_model.folder / "decoder.onnx", slots=1, max_length=64, kind="GPU", threads=1)
+    embeds = prompt(fp16_model, 0, 5)
+    np.testing.assert_allclose(prefill(decoder, 0, embeds), fp16_model.logits(embeds), rtol=0, atol=0.05)
+    assert asked_providers == [[("CUDAExecutionProvider", {"device_id": 0}), "CPUExecutionProvider"]]
+    (message,) = caplog.messages
+    assert message.startswith("decoder.onnx: this onnxruntime has no CUDA provider that loads")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+def test_precision_without_attention_on_cuda_runs_on_the_cpu_and_says_what_to_export(
+    tmp_path, precision, asked_providers, caplog
+):
+    model = write_small_model(tmp_path, "linear", precision)
     decoder = Decoder(model.folder / "decoder.onnx", slots=1, max_length=64, kind="GPU", threads=1)
+    assert asked_providers == [["CPUExecutionProvider"]]
+    assert caplog.messages == [
+        f"decoder.onnx: {precision} has no attention on CUDA, so the CPU is used "
+        "(for the GPU, export it with --precision fp16)"
+    ]
+    on_cpu = Decoder(model.folder / "decoder.onnx", slots=1, max_length=64, kind="CPU", threads=1)
     embeds = prompt(model, 0, 5)
-    close(prefill(decoder, 0, embeds), model.logits(embeds))
-    assert caplog.messages[0].startswith("decoder.onnx: this onnxruntime has no CUDA provider that loads")
+    np.testing.assert_array_equal(prefill(decoder, 0, embeds), prefill(on_cpu, 0, embeds))
+
+
+@pytest.mark.parametrize("version", ["1.23.2", "1.9.0"])
+def test_gpu_with_an_onnxruntime_whose_attention_takes_no_positions_is_refused(
+    fp16_model, asked_providers, monkeypatch, version
+):
+    monkeypatch.setattr(ort, "__version__", version)
+    with pytest.raises(
+        ValueError, match=rf"decoder\.onnx: needs onnxruntime 1\.24 or later on a GPU; this is {version}"
+    ):
+        Decoder(fp16_model.folder / "decoder.onnx", slots=1, max_length=64, kind="GPU", threads=1)
+    assert not asked_providers
+    Decoder(fp16_model.folder / "decoder.onnx", slots=1, max_length=64, kind="CPU", threads=1)
+
+
+def test_gpu_instance_without_a_manifest_names_it(fp16_model, tmp_path, asked_providers):
+    (tmp_path / "decoder.onnx").write_bytes((fp16_model.folder / "decoder.onnx").read_bytes())
+    with pytest.raises(FileNotFoundError, match=r"manifest\.json: not found; run `medimage export cxrreportgen`"):
+        Decoder(tmp_path / "decoder.onnx", slots=1, max_length=64, kind="GPU", threads=1)
 
 
 def test_slot_forgets_the_answer_before(model, decoder):

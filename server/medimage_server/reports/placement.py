@@ -1,0 +1,55 @@
+"""Where the decoder of a GPU instance runs, and what onnxruntime has to be told for it."""
+
+import logging
+import os
+from pathlib import Path
+
+import onnxruntime as ort
+
+from medimage_server import cuda
+from medimage_server.exported import exported_json
+
+log = logging.getLogger(__name__)
+
+# GroupQueryAttention has CUDA kernels for 16 bits alone. A decoder in fp32, or in int4, whose activations are fp32,
+# would run it on the CPU, and copy the KV cache from the GPU and back in each step.
+GPU_PRECISION = "fp16"
+FIRST_VERSION = (1, 24)  # of onnxruntime whose CUDA kernel takes position_ids
+
+
+def placed(decoder: Path, kind: str) -> str:
+    """The instance kind for a decoder's session: that of the instance, or "CPU" where its precision is none for CUDA.
+
+    Args:
+        decoder: the exported file; the manifest beside it has the precision.
+        kind: instance kind that Triton chose, "CPU" or "GPU".
+
+    Raises:
+        FileNotFoundError, ValueError: there is no manifest, or it is not as it should be.
+        ValueError: this onnxruntime is too old for the decoder on a GPU.
+    """
+    if kind != "GPU" or cuda.PROVIDER not in ort.get_available_providers():
+        return kind
+    with exported_json(decoder.with_name("manifest.json"), "cxrreportgen") as manifest:
+        precision = str(manifest["precision"])
+    if precision != GPU_PRECISION:
+        log.warning(
+            "%s: %s has no attention on CUDA, so the CPU is used (for the GPU, export it with --precision %s)",
+            decoder.name,
+            precision,
+            GPU_PRECISION,
+        )
+        return "CPU"
+    if tuple(map(int, ort.__version__.split(".")[:2])) < FIRST_VERSION:
+        first = ".".join(map(str, FIRST_VERSION))
+        raise ValueError(f"{decoder}: needs onnxruntime {first} or later on a GPU; this is {ort.__version__}")
+    return kind
+
+
+def heed_positions() -> None:
+    """Have CUDA sessions of this process, from now on, take the rope row of a token from its position id.
+
+    onnxruntime's fast decoding takes it from the length of the sequence. That is the same row unless the model has long
+    rope, whose second set of factors lies further down in the table.
+    """
+    os.environ["ORT_DISABLE_FLASH_DECODE"] = "1"  # read when the session is made; its provider options have no such one
