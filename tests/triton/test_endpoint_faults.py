@@ -138,7 +138,7 @@ class Load:
             except TimeoutError:
                 status = "hung"
             self.answers.append((kind, start, monotonic(), status))
-            sleep(PAUSE_S if status == 200 else 4 * PAUSE_S)
+            sleep(PAUSE_S)
 
     def failures(self, since):
         return [

@@ -114,11 +114,10 @@ def long_text_cases():
         yield Case(f"report-text-of-{n_characters}-characters", request(body=body), 400, message)
 
 
-CASES = [
-    *(Case(f"cell-{word}", request(body=body), 400, message) for word, body, message in cell_cases()),
-    *image_cases(),
-    *long_text_cases(),
-]
+# Refused before any model is asked
+UNREAD = [Case(f"cell-{word}", request(body=body), 400, message) for word, body, message in cell_cases()]
+
+CASES = [*image_cases(), *long_text_cases()]
 
 # What is odd and yet has an answer
 HARMLESS = [

@@ -21,7 +21,7 @@ from tests.triton.requests import embed_images, embed_texts
 from tests.waiting import WAIT_S, wait_until
 
 CELLS = bad_cells.CASES  # they get as far as the models
-UNREAD = [*bad_json.CASES, *bad_schema.CASES, *bad_http.CASES]
+UNREAD = [*bad_cells.UNREAD, *bad_json.CASES, *bad_schema.CASES, *bad_http.CASES]
 HARMLESS = [*bad_cells.HARMLESS, *bad_http.HARMLESS]
 SLOW = bad_http.SLOW
 MAX_MESSAGE = 400  # characters
@@ -172,7 +172,7 @@ def reported(endpoint, texts, column="indication"):
 
 
 @pytest.mark.parametrize("case", SLOW, ids=lambda case: case.id)
-def test_request_that_does_not_end_is_refused_in_time(slow_answers, still_serves, case):
+def test_request_that_does_not_end_is_refused_in_time(slow_answers, still_serves_texts, case):
     (answer,) = slow_answers[case.id].result()
     check_refusal(answer, case)
 
