@@ -40,7 +40,6 @@ WHERE = {  # what the client imports beyond its base, and where
 }
 NOT_IMPORTED = {
     "nvidia-pytriton": "brings Triton's own files",
-    "onnxscript": "torch.onnx imports it",
     "openvino": "named by its module, if it is there",
     "mypy": "a command",
     "ruff": "a command",
