@@ -21,7 +21,7 @@ class Embeddings(nn.Module):
         super().__init__()
         C, patch = config.hidden_size, config.patch_size
         self.cls_token = nn.Parameter(torch.randn(1, 1, C) * 0.02)
-        # for one image size only: transformers resizes it while tracing, which would put a Resize into the graph
+        # for one image size only, to which the server resizes; transformers would take any
         self.position_embeddings = nn.Parameter(torch.randn(1, 1 + config.grid**2, C) * 0.02)
         self.patch_embeddings = nn.Module()
         self.patch_embeddings.projection = nn.Conv2d(3, C, patch, patch)
