@@ -4,21 +4,13 @@ import importlib.util
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
 import tomllib
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 
-import grpc
 import pytest
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from medimage_export.repository import copy_unexported
 from medimage_server.endpoint.worker_pool import bound
@@ -30,8 +22,8 @@ from medimage_server.installation import (
     find_onnxruntime_backend,
     find_triton,
 )
-from medimage_server.launcher import TritonServer, run_triton
-from medimage_server.listening import Ports, choose_ports
+from medimage_server.launcher import run_triton
+from medimage_server.listening import choose_ports
 from medimage_server.model_repository import (
     ServedModels,
     check_complete,
@@ -41,6 +33,7 @@ from medimage_server.model_repository import (
     with_parts,
 )
 from tests.paths import REPOSITORY, ROOT
+from tests.repository.looked_at import LookedAt, launched
 from tests.repository.onnx_models import write_text_encoder
 
 
@@ -328,74 +321,30 @@ def test_environment_puts_this_python_first_on_the_path(tmp_path, monkeypatch):
 # ---- a Triton that is there
 
 
-class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Answers as far as a look at it goes."""
-
-    def __init__(self):
-        self.is_live, self.version = False, "2.51.0"
-        self.signals = False  # while it is asked, this process
-        self.has_answered = threading.Event()
-
-    def ServerLive(self, request, context):
-        if self.signals:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.3)
-            self.has_answered.set()
-        return service_pb2.ServerLiveResponse(live=self.is_live)
-
-    def ServerMetadata(self, request, context):
-        return service_pb2.ServerMetadataResponse(name="triton", version=self.version)
-
-
-@pytest.fixture
-def triton():
-    return Triton()
-
-
-@pytest.fixture
-def launch(triton):
-    """Make what has started `triton`, over a process that does nothing."""
-    listener = grpc.server(ThreadPoolExecutor(2))
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(triton, listener)
-    port = listener.add_insecure_port("127.0.0.1:0")
-    listener.start()
-
-    def launch():
-        process = subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE, start_new_session=True)
-        run = SimpleNamespace(path=None, region_prefix="none-of-this-name-")
-        served = SimpleNamespace(faults={}, configs={}, changed=list)
-        server = TritonServer(process, Ports("127.0.0.1", port, port, None), run, served, ["a"], None)
-        server.pid = process.pid
-        return server
-
-    yield launch
-    listener.stop(grace=None).wait()
-
-
-def test_triton_that_is_too_old_is_refused_as_soon_as_it_answers(triton, launch):
-    with closing(launch()) as server:
+def test_triton_that_is_too_old_is_refused_as_soon_as_it_answers():
+    triton = LookedAt()
+    with launched(triton) as server:
         assert not server.is_ready()
         triton.is_live, triton.version = True, "2.45.0"
         with pytest.raises(LaunchError, match=r"^this is Triton 2\.45\.0; expected 2\.51 "):
             server.is_ready()
 
 
-def test_signal_within_a_look_is_acted_on_when_triton_has_answered(triton, launch):
+def test_signal_within_a_look_is_acted_on_when_triton_has_answered():
     """An exception between gRPC's lines would leave a channel that waits for ever when it is closed."""
-
-    class Signalled(Exception):
-        pass
-
-    def raise_signalled(*_):
-        raise Signalled
-
-    before = signal.signal(signal.SIGTERM, raise_signalled)
-    try:
-        with closing(launch()) as server:
-            triton.signals = True
-            with pytest.raises(Signalled):
-                server.is_ready()
-            assert triton.has_answered.is_set()
-            triton.signals = False
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    program = (
+        "import os, signal, sys, time\n"
+        "from tests.repository.looked_at import LookedAt, launched\n"
+        "class Signalled(LookedAt):\n"
+        "    def ServerLive(self, request, context):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        time.sleep(0.3)\n"
+        "        print('answered', flush=True)\n"
+        "        return super().ServerLive(request, context)\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit('signalled'))\n"
+        "with launched(Signalled()) as server:\n"
+        "    server.is_ready()\n"
+        "    print('went on')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60.0)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "answered\n", "signalled\n")
