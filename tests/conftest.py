@@ -14,7 +14,7 @@ from medimage_export.medimageinsight.export import export_medimageinsight
 from medimage_export.repository import copy_unexported
 from tests.paths import PHANTOM_CHECKPOINT, REPOSITORY, ROOT
 
-TRITON = ROOT / "tests" / "triton"
+TRITON = "tests/triton"  # one group, and the longest
 
 
 class ByFile(LoadScopeScheduling):
@@ -22,7 +22,7 @@ class ByFile(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "tests/triton" if file.startswith("tests/triton/") else file
+        return TRITON if file.startswith(f"{TRITON}/") else file
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -31,8 +31,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """The tests of a real Triton go first: they are the longest group."""
-    items.sort(key=lambda item: TRITON not in item.path.parents)
+    items.sort(key=lambda item: not item.nodeid.startswith(f"{TRITON}/"))
 
 
 @pytest.fixture(scope="session")

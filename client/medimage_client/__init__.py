@@ -66,3 +66,6 @@ if not TYPE_CHECKING:
                 if found is not None:
                     return globals().setdefault(name, found)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -30,6 +30,7 @@ def check_onnxruntime() -> None:
 
 
 def is_before(version: str, oldest: tuple[int, int]) -> bool:
+    """Whether a version is before a release (major, minor); one that does not begin with numbers is not."""
     release = re.match(r"(\d+)\.(\d+)", version)
     return release is not None and (int(release[1]), int(release[2])) < oldest
 

@@ -32,8 +32,9 @@ def test_constants_of_the_client_are_had_without_its_clients():
     program = (
         "import sys, medimage_client, medimage_client.constants\n"
         "print([name for name in ('asyncio', 'ssl', 'numpy', 'medimage_client.wire') if name in sys.modules])\n"
+        "print([name for name in medimage_client.__all__ if name not in dir(medimage_client)])\n"
         "print([name for name in medimage_client.__all__ if not hasattr(medimage_client, name)])\n"
         "print(hasattr(medimage_client, 'Triton'))\n"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert ran.stdout.splitlines() == ["[]", "[]", "False"]
+    assert ran.stdout.splitlines() == ["[]", "[]", "[]", "False"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from medimage_server import cuda
+from medimage_server import cuda, versions
 from medimage_server.exported import exported_json
 
 log = logging.getLogger(__name__)
@@ -40,8 +40,8 @@ def placed(decoder: Path, kind: str) -> str:
             GPU_PRECISION,
         )
         return "CPU"
-    if tuple(map(int, ort.__version__.split(".")[:2])) < FIRST_VERSION:
-        first = ".".join(map(str, FIRST_VERSION))
+    if versions.is_before(ort.__version__, FIRST_VERSION):
+        first = versions.name(FIRST_VERSION)
         raise ValueError(f"{decoder}: needs onnxruntime {first} or later on a GPU; this is {ort.__version__}")
     return kind
 
