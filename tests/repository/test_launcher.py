@@ -347,4 +347,5 @@ def test_signal_within_a_look_is_acted_on_when_triton_has_answered():
         "    print('went on')\n"
     )
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60.0)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "answered\n", "signalled\n")
+    last = ended.stderr.splitlines()[-1]  # before it, gRPC may write that the server's end was seen
+    assert (ended.returncode, ended.stdout, last) == (1, "answered\n", "signalled")

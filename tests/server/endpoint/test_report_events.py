@@ -15,7 +15,7 @@ from medimage_server.endpoint import report_events as module
 from medimage_server.endpoint.report_events import event, report_events, with_comments
 from tests.client.fake_reports import OUTPUT, PIECES, TEXT, FakeReports, sent
 from tests.client.fake_triton import grey
-from tests.waiting import soon
+from tests.waiting import soon, until
 
 CONCURRENCY = 4
 
@@ -198,6 +198,7 @@ async def test_closing_early_ends_a_caller_who_read_slower_than_it_was_written(r
     events = events_of(reports, study(), study())
     for _ in range(read_before):
         await anext(events)
+    await until(lambda: len(reports.calls) == 2)  # their images are encoded in threads
     await soon()  # all that may wait, waits
     async with asyncio.timeout(2.0):
         await events.aclose()
