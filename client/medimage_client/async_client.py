@@ -28,14 +28,13 @@ from medimage_client.errors import InvalidInput
 from medimage_client.images.encoding import ImageInput, encode_image
 from medimage_client.images.resize import Resize
 from medimage_client.images.windowing import Window
-from medimage_client.reports.report import Report, read_report
+from medimage_client.reports.report import Report, report_of
 from medimage_client.reports.requests import (
     MODEL,
     WHOLE_OUTPUTS,
     infer_report,
     score_reports,
     stream_report,
-    text_of,
 )
 from medimage_client.reports.stream import AsyncReportStream
 from medimage_client.schema.embeddings import Answer, Layout, RequestParams, read_request
@@ -334,7 +333,7 @@ class AsyncCXRReportGen:
             constrained=constrained,
         )
         outputs = await infer_report(self._connection, request, WHOLE_OUTPUTS, timeout)
-        return read_report(text_of(outputs, "output"), text_of(outputs, "status"))
+        return report_of(outputs)
 
     def stream(
         self,

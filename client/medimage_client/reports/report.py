@@ -9,7 +9,9 @@ from medimage_client.errors import ResponseError
 from medimage_client.images.encoding import ImageInput
 from medimage_client.reports.finding import Finding, read_findings
 from medimage_client.reports.picture import draw_findings
-from medimage_client.schema.reports import Status
+from medimage_client.reports.requests import text_of
+from medimage_client.schema.reports import ModelIdentity, Status, read_identity
+from medimage_client.wire.transport import Outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,7 @@ class Report:
 
     findings: tuple[Finding, ...]
     status: Status
+    model: ModelIdentity | None = None  # what wrote it; None where the server does not tell
 
     @property
     def text(self) -> str:
@@ -37,7 +40,17 @@ class Report:
         return draw_findings(self.findings, image)
 
 
-def read_report(output: str, status: str) -> Report:
+def report_of(outputs: Outputs) -> Report:
+    """The report in the last outputs of a server, which may have no `model`.
+
+    Raises:
+        ResponseError: see `read_report`.
+    """
+    model = text_of(outputs, "model") if "model" in outputs else None
+    return read_report(text_of(outputs, "output"), text_of(outputs, "status"), model)
+
+
+def read_report(output: str, status: str, model: str | None = None) -> Report:
     """A report from the server's `output`, the JSON of `[[text, null | [[x_min, y_min, x_max, y_max], …]], …]`.
 
     Raises:
@@ -45,4 +58,4 @@ def read_report(output: str, status: str) -> Report:
     """
     if status not in get_args(Status):
         raise ResponseError(f"unknown status of a report; expected one of {list(get_args(Status))}", status=200)
-    return Report(read_findings(output), cast(Status, status))
+    return Report(read_findings(output), cast(Status, status), None if model is None else read_identity(model))

@@ -20,6 +20,7 @@ from medimage_client.wire.transport import Call, Outputs
 MODEL = "cxrreportgen_stream"
 WHOLE_OUTPUTS = ("output", "status")
 STREAM_OUTPUTS = ("text_output", *WHOLE_OUTPUTS)
+MODEL_OUTPUT = "model"  # which older servers lack
 SCORE_OUTPUTS = ("output",)  # the status is not Azure's
 
 
@@ -74,7 +75,7 @@ def call_of(request: ReportRequest, output_names: tuple[str, ...]) -> Call:
     if request.max_new_tokens is not None:
         inputs["max_new_tokens"] = np.array([request.max_new_tokens], dtype=np.int32)
     parameters = {name: value for name in PARAMETERS if (value := getattr(request, name))}
-    return Call(MODEL, inputs, output_names, parameters, decoupled=True)
+    return Call(MODEL, inputs, output_names, parameters, decoupled=True, optional_names=(MODEL_OUTPUT,))
 
 
 def encoded(column: str, image: ImageInput) -> bytes:

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from typing import Self
 
 from medimage_client.errors import MedImageError, ResponseError
-from medimage_client.reports.report import Report, read_report
+from medimage_client.reports.report import Report, report_of
 from medimage_client.reports.requests import text_of
 from medimage_client.wire.transport import Outputs
 
@@ -29,7 +29,7 @@ class AsyncReportStream:
         async with self._reading:
             async for outputs in self._responses:
                 if "status" in outputs:
-                    self._report = read_report(text_of(outputs, "output"), text_of(outputs, "status"))
+                    self._report = report_of(outputs)
                 piece = text_of(outputs, "text_output") if "text_output" in outputs else ""
                 if piece:
                     return piece
