@@ -17,7 +17,7 @@ from tests.paths import ROOT
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 EXTRAS = {  # of each room, beside the base
-    "client": ("cli", "dicom", "evaluate", "parquet"),
+    "client": ("archive", "cli", "dicom", "evaluate", "parquet"),
     "server": ("server", "openvino"),  # without `triton`: NVIDIA's container has one
     "model_repository": ("server",),
     "export": ("export",),
@@ -33,7 +33,15 @@ OURS = {"checkpoints", "medimage_client", "medimage_export", "medimage_server", 
 OF_TRITON = {"triton_python_backend_utils"}  # which the server has, not a package
 WHERE = {  # what the client imports beyond its base, and where
     "click": "cli/",
-    "pydicom": "images/dicom.py",
+    "highdicom": ("reports/origin.py", "reports/secondary_capture.py", "reports/structured_report.py"),
+    "pydicom": (
+        "cli/report.py",
+        "images/dicom.py",
+        "reports/origin.py",
+        "reports/report.py",
+        "reports/secondary_capture.py",
+        "reports/structured_report.py",
+    ),
     "pyarrow": "cli/embed.py",
     "rouge-score": "reports/evaluation.py",
     "sacrebleu": "reports/evaluation.py",
@@ -41,6 +49,7 @@ WHERE = {  # what the client imports beyond its base, and where
 NOT_IMPORTED = {
     "nvidia-pytriton": "brings Triton's own files",
     "openvino": "named by its module, if it is there",
+    "pyjpegls": "of highdicom",
     "mypy": "a command",
     "ruff": "a command",
     "requests": "an example in the documentation imports it",

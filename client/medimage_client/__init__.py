@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from medimage_client.reports.finding import Box, Finding
     from medimage_client.reports.report import Report
     from medimage_client.reports.stream import AsyncReportStream
+    from medimage_client.schema.reports import ModelIdentity
 
 __all__ = [
     "AsyncCXRReportGen",
@@ -43,6 +44,7 @@ __all__ = [
     "MedImageError",
     "MedImageInsight",
     "MissingExtra",
+    "ModelIdentity",
     "NotFound",
     "NotReady",
     "Report",
@@ -59,9 +61,9 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
         """Names load with their first use: Triton's processes, which need a constant, would import every client."""
-        modules = ("errors", "reports.finding", "reports.report", "reports.stream", "client", "async_client")
+        reports = ("reports.finding", "reports.report", "reports.stream", "schema.reports")
         if name in __all__:
-            for module in modules:
+            for module in ("errors", *reports, "client", "async_client"):
                 found = getattr(import_module(f"{__name__}.{module}"), name, None)
                 if found is not None:
                     return globals().setdefault(name, found)

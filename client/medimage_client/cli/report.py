@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from PIL import Image
@@ -14,8 +14,13 @@ from medimage_client.cli.output_file import Content, check_place, write_files
 from medimage_client.client import CXRReportGen, ReportStream
 from medimage_client.constants import DEFAULT_REPORT_TIMEOUT_S
 from medimage_client.reports.grammar import FindingParser, ParsedFinding
+from medimage_client.reports.origin import read_images
 from medimage_client.reports.report import Report
+from medimage_client.reports.requests import request_of
 from medimage_client.schema.reports import Mode
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 IMAGE_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 MEANING = {
@@ -47,10 +52,37 @@ MEANING = {
     callback=lambda ctx, parameter, path: check_picture(path),
     help="Picture to write: the frontal image with its boxes, and the findings below it.",
 )
+@click.option(
+    "--sr",
+    "structured_report",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    callback=lambda ctx, parameter, path: check_result(path),
+    help="DICOM structured report to write. The images have to be DICOM files.",
+)
+@click.option(
+    "--secondary-capture",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    callback=lambda ctx, parameter, path: check_result(path),
+    help="The picture as a DICOM Secondary Capture to write, for viewers without structured reports.",
+)
+@click.option(
+    "--again",
+    is_flag=True,
+    help="Give DICOM results new UIDs. Otherwise the same study, checkpoint and options make the same UIDs.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of text.")
 @server_options(timeout=DEFAULT_REPORT_TIMEOUT_S, what="the end of the report")
 def report(
-    frontal: Path, picture: Path | None, as_json: bool, url: str, api_key: str | None, timeout: float, **study: Any
+    frontal: Path,
+    picture: Path | None,
+    structured_report: Path | None,
+    secondary_capture: Path | None,
+    again: bool,
+    as_json: bool,
+    url: str,
+    api_key: str | None,
+    timeout: float,
+    **study: Any,
 ) -> None:
     """Findings of a chest X-ray study, each as soon as it is written.
 
@@ -58,6 +90,8 @@ def report(
     sees, the middle of the image. With --json the object has `output`, [[text, null or boxes], …] as Azure's endpoint
     answers, and `status`: complete, truncated or malformed. If the report is not complete, standard error says so.
     """
+    if structured_report is not None or secondary_capture is not None:
+        read_images(request_of(frontal, **study))  # refuses before the work
     with (
         CXRReportGen(url, api_key=api_key) as client,
         client.stream(frontal, **study, timeout=timeout) as stream,
@@ -76,10 +110,23 @@ def report(
         click.echo(f"The report is {answer.status}: {MEANING[answer.status]}.", err=True)
     if picture is not None:
         write_files({picture: render_picture(answer, frontal, picture)})
+    results: dict[Path, Content] = {}
+    if structured_report is not None:
+        results[structured_report] = dicom_file(answer.structured_report(frontal, again=again, **study))
+    if secondary_capture is not None:
+        results[secondary_capture] = dicom_file(answer.secondary_capture(frontal, again=again, **study))
+    write_files(results)
+
+
+def check_result(path: Path | None) -> Path | None:
+    """Refuse before the work what could not be written after it."""
+    if path is not None:
+        check_place(path)
+    return path
 
 
 def check_picture(path: Path | None) -> Path | None:
-    """Refuse before the work what could not be written after it."""
+    """As `check_result`, with the suffix."""
     if path is None:
         return None
     if picture_format(path) not in Image.SAVE:
@@ -98,6 +145,12 @@ def render_picture(report: Report, frontal: Path, path: Path) -> Content:
         report.draw(frontal).save(file, picture_format(path))
     except OSError as error:  # of Pillow, for a mode of pixels that the format does not have
         raise click.ClickException(f"cannot write {path}: {error}") from error
+    return file.getbuffer()
+
+
+def dicom_file(result: "Dataset") -> Content:
+    file = BytesIO()
+    result.save_as(file, enforce_file_format=True)
     return file.getbuffer()
 
 

@@ -63,6 +63,13 @@ async def score_reports(connection: Connection, rows: Sequence[ReportRequest], t
     return await gather([output_of(n, row) for n, row in enumerate(rows)])
 
 
+def request_of(
+    frontal: ImageInput, *, lateral: ImageInput | None = None, prior: ImageInput | None = None, **options: Any
+) -> ReportRequest:
+    """A request from the arguments of `CXRReportGen.report`."""
+    return ReportRequest(frontal_image=frontal, lateral_image=lateral, prior_image=prior, **options)
+
+
 def call_of(request: ReportRequest, output_names: tuple[str, ...]) -> Call:
     """The request of Triton; reads and encodes the images.
 
