@@ -17,7 +17,7 @@ from tests.paths import ROOT
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 EXTRAS = {  # of each room, beside the base
-    "client": ("cli", "dicom", "evaluate", "parquet"),
+    "client": ("archive", "cli", "dicom", "evaluate", "parquet"),
     "server": ("server", "openvino"),  # without `triton`: NVIDIA's container has one
     "model_repository": ("server",),
     "export": ("export",),
@@ -33,7 +33,9 @@ OURS = {"checkpoints", "medimage_client", "medimage_export", "medimage_server", 
 OF_TRITON = {"triton_python_backend_utils"}  # which the server has, not a package
 WHERE = {  # what the client imports beyond its base, and where
     "click": "cli/",
-    "pydicom": "images/dicom.py",
+    "dicomweb-client": "archive/dicomweb.py",
+    "pydicom": ("images/dicom.py", "archive/"),
+    "requests": "archive/dicomweb.py",
     "pyarrow": "cli/embed.py",
     "rouge-score": "reports/evaluation.py",
     "sacrebleu": "reports/evaluation.py",
@@ -43,7 +45,6 @@ NOT_IMPORTED = {
     "openvino": "named by its module, if it is there",
     "mypy": "a command",
     "ruff": "a command",
-    "requests": "an example in the documentation imports it",
     "furo": "named in docs/conf.py",
     "myst-parser": "named in docs/conf.py",
     "sphinx-click": "named in docs/conf.py",
