@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from medimage_client.archive.files import without_pixels
-from medimage_client.archive.studies import KEYWORDS, Instance, Studies, instance_of, text
+from medimage_client.archive.studies import KEYWORDS, Instance, Studies, instance_of, text, unchecked_values
 from medimage_client.constants import (
     ARCHIVE_PAGE,
     ARCHIVE_SILENCE_S,
@@ -70,6 +70,11 @@ FAILURES = {  # of a store, PS3.18 table I.2-2
     0xA900: "the object does not match its SOP class",
     0xC000: "it cannot understand the object",
 }
+WILDCARDS = {
+    "%2A": "*",
+    "%3F": "?",
+    "%2C": ",",
+}  # legal as they are in a query, and Orthanc 1.10 does not unescape them
 QUIET = ("dicomweb_client.web", "urllib3.connectionpool", "urllib3.util.retry")  # their logs hold UIDs and queries
 
 deadline_of_request: ContextVar[float | None] = ContextVar("deadline_of_request", default=None)
@@ -351,12 +356,14 @@ class Archive:
             for series in grown:
                 known = read.setdefault(series, {})
                 place = f"dicomweb+{self.url}/studies/{study}/series/{series}"
-                for header in self._headers(study, series):
-                    uid = text(header, "SOPInstanceUID")
+                for item in self._metadata(study, series):
+                    uid = uid_of(item, "00080018")
                     if uid in known or (resource.instance and uid != resource.instance):
                         continue
                     name = f"{place}/instances/{uid}"
-                    known[uid] = instance_of(header, name=name, read=partial(self.retrieve, study, series, uid))
+                    with unchecked_values():
+                        header = header_of(item)
+                        known[uid] = instance_of(header, name=name, read=partial(self.retrieve, study, series, uid))
                     if known[uid] is None:
                         left_out.append(f"{name}: {without_pixels(text(header, 'SOPClassUID'))}")
                 for uid in listed[series] - known.keys():
@@ -378,11 +385,9 @@ class Archive:
             return {}
         return listed
 
-    def _headers(self, study: str, series: str) -> list[Dataset]:
+    def _metadata(self, study: str, series: str) -> list[dict[str, Any]]:
         try:
-            return self._ask(
-                lambda client: [header_of(item) for item in client.retrieve_series_metadata(study, series)]
-            )
+            return self._ask(lambda client: client.retrieve_series_metadata(study, series))
         except NotFound:  # deleted since it was listed
             return []
 
@@ -431,13 +436,17 @@ def new_session(credentials: Credentials, ca: Path | None, cert: Path | None) ->
         if path is not None and not path.is_file():
             raise InvalidInput(f"no file {path}; expected one in PEM form")
 
-    def authorize(request: PreparedRequest) -> PreparedRequest:
+    def prepare(request: PreparedRequest) -> PreparedRequest:
+        path, mark, query = (request.url or "").partition("?")
+        for escaped, plain in WILDCARDS.items():
+            query = query.replace(escaped, plain)
+        request.url = path + mark + query
         if (header := credentials.header()) is not None:
             request.headers["Authorization"] = header
         return request
 
     session = Session()
-    session.auth = authorize  # also where there are none: else ~/.netrc would be looked into
+    session.auth = prepare  # also where there are none: else ~/.netrc would be looked into
     session.headers["Accept"] = "application/dicom+json"  # where the library names nothing, after a store
     session.hooks["response"] = [check_answer]
     if ca is not None:

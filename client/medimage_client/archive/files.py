@@ -12,7 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from medimage_client.archive.studies import KEYWORDS, Instance, Studies, instance_of, text
+from medimage_client.archive.studies import KEYWORDS, Instance, Studies, instance_of, text, texts, unchecked_values
 from medimage_client.constants import MAX_OBJECT_BYTES
 from medimage_client.errors import InvalidInput, MissingExtra
 from medimage_client.images.encoding import read_path
@@ -114,33 +114,29 @@ def files_of_dicomdir(path: Path) -> list[Path]:
     from pydicom import dcmread
 
     folder = path.parent.resolve()
-    files = []
     try:
-        for record in dcmread(path).DirectoryRecordSequence:
-            if parts := record.get("ReferencedFileID"):
-                file = folder.joinpath(*([parts] if isinstance(parts, str) else parts))
-                if not file.resolve().is_relative_to(folder):
-                    raise InvalidInput(f"{path} names a file outside its folder")
-                files.append(file)
-    except InvalidInput:
-        raise
+        with unchecked_values():
+            names = [texts(record, "ReferencedFileID") for record in dcmread(path).DirectoryRecordSequence]
     except Exception as error:  # of pydicom, of almost any type
         raise InvalidInput(f"{path} is a DICOMDIR that cannot be read ({type(error).__name__})") from None
+    files = [folder.joinpath(*parts) for parts in names if parts]
+    if not all(file.resolve().is_relative_to(folder) for file in files):
+        raise InvalidInput(f"{path} names a file outside its folder")
     return files
 
 
 def read_member(name: str, opened: Callable[[], BinaryIO], whole: Callable[[], bytes]) -> Instance | str:
     """The instance, or why there is none."""
     try:
-        with opened() as file:
+        with opened() as file, unchecked_values():
             header = read_header(file)
+            if header is None:
+                return "is no DICOM object"
+            return instance_of(header, name=name, read=whole) or without_pixels(text(header, "SOPClassUID"))
     except InvalidInput as error:
         return error.reason
     except OSError as error:
         return f"cannot be read: {error.strerror or type(error).__name__}"
-    if header is None:
-        return "is no DICOM object"
-    return instance_of(header, name=name, read=whole) or without_pixels(text(header, "SOPClassUID"))
 
 
 def read_header(file: BinaryIO) -> Dataset | None:

@@ -5,9 +5,10 @@ An instance knows where its object is and reads it when asked: a study of 300 sl
 
 from __future__ import annotations  # pydicom's types, without importing it
 
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -50,6 +51,7 @@ KEYWORDS = (
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 )
+CHECKING = threading.RLock()
 PARALLEL = 1e-3  # orientations that differ by less are one: cosines are written with six digits
 
 
@@ -79,7 +81,7 @@ class Instance:
     n_frames: int
     position: tuple[float, ...] | None  # (3,) mm, of the first frame's upper left pixel; None if there is none
     orientation: tuple[float, ...] | None  # (6,) cosines of its rows and columns
-    read: Callable[[], bytes] = field(repr=False)  # the whole object as a DICOM file
+    read: Callable[[], bytes] = field(repr=False, compare=False)  # the whole object as a DICOM file
 
     @property
     def depth(self) -> float | None:
@@ -176,6 +178,18 @@ def number_key(number: int | None) -> tuple[bool, int]:
     return (number is None, number or 0)
 
 
+@contextmanager
+def unchecked_values() -> Iterator[None]:
+    """pydicom without its checks of values: it logs and warns of a bad one with its text, which may be a patient's.
+
+    Its setting is the process's, so one thread at a time reads headers, which takes a millisecond each.
+    """
+    from pydicom.config import disable_value_validation
+
+    with CHECKING, disable_value_validation():
+        yield
+
+
 def instance_of(header: Dataset, *, name: str, read: Callable[[], bytes]) -> Instance | None:
     """The instance of a header, of a file or of an archive's metadata; None if the object has no pixels.
 
@@ -262,8 +276,3 @@ def value_of(header: Dataset, keyword: str) -> Any:
         return header.get(keyword)
     except Exception:  # pydicom's, of almost any type, for a value that is not of its VR
         return None
-
-
-def grouped_by_series(instances: Sequence[Instance]) -> list[list[Instance]]:
-    """Runs of instances of one series, in their order."""
-    return [list(group) for _, group in groupby(instances, key=lambda one: one.series_uid)]

@@ -1,13 +1,18 @@
 """Options and arguments that several commands share."""
 
+import os
 from collections.abc import Callable, Iterable
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import click
 from click.core import ParameterSource
 
+from medimage_client.archive.dicomweb import Credentials, Resource, is_dicomweb
+from medimage_client.archive.sources import Sources
 from medimage_client.constants import DEFAULT_URL
+from medimage_client.errors import InvalidInput
 from medimage_client.images.dicom import DICOM_HEAD_BYTES, is_dicom
 from medimage_client.images.resize import Resize
 from medimage_client.wire.scoring import is_scoring_uri
@@ -66,6 +71,64 @@ def transfer_options(command: F) -> F:
         "--shared-memory", is_flag=True, help="Pass images through shared memory to a server on this machine."
     )
     return resize(shared_memory(command))
+
+
+class SourceType(click.Path):
+    """An existing path, as click's own type, or a `dicomweb+https://…`, which stays a text."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str) or not is_dicomweb(value):
+            return super().convert(value, param, ctx)
+        try:
+            Resource.parse(value)
+        except InvalidInput as error:
+            self.fail(str(error), param, ctx)
+        return value
+
+
+SOURCE = SourceType(path_type=Path, exists=True)
+
+
+def archive_options(command: F) -> F:
+    """The options of DICOMweb archives; the command gets `sources`, which are closed at its end.
+
+    A password has no option, for others on this machine would see it.
+    """
+
+    @wraps(command)
+    def with_sources(
+        *args: Any, archive_credentials: Path | None, archive_ca: Path | None, archive_cert: Path | None, **options: Any
+    ) -> Any:
+        given = (
+            Credentials.from_env(os.environ) if archive_credentials is None else Credentials(file=archive_credentials)
+        )
+        with Sources(credentials=given, ca=archive_ca, cert=archive_cert) as sources:
+            return command(*args, sources=sources, **options)
+
+    file = click.Path(path_type=Path, exists=True, dir_okay=False)
+    credentials = click.option(
+        "--archive-credentials",
+        type=file,
+        envvar="MEDIMAGE_ARCHIVE_CREDENTIALS",
+        show_envvar=True,
+        help="File of one line, user:password or Bearer TOKEN, for a DICOMweb archive. Without it, "
+        "MEDIMAGE_ARCHIVE_USER and MEDIMAGE_ARCHIVE_PASSWORD, or MEDIMAGE_ARCHIVE_TOKEN, are taken.",
+    )
+    ca = click.option(
+        "--archive-ca",
+        type=file,
+        envvar="MEDIMAGE_ARCHIVE_CA",
+        show_envvar=True,
+        help="PEM file of the authority that signed the archive's certificate.",
+    )
+    cert = click.option(
+        "--archive-cert",
+        type=file,
+        envvar="MEDIMAGE_ARCHIVE_CERT",
+        show_envvar=True,
+        help="PEM file of a client certificate and its key, where the archive asks for one.",
+    )
+    return cast(F, credentials(ca(cert(with_sources))))
 
 
 def image_paths(*, required: bool) -> Callable[[F], F]:

@@ -9,15 +9,25 @@ from typing import Any, get_args
 import click
 from PIL import Image
 
-from medimage_client.cli.options import server_options
+from medimage_client.archive.report_images import is_name, is_study, report_images
+from medimage_client.archive.sources import Sources
+from medimage_client.cli.options import SOURCE, SourceType, archive_options, server_options
 from medimage_client.cli.output_file import Content, check_place, write_files
 from medimage_client.client import CXRReportGen, ReportStream
 from medimage_client.constants import DEFAULT_REPORT_TIMEOUT_S
+from medimage_client.images.encoding import ImageInput
 from medimage_client.reports.grammar import FindingParser, ParsedFinding
 from medimage_client.reports.report import Report
 from medimage_client.schema.reports import Mode
 
-IMAGE_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+class ImageType(SourceType):
+    """A file or a source, as of its base, or what names an image of the study: a SOP Instance UID or `none`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if isinstance(value, str) and is_name(value) else super().convert(value, param, ctx)
+
+
 MEANING = {
     "truncated": "cut before its end; --max-new-tokens sets where",
     "malformed": "not of the model's own grammar; what could be read is shown",
@@ -25,9 +35,18 @@ MEANING = {
 
 
 @click.command()
-@click.argument("frontal", type=IMAGE_FILE)
-@click.option("--lateral", type=IMAGE_FILE, help="Lateral image of the same study.")
-@click.option("--prior", type=IMAGE_FILE, help="Frontal image of an earlier study.")
+@click.argument("study", type=SOURCE)
+@click.option("--frontal", metavar="UID", help="SOP Instance UID of the frontal image, instead of the one chosen.")
+@click.option(
+    "--lateral",
+    type=ImageType(path_type=Path, exists=True, dir_okay=False),
+    help="Lateral image of the same study: a file, a SOP Instance UID or none.",
+)
+@click.option(
+    "--prior",
+    type=ImageType(path_type=Path, exists=True),
+    help="Frontal image of an earlier study: a file, that study, a SOP Instance UID or none.",
+)
 @click.option("--indication", help="Why the study was made.")
 @click.option("--technique", help="How it was made, such as 'One view chest'.")
 @click.option("--comparison", help="What it is compared with.")
@@ -48,24 +67,40 @@ MEANING = {
     help="Picture to write: the frontal image with its boxes, and the findings below it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of text.")
+@archive_options
 @server_options(timeout=DEFAULT_REPORT_TIMEOUT_S, what="the end of the report")
 def report(
-    frontal: Path, picture: Path | None, as_json: bool, url: str, api_key: str | None, timeout: float, **study: Any
+    study: Path | str,
+    frontal: str | None,
+    lateral: Path | str | None,
+    prior: Path | str | None,
+    picture: Path | None,
+    as_json: bool,
+    sources: Sources,
+    url: str,
+    api_key: str | None,
+    timeout: float,
+    **options: Any,
 ) -> None:
     """Findings of a chest X-ray study, each as soon as it is written.
 
-    FRONTAL is the current frontal image. Boxes are x_min, y_min, x_max, y_max in fractions of the square that the model
+    STUDY is the current frontal image or, as for `medimage studies`, a folder, a zip, a DICOMDIR or a
+    dicomweb+https://… of DICOM images: then the frontal image, the lateral one and the earlier study's are chosen, and
+    standard error says which and why.
+
+    Boxes are x_min, y_min, x_max, y_max in fractions of the square that the model
     sees, the middle of the image. With --json the object has `output`, [[text, null or boxes], …] as Azure's endpoint
     answers, and `status`: complete, truncated or malformed. If the report is not complete, standard error says so.
     """
+    images = images_of(study, sources, frontal, lateral, prior)
     with (
         CXRReportGen(url, api_key=api_key) as client,
-        client.stream(frontal, **study, timeout=timeout) as stream,
+        client.stream(**images, **options, timeout=timeout) as stream,
     ):
         if as_json:
             for _ in stream:
                 pass
-        elif study["mode"] == "findings":
+        elif options["mode"] == "findings":
             echo_text(stream)
         else:
             echo_findings(stream)
@@ -75,7 +110,22 @@ def report(
     elif answer.status != "complete":
         click.echo(f"The report is {answer.status}: {MEANING[answer.status]}.", err=True)
     if picture is not None:
-        write_files({picture: render_picture(answer, frontal, picture)})
+        write_files({picture: render_picture(answer, images["frontal"], picture)})
+
+
+def images_of(
+    study: Path | str, sources: Sources, frontal: str | None, lateral: Path | str | None, prior: Path | str | None
+) -> dict[str, Any]:
+    """The images by their name in the client; what was chosen of a study is told on standard error."""
+    if is_study(study):
+        images = report_images(study, sources, frontal=frontal, lateral=lateral, prior=prior)
+        for line in images.choice.why:
+            click.echo(line, err=True)
+        return {"frontal": images.frontal, "lateral": images.lateral, "prior": images.prior}
+    for name, value in (("--frontal", frontal), ("--lateral", lateral), ("--prior", prior)):
+        if value is not None and (name == "--frontal" or isinstance(value, str) or is_study(value)):
+            raise click.BadParameter(f"{value} is for a study; STUDY is a single image", param_hint=name)
+    return {"frontal": study, "lateral": lateral, "prior": prior}
 
 
 def check_picture(path: Path | None) -> Path | None:
@@ -92,7 +142,7 @@ def picture_format(path: Path) -> str | None:
     return Image.registered_extensions().get(path.suffix.lower())
 
 
-def render_picture(report: Report, frontal: Path, path: Path) -> Content:
+def render_picture(report: Report, frontal: ImageInput, path: Path) -> Content:
     file = BytesIO()
     try:
         report.draw(frontal).save(file, picture_format(path))

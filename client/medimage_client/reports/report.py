@@ -5,6 +5,7 @@ from typing import cast, get_args
 
 from PIL import Image
 
+from medimage_client.archive.choice import Choice
 from medimage_client.errors import ResponseError
 from medimage_client.images.encoding import ImageInput
 from medimage_client.reports.finding import Finding, read_findings
@@ -22,6 +23,7 @@ class Report:
 
     findings: tuple[Finding, ...]
     status: Status
+    choice: Choice | None = None  # of the images, where they were chosen of a study
 
     @property
     def text(self) -> str:
@@ -37,7 +39,7 @@ class Report:
         return draw_findings(self.findings, image)
 
 
-def read_report(output: str, status: str) -> Report:
+def read_report(output: str, status: str, choice: Choice | None = None) -> Report:
     """A report from the server's `output`, the JSON of `[[text, null | [[x_min, y_min, x_max, y_max], …]], …]`.
 
     Raises:
@@ -45,4 +47,4 @@ def read_report(output: str, status: str) -> Report:
     """
     if status not in get_args(Status):
         raise ResponseError(f"unknown status of a report; expected one of {list(get_args(Status))}", status=200)
-    return Report(read_findings(output), cast(Status, status))
+    return Report(read_findings(output), cast(Status, status), choice)
