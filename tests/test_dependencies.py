@@ -17,7 +17,7 @@ from tests.paths import ROOT
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 EXTRAS = {  # of each room, beside the base
-    "client": ("archive", "cli", "dicom", "evaluate", "parquet"),
+    "client": ("archive", "cli", "dicom", "evaluate", "nifti", "parquet"),
     "server": ("server", "openvino"),  # without `triton`: NVIDIA's container has one
     "model_repository": ("server",),
     "export": ("export",),
@@ -34,6 +34,7 @@ OF_TRITON = {"triton_python_backend_utils"}  # which the server has, not a packa
 WHERE = {  # what the client imports beyond its base, and where
     "click": "cli/",
     "dicomweb-client": "archive/dicomweb.py",
+    "nibabel": "archive/nifti.py",
     "pydicom": ("images/dicom.py", "archive/"),
     "requests": "archive/dicomweb.py",
     "pyarrow": "cli/embed.py",

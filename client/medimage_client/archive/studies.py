@@ -81,6 +81,7 @@ class Instance:
     n_frames: int
     position: tuple[float, ...] | None  # (3,) mm, of the first frame's upper left pixel; None if there is none
     orientation: tuple[float, ...] | None  # (6,) cosines of its rows and columns
+    frame_positions: tuple[tuple[float, ...], ...] = field(repr=False)  # of each frame; empty unless all have one
     read: Callable[[], bytes] = field(repr=False, compare=False)  # the whole object as a DICOM file
 
     @property
@@ -199,7 +200,8 @@ def instance_of(header: Dataset, *, name: str, read: Callable[[], bytes]) -> Ins
     if not rows or not columns:
         return None
     shared = next(iter(items(header, "SharedFunctionalGroupsSequence")), None)
-    frame = next(iter(items(header, "PerFrameFunctionalGroupsSequence")), None)
+    frames = items(header, "PerFrameFunctionalGroupsSequence")
+    frame = next(iter(frames), None)
     code = next(iter(items(header, "ViewCodeSequence")), None)
     acquired = text(header, "AcquisitionDate") or text(header, "ContentDate") or text(header, "StudyDate")
     time = text(header, "AcquisitionTime") or text(header, "ContentTime") or text(header, "StudyTime")
@@ -227,6 +229,7 @@ def instance_of(header: Dataset, *, name: str, read: Callable[[], bytes]) -> Ins
         columns=columns,
         n_frames=whole(header, "NumberOfFrames") or 1,
         position=place_of_image(header, shared, frame, "PlanePositionSequence", "ImagePositionPatient", 3),
+        frame_positions=positions_of(frames),
         orientation=place_of_image(header, shared, frame, "PlaneOrientationSequence", "ImageOrientationPatient", 6),
     )
 
@@ -236,14 +239,23 @@ def place_of_image(
 ) -> tuple[float, ...] | None:
     """A position or an orientation, which enhanced objects have in functional groups (PS3.3 C.7.6.16)."""
     places = [header, *(item for group in (frame, shared) if group is not None for item in items(group, macro))]
-    for place in places:
-        try:
-            values = tuple(float(value) for value in place.get(keyword) or ())
-        except (TypeError, ValueError):
-            continue
-        if len(values) == size and all(np.isfinite(values)):
-            return values
-    return None
+    return next((values for place in places if (values := vector(place, keyword, size)) is not None), None)
+
+
+def positions_of(frames: Sequence[Dataset]) -> tuple[tuple[float, ...], ...]:
+    """Of each frame (PS3.3 C.7.6.16.2.3); empty unless all have one."""
+    planes = [next(iter(items(frame, "PlanePositionSequence")), None) for frame in frames]
+    positions = [None if plane is None else vector(plane, "ImagePositionPatient", 3) for plane in planes]
+    known = tuple(position for position in positions if position is not None)
+    return known if len(known) == len(frames) else ()
+
+
+def vector(header: Dataset, keyword: str, size: int) -> tuple[float, ...] | None:
+    try:
+        values = tuple(float(value) for value in header.get(keyword) or ())
+    except Exception:  # pydicom's, of almost any type, for a value that is not of its VR
+        return None
+    return values if len(values) == size and all(np.isfinite(values)) else None
 
 
 def items(header: Dataset, keyword: str) -> list[Dataset]:

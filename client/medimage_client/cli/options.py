@@ -10,6 +10,9 @@ import click
 from click.core import ParameterSource
 
 from medimage_client.archive.dicomweb import Credentials, Resource, is_dicomweb
+from medimage_client.archive.files import is_collection
+from medimage_client.archive.nifti import is_nifti, read_nifti
+from medimage_client.archive.slices import Slice, WhichSlices, slices_of
 from medimage_client.archive.sources import Sources
 from medimage_client.constants import DEFAULT_URL
 from medimage_client.errors import InvalidInput
@@ -132,24 +135,56 @@ def archive_options(command: F) -> F:
 
 
 def image_paths(*, required: bool) -> Callable[[F], F]:
-    """The argument PATHS: files, and folders that stand for the images in them."""
-    return click.argument(
-        "paths", nargs=-1, required=required, type=click.Path(path_type=Path, exists=True), callback=find_images
-    )
+    """The argument PATHS, of images and of what holds some, and the option --slices; `read_items` takes both."""
+
+    def decorate(command: F) -> F:
+        which = click.option(
+            "--slices",
+            callback=take_slices,
+            metavar="all|every=N|centre=N",
+            help="Slices of each series or volume: all, each N-th, or the middle one and N before and after it. DICOM "
+            "folders are then read as series, in the order of their positions, and each frame is a slice.",
+        )
+        return click.argument("paths", nargs=-1, required=required, type=SOURCE)(which(command))
+
+    return decorate
 
 
-def find_images(ctx: click.Context, parameter: click.Parameter, paths: Iterable[Path]) -> list[Path]:
-    """Files as they are given; a folder's images, also in folders below it, sorted by name."""
-    images: list[Path] = []
+def take_slices(ctx: click.Context, parameter: click.Parameter, text: str | None) -> WhichSlices | None:
+    try:
+        return None if text is None else WhichSlices.parse(text)
+    except InvalidInput as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def read_items(paths: Iterable[Path | str], sources: Sources, which: WhichSlices | None) -> list[Path | Slice]:
+    """Files as they are given, and the slices of what holds several images: of archives, zips, DICOMDIRs and volumes.
+
+    A folder stands for the image files in it, sorted by name; with `which` for the slices of its series. What is no
+    image is named on standard error.
+    """
+    items: list[Path | Slice] = []
     for path in paths:
-        if not path.is_dir():
-            images.append(path)
-            continue
-        found = sorted(file for file in path.rglob("*") if file.is_file() and is_image(file))
-        if not found:
-            raise click.BadParameter(f"no images in {path}; expected {', '.join(sorted(IMAGE_SUFFIXES))} or DICOM")
-        images += found
-    return images
+        if isinstance(path, Path) and is_nifti(path):
+            items += read_nifti(path, which)
+        elif isinstance(path, str) or is_collection(path) or which is not None:
+            found = sources.read(path)
+            for line in (*found.left_out, *found.notes):
+                click.echo(line, err=True)
+            items += slices_of(found, which)
+        elif path.is_dir():
+            items += images_in(path)
+        else:
+            items.append(path)
+    return items
+
+
+def images_in(folder: Path) -> list[Path]:
+    """A folder's images, also in folders below it, sorted by name."""
+    found = sorted(file for file in folder.rglob("*") if file.is_file() and is_image(file))
+    if not found:
+        raise click.BadParameter(f"no images in {folder}; expected {', '.join(sorted(IMAGE_SUFFIXES))} or DICOM")
+    return found
 
 
 def is_image(file: Path) -> bool:
