@@ -17,7 +17,7 @@ from tests.paths import ROOT
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 EXTRAS = {  # of each room, beside the base
-    "client": ("archive", "cli", "dicom", "evaluate", "parquet"),
+    "client": ("archive", "cli", "dicom", "evaluate", "nifti", "parquet"),
     "server": ("server", "openvino"),  # without `triton`: NVIDIA's container has one
     "model_repository": ("server",),
     "export": ("export",),
@@ -33,8 +33,11 @@ OURS = {"checkpoints", "medimage_client", "medimage_export", "medimage_server", 
 OF_TRITON = {"triton_python_backend_utils"}  # which the server has, not a package
 WHERE = {  # what the client imports beyond its base, and where
     "click": "cli/",
+    "dicomweb-client": "archive/dicomweb.py",
     "highdicom": ("reports/origin.py", "reports/secondary_capture.py", "reports/structured_report.py"),
+    "nibabel": "archive/nifti.py",
     "pydicom": (
+        "archive/",
         "cli/report.py",
         "images/dicom.py",
         "reports/origin.py",
@@ -42,6 +45,7 @@ WHERE = {  # what the client imports beyond its base, and where
         "reports/secondary_capture.py",
         "reports/structured_report.py",
     ),
+    "requests": "archive/dicomweb.py",
     "pyarrow": "cli/embed.py",
     "rouge-score": "reports/evaluation.py",
     "sacrebleu": "reports/evaluation.py",
@@ -52,7 +56,6 @@ NOT_IMPORTED = {
     "pyjpegls": "of highdicom",
     "mypy": "a command",
     "ruff": "a command",
-    "requests": "an example in the documentation imports it",
     "furo": "named in docs/conf.py",
     "myst-parser": "named in docs/conf.py",
     "sphinx-click": "named in docs/conf.py",

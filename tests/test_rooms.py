@@ -17,7 +17,14 @@ ALLOWED = {
     "model_repository": {"medimage_server"},
 }
 CLIENT = ROOT / "client" / "medimage_client"
-CLIENT_ORDER = ("images", "schema", "wire", "reports", "cli")  # packages of the client; each may import those before it
+CLIENT_ORDER = (
+    "images",
+    "schema",
+    "wire",
+    "archive",
+    "reports",
+    "cli",
+)  # packages of the client; each may import those before it
 
 # What the server takes of the client, and why. A module that is not here is the client's own business.
 MODELS_OF_TRITON = {

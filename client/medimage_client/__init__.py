@@ -13,6 +13,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from medimage_client.archive.choice import Choice, choose
+    from medimage_client.archive.dicomweb import Archive, Credentials, Stored
+    from medimage_client.archive.sources import read_studies
+    from medimage_client.archive.studies import Instance, Series, Studies, Study
     from medimage_client.async_client import AsyncCXRReportGen, AsyncMedImageInsight
     from medimage_client.client import CXRReportGen, MedImageInsight, ReportStream
     from medimage_client.errors import (
@@ -34,12 +38,16 @@ if TYPE_CHECKING:
     from medimage_client.schema.reports import ModelIdentity
 
 __all__ = [
+    "Archive",
     "AsyncCXRReportGen",
     "AsyncMedImageInsight",
     "AsyncReportStream",
     "Box",
     "CXRReportGen",
+    "Choice",
+    "Credentials",
     "Finding",
+    "Instance",
     "InvalidInput",
     "MedImageError",
     "MedImageInsight",
@@ -51,19 +59,28 @@ __all__ = [
     "ReportStream",
     "RequestTimeout",
     "ResponseError",
+    "Series",
     "ServerError",
     "SharedMemoryError",
+    "Stored",
+    "Studies",
+    "Study",
     "TransportError",
     "Unavailable",
+    "choose",
+    "read_studies",
 ]
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
         """Names load with their first use: Triton's processes, which need a constant, would import every client."""
-        reports = ("reports.finding", "reports.report", "reports.stream", "schema.reports")
+        modules = (
+            *("errors", "archive.studies", "archive.choice", "archive.dicomweb", "archive.sources"),
+            *("reports.finding", "reports.report", "reports.stream", "schema.reports", "client", "async_client"),
+        )
         if name in __all__:
-            for module in ("errors", *reports, "client", "async_client"):
+            for module in modules:
                 found = getattr(import_module(f"{__name__}.{module}"), name, None)
                 if found is not None:
                     return globals().setdefault(name, found)

@@ -1,12 +1,17 @@
 """The asyncio clients of MedImageInsight and CXRReportGen. `client.py` offers the same without asyncio."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
-from typing import Any, Self, get_args
+from typing import Any, Self, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medimage_client.archive.choice import Choice
+from medimage_client.archive.report_images import StudyInput, read_report_images
 from medimage_client.constants import (
     DEFAULT_CONCURRENCY,
     DEFAULT_REPORT_TIMEOUT_S,
@@ -43,7 +48,7 @@ from medimage_client.schema.table import Request, read_json
 from medimage_client.wire.connection import Connection, connector
 from medimage_client.wire.posted_requests import post_embeddings, post_reports
 from medimage_client.wire.scoring_messages import no_place_for
-from medimage_client.wire.transport import Transport
+from medimage_client.wire.transport import Outputs, Transport
 
 
 class AsyncMedImageInsight:
@@ -288,8 +293,9 @@ class AsyncCXRReportGen:
 
     async def report(
         self,
-        frontal: ImageInput,
+        frontal: ImageInput | None = None,
         *,
+        study: StudyInput | None = None,
         lateral: ImageInput | None = None,
         prior: ImageInput | None = None,
         indication: str | None = "",
@@ -306,21 +312,26 @@ class AsyncCXRReportGen:
 
         Args:
             frontal: the current frontal image; a path, bytes, base64 text, a Pillow image, an array or a DICOM file.
-            lateral, prior: the current lateral image, and the frontal image of an earlier study.
+            study: where the images are, instead of `frontal`: a folder, a zip, a DICOMDIR, `dicomweb+https://…`, what
+                `read_studies` made of it, or a `Choice`. `choose` says how the images are chosen, and the report's
+                `choice` which.
+            lateral, prior: the current lateral image, and the frontal image of an earlier study; with `study`, instead
+                of those that would be chosen.
             indication, technique, comparison: sections of the request form; empty ones are not sent.
             prior_report: the report of the earlier study; has no effect without `prior`.
             mode: `grounded` for findings with boxes, `findings` for plain text, `phrase` to locate one finding.
             phrase: the finding to locate, in mode `phrase` and only there.
             max_new_tokens: length at which the answer is cut; None for the server's default of the mode.
             constrained: keep the model to its grammar, so that no answer is malformed.
-            timeout: seconds for this report, instead of the client's.
+            timeout: seconds for this report, instead of the client's; an archive has a limit of its own.
 
         Raises:
-            InvalidInput: names the input at fault, as `lateral_image: …`, which is also its `column`.
+            InvalidInput: names the input at fault, as `lateral_image: …`, which is also its `column`; or no frontal
+                image can be told in the study.
             MedImageError: any other failure.
         """
         request = ReportRequest(
-            frontal_image=frontal,
+            frontal_image=frontal_or_study(frontal, study),
             lateral_image=lateral,
             prior_image=prior,
             indication=indication,
@@ -332,13 +343,15 @@ class AsyncCXRReportGen:
             max_new_tokens=max_new_tokens,
             constrained=constrained,
         )
+        request, choice = await with_images(request, study)
         outputs = await infer_report(self._connection, request, WHOLE_OUTPUTS, timeout)
-        return report_of(outputs)
+        return report_of(outputs, choice)
 
     def stream(
         self,
-        frontal: ImageInput,
+        frontal: ImageInput | None = None,
         *,
+        study: StudyInput | None = None,
         lateral: ImageInput | None = None,
         prior: ImageInput | None = None,
         indication: str | None = "",
@@ -354,10 +367,10 @@ class AsyncCXRReportGen:
         """The report as it is written: an iterator of pieces of text, which `reports.grammar.FindingParser` can parse.
 
         Arguments and errors are those of `report`. The request is sent when the first piece is read; errors of
-        images and of the server are raised there. Closing the stream cancels the request on the server.
+        images, of an archive and of the server are raised there. Closing the stream cancels the request on the server.
         """
         request = ReportRequest(
-            frontal_image=frontal,
+            frontal_image=frontal_or_study(frontal, study),
             lateral_image=lateral,
             prior_image=prior,
             indication=indication,
@@ -369,7 +382,7 @@ class AsyncCXRReportGen:
             max_new_tokens=max_new_tokens,
             constrained=constrained,
         )
-        return AsyncReportStream(stream_report(self._connection, request, timeout))
+        return AsyncReportStream(stream_study(self._connection, request, study, timeout))
 
     async def score(self, request: Request, *, timeout: float | None = None) -> list[dict[str, str]]:
         """Answer a request of Azure's CXRReportGen endpoint in its own JSON.
@@ -392,6 +405,40 @@ class AsyncCXRReportGen:
             return await post_reports(self._connection, request, timeout=timeout)
         studies = read_report_requests(read_json(request))
         return render_reports(await score_reports(self._connection, studies, timeout))
+
+
+def frontal_or_study(frontal: ImageInput | None, study: StudyInput | None) -> ImageInput:
+    """The frontal image; an empty one as long as a study has not told its own."""
+    if study is None:
+        return cast(ImageInput, frontal)  # None is refused with the rest of the request
+    if frontal is not None:
+        raise InvalidInput(
+            "frontal and study are both given; choose(read_studies(…), frontal=UID) overrules the choice"
+        )
+    return b""
+
+
+async def with_images(request: ReportRequest, study: StudyInput | None) -> tuple[ReportRequest, Choice | None]:
+    """The request with the images of its study, if it has one."""
+    if study is None:
+        return request, None
+    images = await asyncio.to_thread(
+        read_report_images, study, lateral=request.lateral_image, prior=request.prior_image
+    )
+    request = replace(request, frontal_image=images.frontal, lateral_image=images.lateral, prior_image=images.prior)
+    return request, images.choice
+
+
+async def stream_study(
+    connection: Connection, request: ReportRequest, study: StudyInput | None, timeout: float | None
+) -> AsyncGenerator[Outputs | Choice, None]:
+    """The choice of images, if one is made, and the responses of `stream_report`."""
+    request, choice = await with_images(request, study)
+    if choice is not None:
+        yield choice
+    async with aclosing(stream_report(connection, request, timeout)) as responses:
+        async for outputs in responses:
+            yield outputs
 
 
 def check_list(values: object, name: str) -> None:

@@ -37,3 +37,9 @@ DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}  # Tri
 
 PNG_COMPRESS_LEVEL = 1  # 0 to 9; for radiographs a higher level takes longer than the bytes it saves on a local network
 PERCENTILES = (1.0, 99.0)  # black and white of a DICOM file without a window, as in Microsoft's healthcareai toolkit
+
+# Of an archive
+DEFAULT_ARCHIVE_TIMEOUT_S = 300.0  # one request with its retries; a multi-frame object of 1 GiB at 50 Mbit/s takes 170
+ARCHIVE_SILENCE_S = 60.0  # without a byte, after which a request is made again
+ARCHIVE_PAGE = 100  # results of a search in one answer
+MAX_OBJECT_BYTES = 2**30  # of one answer, which is held in memory several times

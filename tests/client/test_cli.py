@@ -242,7 +242,7 @@ def test_help_lists_the_commands_of_other_packages_without_importing_torch():
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     commands = [line.split()[0] for line in output.partition("Commands:\n")[2].splitlines() if line.startswith("  ")]
     here, elsewhere = (
-        ["classify", "embed", "evaluate", "report", "score", "status"],
+        ["classify", "embed", "evaluate", "report", "score", "status", "studies"],
         ["clean", "endpoint", "export", "serve"],
     )
     assert commands == sorted(here + elsewhere)

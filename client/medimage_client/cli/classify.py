@@ -10,9 +10,11 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from medimage_client.archive.slices import WhichSlices
+from medimage_client.archive.sources import Sources
 from medimage_client.async_client import AsyncMedImageInsight
-from medimage_client.cli.options import image_paths, server_options, transfer_options
-from medimage_client.cli.progress import EmbeddedFiles, embed_files
+from medimage_client.cli.options import archive_options, image_paths, read_items, server_options, transfer_options
+from medimage_client.cli.progress import EmbeddedItems, embed_items
 from medimage_client.cli.table import table
 from medimage_client.constants import DEFAULT_TIMEOUT_S
 from medimage_client.images.resize import Resize
@@ -30,22 +32,26 @@ from medimage_client.images.resize import Resize
 @click.option("--template", default="{}", show_default=True, help="Text around each label, which replaces {}.")
 @click.option("--multilabel", is_flag=True, help="Rate each label independently; otherwise each row sums to 1.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@archive_options
 @transfer_options
 @server_options(timeout=DEFAULT_TIMEOUT_S)
 def classify(
-    paths: list[Path],
+    paths: tuple[Path | str, ...],
+    slices: WhichSlices | None,
     labels: tuple[str, ...],
     labels_file: Path | None,
     template: str,
     multilabel: bool,
     as_json: bool,
+    sources: Sources,
     resize: Resize,
     shared_memory: bool,
     url: str,
     api_key: str | None,
     timeout: float,
 ) -> None:
-    """Zero-shot probabilities of labels for image files and folders.
+    """Zero-shot probabilities of labels for image files, folders, studies (zip, DICOMDIR, dicomweb+https://…) and NIfTI
+    volumes.
 
     Labels follow the pattern that the model was trained on, modality anatomy view finding: "x-ray chest anteroposterior
     Pneumonia". A file that is not an image is skipped and reported, and the exit code is 1.
@@ -56,14 +62,16 @@ def classify(
     if "{}" not in template:
         raise click.BadParameter("has no {}, the place of the label", param_hint="--template")
 
-    async def classify_all() -> tuple[EmbeddedFiles, NDArray[np.float32]]:
+    items = read_items(paths, sources, slices)
+
+    async def classify_all() -> tuple[EmbeddedItems, NDArray[np.float32]]:
         async with AsyncMedImageInsight(url, api_key=api_key, timeout=timeout, shared_memory=shared_memory) as client:
-            images = await embed_files(client, paths, resize)
+            images = await embed_items(client, items, resize)
             return images, await client.classify(images.features, all_labels, template=template, multilabel=multilabel)
 
     images, scores = asyncio.run(classify_all())
-    names = [str(path) for path in images.paths]
-    click.echo(render_json(names, all_labels, scores) if as_json else render_table(names, all_labels, scores))
+    render = render_json if as_json else render_table
+    click.echo(render(images.names, all_labels, scores))
     images.report_refused()
 
 

@@ -1,25 +1,29 @@
-"""`medimage embed`: image files and texts to a file of embeddings."""
+"""`medimage embed`: images and texts to a file of embeddings."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 
+from medimage_client.archive.slices import Slice, WhichSlices
+from medimage_client.archive.sources import Sources
 from medimage_client.async_client import AsyncMedImageInsight
-from medimage_client.cli.options import image_paths, server_options, transfer_options
+from medimage_client.cli.options import archive_options, image_paths, read_items, server_options, transfer_options
 from medimage_client.cli.output_file import Content, check_place, write_files
-from medimage_client.cli.progress import EmbeddedFiles, embed_files
+from medimage_client.cli.progress import EmbeddedItems, Item, embed_items, name_of
 from medimage_client.constants import DEFAULT_TIMEOUT_S
 from medimage_client.embeddings import Embeddings
 from medimage_client.errors import MissingExtra
 from medimage_client.images.resize import Resize
 
-Renderer = Callable[
-    [Path, Sequence[str], Embeddings], dict[Path, Content]
-]  # from --output, to files and what is in them
+Columns = Mapping[str, list[Any]]  # what is told of each row, by the column's name; the first is `name`
+Renderer = Callable[[Path, Columns, Embeddings], dict[Path, Content]]  # from --output, to files and what is in them
+UIDS = ("study_uid", "series_uid", "sop_uid")
 
 
 @click.command()
@@ -32,34 +36,40 @@ Renderer = Callable[
     callback=lambda ctx, parameter, path: check_output(path),
     help="File to write: .npy, .npz or .parquet.",
 )
+@archive_options
 @transfer_options
 @server_options(timeout=DEFAULT_TIMEOUT_S)
 def embed(
-    paths: list[Path],
+    paths: tuple[Path | str, ...],
+    slices: WhichSlices | None,
     texts: tuple[str, ...],
     output: Path,
+    sources: Sources,
     resize: Resize,
     shared_memory: bool,
     url: str,
     api_key: str | None,
     timeout: float,
 ) -> None:
-    """Embed image files, folders of them, and texts.
+    """Embed image files, folders of them, studies (zip, DICOMDIR, dicomweb+https://…), NIfTI volumes, and texts.
 
     Each row of 1024 numbers is named after its file or text: .npz has the arrays `names` and `vectors`, .parquet the
-    columns `name` and `vector`. With .npy the names are written beside it, one per line, to .names.txt. A file that
-    is not an image is skipped and reported, and the exit code is 1.
+    columns `name` and `vector`. Rows of studies and volumes have also `study_uid`, `series_uid`, `sop_uid`, `frame` and
+    `position` (x, y, z in mm of the upper left pixel). With .npy the names are written beside it, one per line, to
+    .names.txt. A file that is not an image is skipped and reported, and the exit code is 1.
     """
     if not paths and not texts:
         raise click.UsageError("nothing to embed; give PATHS, --text or both")
 
-    async def embed_all() -> tuple[EmbeddedFiles, Embeddings]:
+    items = read_items(paths, sources, slices)
+
+    async def embed_all() -> tuple[EmbeddedItems, Embeddings]:
         async with AsyncMedImageInsight(url, api_key=api_key, timeout=timeout, shared_memory=shared_memory) as client:
-            return await embed_files(client, paths, resize), await client.embed_texts(texts)
+            return await embed_items(client, items, resize), await client.embed_texts(texts)
 
     images, text_features = asyncio.run(embed_all())
     vectors = np.concatenate([images.features, text_features])
-    write_files(RENDERERS[output.suffix](output, [*map(str, images.paths), *texts], vectors))
+    write_files(RENDERERS[output.suffix](output, columns_of(images.items, texts), vectors))
     images.report_refused()
 
 
@@ -76,29 +86,45 @@ def check_output(path: Path) -> Path:
     return path
 
 
-def render_npy(path: Path, names: Sequence[str], vectors: Embeddings) -> dict[Path, Content]:
+def columns_of(items: Sequence[Item], texts: Sequence[str]) -> Columns:
+    """Names, and of the slices of studies and volumes where they are from, if there are any."""
+    columns: dict[str, list[Any]] = {"name": [*map(name_of, items), *texts]}
+    if not any(isinstance(item, Slice) for item in items):
+        return columns
+    rows = [item if isinstance(item, Slice) else None for item in items] + [None] * len(texts)
+    columns |= {uid: ["" if row is None else getattr(row, uid) for row in rows] for uid in UIDS}
+    columns["frame"] = [-1 if row is None or row.frame is None else row.frame for row in rows]
+    nowhere = (math.nan,) * 3
+    columns["position"] = [nowhere if row is None or row.position is None else row.position for row in rows]
+    return columns
+
+
+def render_npy(path: Path, columns: Columns, vectors: Embeddings) -> dict[Path, Content]:
     file = BytesIO()
     np.save(file, vectors)
-    lines = [" ".join(name.splitlines()) for name in names]
+    lines = [" ".join(name.splitlines()) for name in columns["name"]]
     return {
         path: file.getbuffer(),
         path.with_suffix(".names.txt"): "".join(f"{line}\n" for line in lines).encode(),
     }
 
 
-def render_npz(path: Path, names: Sequence[str], vectors: Embeddings) -> dict[Path, Content]:
+def render_npz(path: Path, columns: Columns, vectors: Embeddings) -> dict[Path, Content]:
     file = BytesIO()
-    np.savez(file, names=np.array(names), vectors=vectors)
+    arrays = {"names" if name == "name" else name: np.array(values) for name, values in columns.items()}
+    np.savez(file, **arrays, vectors=vectors)
     return {path: file.getbuffer()}
 
 
-def render_parquet(path: Path, names: Sequence[str], vectors: Embeddings) -> dict[Path, Content]:
+def render_parquet(path: Path, columns: Columns, vectors: Embeddings) -> dict[Path, Content]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     file = BytesIO()
-    vector = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-    pq.write_table(pa.table({"name": pa.array(names, pa.string()), "vector": vector}), file)
+    types = {"frame": pa.int32(), "position": pa.list_(pa.float64(), 3)}
+    table = {name: pa.array(values, types.get(name, pa.string())) for name, values in columns.items()}
+    table["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+    pq.write_table(pa.table(table), file)
     return {path: file.getbuffer()}
 
 

@@ -11,6 +11,7 @@ from medimage_client.cli.evaluate import evaluate
 from medimage_client.cli.report import report
 from medimage_client.cli.score import score
 from medimage_client.cli.status import status
+from medimage_client.cli.studies import studies
 from medimage_client.errors import MedImageError
 
 
@@ -79,5 +80,5 @@ def medimage() -> None:
     """
 
 
-for command in (classify, embed, evaluate, report, score, status):
+for command in (classify, embed, evaluate, report, score, status, studies):
     medimage.add_command(command)

@@ -1,13 +1,21 @@
 """Options and arguments that several commands share."""
 
+import os
 from collections.abc import Callable, Iterable
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import click
 from click.core import ParameterSource
 
+from medimage_client.archive.dicomweb import Credentials, Resource, is_dicomweb
+from medimage_client.archive.files import is_collection
+from medimage_client.archive.nifti import is_nifti, read_nifti
+from medimage_client.archive.slices import Slice, WhichSlices, slices_of
+from medimage_client.archive.sources import Sources
 from medimage_client.constants import DEFAULT_URL
+from medimage_client.errors import InvalidInput
 from medimage_client.images.dicom import DICOM_HEAD_BYTES, is_dicom
 from medimage_client.images.resize import Resize
 from medimage_client.wire.scoring import is_scoring_uri
@@ -68,25 +76,115 @@ def transfer_options(command: F) -> F:
     return resize(shared_memory(command))
 
 
-def image_paths(*, required: bool) -> Callable[[F], F]:
-    """The argument PATHS: files, and folders that stand for the images in them."""
-    return click.argument(
-        "paths", nargs=-1, required=required, type=click.Path(path_type=Path, exists=True), callback=find_images
+class SourceType(click.Path):
+    """An existing path, as click's own type, or a `dicomweb+https://…`, which stays a text."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str) or not is_dicomweb(value):
+            return super().convert(value, param, ctx)
+        try:
+            Resource.parse(value)
+        except InvalidInput as error:
+            self.fail(str(error), param, ctx)
+        return value
+
+
+SOURCE = SourceType(path_type=Path, exists=True)
+
+
+def archive_options(command: F) -> F:
+    """The options of DICOMweb archives; the command gets `sources`, which are closed at its end.
+
+    A password has no option, for others on this machine would see it.
+    """
+
+    @wraps(command)
+    def with_sources(
+        *args: Any, archive_credentials: Path | None, archive_ca: Path | None, archive_cert: Path | None, **options: Any
+    ) -> Any:
+        given = (
+            Credentials.from_env(os.environ) if archive_credentials is None else Credentials(file=archive_credentials)
+        )
+        with Sources(credentials=given, ca=archive_ca, cert=archive_cert) as sources:
+            return command(*args, sources=sources, **options)
+
+    file = click.Path(path_type=Path, exists=True, dir_okay=False)
+    credentials = click.option(
+        "--archive-credentials",
+        type=file,
+        envvar="MEDIMAGE_ARCHIVE_CREDENTIALS",
+        show_envvar=True,
+        help="File of one line, user:password or Bearer TOKEN, for a DICOMweb archive. Without it, "
+        "MEDIMAGE_ARCHIVE_USER and MEDIMAGE_ARCHIVE_PASSWORD, or MEDIMAGE_ARCHIVE_TOKEN, are taken.",
     )
+    ca = click.option(
+        "--archive-ca",
+        type=file,
+        envvar="MEDIMAGE_ARCHIVE_CA",
+        show_envvar=True,
+        help="PEM file of the authority that signed the archive's certificate.",
+    )
+    cert = click.option(
+        "--archive-cert",
+        type=file,
+        envvar="MEDIMAGE_ARCHIVE_CERT",
+        show_envvar=True,
+        help="PEM file of a client certificate and its key, where the archive asks for one.",
+    )
+    return cast(F, credentials(ca(cert(with_sources))))
 
 
-def find_images(ctx: click.Context, parameter: click.Parameter, paths: Iterable[Path]) -> list[Path]:
-    """Files as they are given; a folder's images, also in folders below it, sorted by name."""
-    images: list[Path] = []
+def image_paths(*, required: bool) -> Callable[[F], F]:
+    """The argument PATHS, of images and of what holds some, and the option --slices; `read_items` takes both."""
+
+    def decorate(command: F) -> F:
+        which = click.option(
+            "--slices",
+            callback=take_slices,
+            metavar="all|every=N|centre=N",
+            help="Slices of each series or volume: all, each N-th, or the middle one and N before and after it. DICOM "
+            "folders are then read as series, in the order of their positions, and each frame is a slice.",
+        )
+        return click.argument("paths", nargs=-1, required=required, type=SOURCE)(which(command))
+
+    return decorate
+
+
+def take_slices(ctx: click.Context, parameter: click.Parameter, text: str | None) -> WhichSlices | None:
+    try:
+        return None if text is None else WhichSlices.parse(text)
+    except InvalidInput as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def read_items(paths: Iterable[Path | str], sources: Sources, which: WhichSlices | None) -> list[Path | Slice]:
+    """Files as they are given, and the slices of what holds several images: of archives, zips, DICOMDIRs and volumes.
+
+    A folder stands for the image files in it, sorted by name; with `which` for the slices of its series. What is no
+    image is named on standard error.
+    """
+    items: list[Path | Slice] = []
     for path in paths:
-        if not path.is_dir():
-            images.append(path)
-            continue
-        found = sorted(file for file in path.rglob("*") if file.is_file() and is_image(file))
-        if not found:
-            raise click.BadParameter(f"no images in {path}; expected {', '.join(sorted(IMAGE_SUFFIXES))} or DICOM")
-        images += found
-    return images
+        if isinstance(path, Path) and is_nifti(path):
+            items += read_nifti(path, which)
+        elif isinstance(path, str) or is_collection(path) or which is not None:
+            found = sources.read(path)
+            for line in (*found.left_out, *found.notes):
+                click.echo(line, err=True)
+            items += slices_of(found, which)
+        elif path.is_dir():
+            items += images_in(path)
+        else:
+            items.append(path)
+    return items
+
+
+def images_in(folder: Path) -> list[Path]:
+    """A folder's images, also in folders below it, sorted by name."""
+    found = sorted(file for file in folder.rglob("*") if file.is_file() and is_image(file))
+    if not found:
+        raise click.BadParameter(f"no images in {folder}; expected {', '.join(sorted(IMAGE_SUFFIXES))} or DICOM")
+    return found
 
 
 def is_image(file: Path) -> bool:

@@ -1,5 +1,6 @@
-"""Image files of a command through the client, with a progress bar; bad ones are left out and reported."""
+"""Images of a command through the client, with a progress bar; bad ones are left out and reported."""
 
+import asyncio
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,55 +9,102 @@ from pathlib import Path
 import click
 import numpy as np
 
+from medimage_client.archive.slices import Slice
 from medimage_client.async_client import AsyncMedImageInsight
-from medimage_client.constants import EMBEDDING_SIZE, IMAGES_PER_REQUEST
+from medimage_client.constants import DEFAULT_CONCURRENCY, EMBEDDING_SIZE, IMAGES_PER_REQUEST
 from medimage_client.embeddings import Embeddings
-from medimage_client.errors import InvalidInput
+from medimage_client.errors import InvalidInput, MedImageError, NotFound
+from medimage_client.images.encoding import ImageInput
 from medimage_client.images.resize import Resize
 from medimage_client.wire.connection import gather
 
+Item = Path | Slice
+
 
 @dataclass(frozen=True, slots=True)
-class EmbeddedFiles:
-    paths: list[Path]
-    features: Embeddings  # (n, 1024), one row a path
-    refused: list[str]  # of the other files, name and reason
+class EmbeddedItems:
+    items: list[Item]
+    features: Embeddings  # (n, 1024), one row an item
+    refused: list[str]  # of the other items, name and reason
+
+    @property
+    def names(self) -> list[str]:
+        return [name_of(item) for item in self.items]
 
     def report_refused(self) -> None:
-        """One line a file on standard error, and exit code 1 if there is any; call it when the rest is written."""
+        """One line an item on standard error, and exit code 1 if there is any; call it when the rest is written."""
         for line in self.refused:
             click.echo(f"Error: {line}", err=True)
         if self.refused:
-            n_files = len(self.refused) + len(self.paths)
-            raise click.ClickException(f"{len(self.refused)} of {n_files} images are left out")
+            n_items = len(self.refused) + len(self.items)
+            raise click.ClickException(f"{len(self.refused)} of {n_items} images are left out")
 
 
-async def embed_files(client: AsyncMedImageInsight, paths: Sequence[Path], resize: Resize) -> EmbeddedFiles:
-    """Embed image files, in order; a bar goes to standard error if that is a terminal."""
-    groups = [paths[start : start + IMAGES_PER_REQUEST] for start in range(0, len(paths), IMAGES_PER_REQUEST)]
-    with click.progressbar(length=len(paths), label="Images", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+def name_of(item: Item) -> str:
+    return str(item) if isinstance(item, Path) else item.name
 
-        async def embed(group: Sequence[Path]) -> EmbeddedFiles:
-            embedded = await embed_group(client, group, resize)
+
+class Reading:
+    """Reads slices, a few at once, and none any more after the archive has failed: what is done by then is kept."""
+
+    def __init__(self) -> None:
+        self._slots = asyncio.Semaphore(DEFAULT_CONCURRENCY)  # groups in memory
+        self._failure: MedImageError | None = None
+
+    async def read(self, items: Sequence[Item], refused: list[str]) -> dict[int, ImageInput]:
+        """Images by index; the others are refused."""
+        images: dict[int, ImageInput] = {}
+        for index, item in enumerate(items):
+            if isinstance(item, Path):
+                images[index] = item
+                continue
+            if self._failure is not None:
+                refused.append(f"{item.name}: is not read, for the archive failed before")
+                continue
+            try:
+                images[index] = await asyncio.to_thread(item.read)
+            except MedImageError as error:
+                refused.append(f"{item.name}: {error}")
+                if not isinstance(error, InvalidInput | NotFound) and error.status != 200:
+                    self._failure = error
+        return images
+
+    async def embed(self, client: AsyncMedImageInsight, items: Sequence[Item], resize: Resize) -> EmbeddedItems:
+        async with self._slots:
+            refused: list[str] = []
+            images = await self.read(items, refused)
+            kept = [items[index] for index in images]
+            return await embed_group(client, kept, list(images.values()), resize, refused)
+
+
+async def embed_items(client: AsyncMedImageInsight, items: Sequence[Item], resize: Resize) -> EmbeddedItems:
+    """Embed images, in order; a bar goes to standard error if that is a terminal."""
+    groups = [items[start : start + IMAGES_PER_REQUEST] for start in range(0, len(items), IMAGES_PER_REQUEST)]
+    reading = Reading()
+    with click.progressbar(length=len(items), label="Images", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+
+        async def embed(group: Sequence[Item]) -> EmbeddedItems:
+            embedded = await reading.embed(client, group, resize)
             bar.update(len(group))
             return embedded
 
         parts = await gather([embed(group) for group in groups])
-    return EmbeddedFiles(
-        paths=[path for part in parts for path in part.paths],
+    return EmbeddedItems(
+        items=[item for part in parts for item in part.items],
         features=np.concatenate([np.empty((0, EMBEDDING_SIZE), np.float32), *(part.features for part in parts)]),
         refused=[line for part in parts for line in part.refused],
     )
 
 
-async def embed_group(client: AsyncMedImageInsight, paths: Sequence[Path], resize: Resize) -> EmbeddedFiles:
-    """Embed the files of one request; again without the one at fault, as long as there is one."""
-    paths = list(paths)
-    refused: list[str] = []
+async def embed_group(
+    client: AsyncMedImageInsight, items: list[Item], images: list[ImageInput], resize: Resize, refused: list[str]
+) -> EmbeddedItems:
+    """Embed the images of one request; again without the one at fault, as long as there is one."""
     while True:
         try:
-            return EmbeddedFiles(paths, await client.embed_images(paths, resize=resize), refused)
+            return EmbeddedItems(items, await client.embed_images(images, resize=resize), refused)
         except InvalidInput as error:
             if error.row is None:  # the request as a whole, not one image
                 raise
-            refused.append(f"{paths.pop(error.row)}: {error.reason}")
+            refused.append(f"{name_of(items.pop(error.row))}: {error.reason}")
+            del images[error.row]

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 from PIL import Image
 
-from medimage_client.cli.options import server_options
+from medimage_client.archive.report_images import is_name, is_study, report_images
+from medimage_client.archive.sources import Sources
+from medimage_client.cli.options import SOURCE, SourceType, archive_options, server_options
 from medimage_client.cli.output_file import Content, check_place, write_files
 from medimage_client.client import CXRReportGen, ReportStream
 from medimage_client.constants import DEFAULT_REPORT_TIMEOUT_S
+from medimage_client.images.encoding import ImageInput
 from medimage_client.reports.grammar import FindingParser, ParsedFinding
 from medimage_client.reports.origin import read_images
 from medimage_client.reports.report import Report
@@ -22,7 +25,14 @@ from medimage_client.schema.reports import Mode
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-IMAGE_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+class ImageType(SourceType):
+    """A file or a source, as of its base, or what names an image of the study: a SOP Instance UID or `none`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if isinstance(value, str) and is_name(value) else super().convert(value, param, ctx)
+
+
 MEANING = {
     "truncated": "cut before its end; --max-new-tokens sets where",
     "malformed": "not of the model's own grammar; what could be read is shown",
@@ -30,9 +40,18 @@ MEANING = {
 
 
 @click.command()
-@click.argument("frontal", type=IMAGE_FILE)
-@click.option("--lateral", type=IMAGE_FILE, help="Lateral image of the same study.")
-@click.option("--prior", type=IMAGE_FILE, help="Frontal image of an earlier study.")
+@click.argument("study", type=SOURCE)
+@click.option("--frontal", metavar="UID", help="SOP Instance UID of the frontal image, instead of the one chosen.")
+@click.option(
+    "--lateral",
+    type=ImageType(path_type=Path, exists=True, dir_okay=False),
+    help="Lateral image of the same study: a file, a SOP Instance UID or none.",
+)
+@click.option(
+    "--prior",
+    type=ImageType(path_type=Path, exists=True),
+    help="Frontal image of an earlier study: a file, that study, a SOP Instance UID or none.",
+)
 @click.option("--indication", help="Why the study was made.")
 @click.option("--technique", help="How it was made, such as 'One view chest'.")
 @click.option("--comparison", help="What it is compared with.")
@@ -71,35 +90,45 @@ MEANING = {
     help="Give DICOM results new UIDs. Otherwise the same study, checkpoint and options make the same UIDs.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of text.")
+@archive_options
 @server_options(timeout=DEFAULT_REPORT_TIMEOUT_S, what="the end of the report")
 def report(
-    frontal: Path,
+    study: Path | str,
+    frontal: str | None,
+    lateral: Path | str | None,
+    prior: Path | str | None,
     picture: Path | None,
     structured_report: Path | None,
     secondary_capture: Path | None,
     again: bool,
     as_json: bool,
+    sources: Sources,
     url: str,
     api_key: str | None,
     timeout: float,
-    **study: Any,
+    **options: Any,
 ) -> None:
     """Findings of a chest X-ray study, each as soon as it is written.
 
-    FRONTAL is the current frontal image. Boxes are x_min, y_min, x_max, y_max in fractions of the square that the model
+    STUDY is the current frontal image or, as for `medimage studies`, a folder, a zip, a DICOMDIR or a
+    dicomweb+https://… of DICOM images: then the frontal image, the lateral one and the earlier study's are chosen, and
+    standard error says which and why.
+
+    Boxes are x_min, y_min, x_max, y_max in fractions of the square that the model
     sees, the middle of the image. With --json the object has `output`, [[text, null or boxes], …] as Azure's endpoint
     answers, and `status`: complete, truncated or malformed. If the report is not complete, standard error says so.
     """
+    asked = images_of(study, sources, frontal, lateral, prior) | options
     if structured_report is not None or secondary_capture is not None:
-        read_images(request_of(frontal, **study))  # refuses before the work
+        read_images(request_of(**asked))  # refuses before the work
     with (
         CXRReportGen(url, api_key=api_key) as client,
-        client.stream(frontal, **study, timeout=timeout) as stream,
+        client.stream(**asked, timeout=timeout) as stream,
     ):
         if as_json:
             for _ in stream:
                 pass
-        elif study["mode"] == "findings":
+        elif options["mode"] == "findings":
             echo_text(stream)
         else:
             echo_findings(stream)
@@ -109,13 +138,28 @@ def report(
     elif answer.status != "complete":
         click.echo(f"The report is {answer.status}: {MEANING[answer.status]}.", err=True)
     if picture is not None:
-        write_files({picture: render_picture(answer, frontal, picture)})
+        write_files({picture: render_picture(answer, asked["frontal"], picture)})
     results: dict[Path, Content] = {}
     if structured_report is not None:
-        results[structured_report] = dicom_file(answer.structured_report(frontal, again=again, **study))
+        results[structured_report] = dicom_file(answer.structured_report(**asked, again=again))
     if secondary_capture is not None:
-        results[secondary_capture] = dicom_file(answer.secondary_capture(frontal, again=again, **study))
+        results[secondary_capture] = dicom_file(answer.secondary_capture(**asked, again=again))
     write_files(results)
+
+
+def images_of(
+    study: Path | str, sources: Sources, frontal: str | None, lateral: Path | str | None, prior: Path | str | None
+) -> dict[str, Any]:
+    """The images by their name in the client; what was chosen of a study is told on standard error."""
+    if is_study(study):
+        images = report_images(study, sources, frontal=frontal, lateral=lateral, prior=prior)
+        for line in images.choice.why:
+            click.echo(line, err=True)
+        return {"frontal": images.frontal, "lateral": images.lateral, "prior": images.prior}
+    for name, value in (("--frontal", frontal), ("--lateral", lateral), ("--prior", prior)):
+        if value is not None and (name == "--frontal" or isinstance(value, str) or is_study(value)):
+            raise click.BadParameter(f"{value} is for a study; STUDY is a single image", param_hint=name)
+    return {"frontal": study, "lateral": lateral, "prior": prior}
 
 
 def check_result(path: Path | None) -> Path | None:
@@ -139,7 +183,7 @@ def picture_format(path: Path) -> str | None:
     return Image.registered_extensions().get(path.suffix.lower())
 
 
-def render_picture(report: Report, frontal: Path, path: Path) -> Content:
+def render_picture(report: Report, frontal: ImageInput, path: Path) -> Content:
     file = BytesIO()
     try:
         report.draw(frontal).save(file, picture_format(path))

@@ -1,12 +1,14 @@
 """A chest X-ray report as the client returns it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from PIL import Image
 
-from medimage_client.errors import MedImageError, ResponseError
+from medimage_client.archive.choice import Choice
+from medimage_client.errors import InvalidInput, MedImageError, ResponseError
 from medimage_client.images.encoding import ImageInput
 from medimage_client.reports.finding import Finding, read_findings
 from medimage_client.reports.origin import Origin, read_images
@@ -37,6 +39,7 @@ class Report:
     findings: tuple[Finding, ...]
     status: Status
     model: ModelIdentity | None = None  # what wrote it; None where the server does not tell
+    choice: Choice | None = None  # of the images, where they were chosen of a study
 
     @property
     def text(self) -> str:
@@ -51,14 +54,14 @@ class Report:
         """
         return draw_findings(self.findings, image)
 
-    def structured_report(self, frontal: ImageInput, *, again: bool = False, **study: Any) -> "Dataset":
+    def structured_report(self, frontal: ImageInput | None = None, *, again: bool = False, **study: Any) -> "Dataset":
         """The report as a DICOM Comprehensive SR: a measurement group a finding, boxes in pixels of the frontal image.
 
         It follows TID 1500 of DICOM PS3.16. Patient and study are those of the frontal image. `save_as` of what is
         returned writes the file. Needs the extra `archive`.
 
         Args:
-            frontal: the DICOM file that the report was asked with.
+            frontal: the DICOM file that the report was asked with; None for the images that were chosen of a study.
             again: give it a UID that no other has. Otherwise the UID is always the same of the same images, checkpoint,
                 precision and options, so that an archive holds a result once.
             study: what else the report was asked with, as in `CXRReportGen.report`. Images have to be DICOM files.
@@ -68,15 +71,27 @@ class Report:
             MissingExtra: highdicom is not installed.
             MedImageError: the server did not tell its model.
         """
-        return structured_report(self.findings, self.status, self._origin(request_of(frontal, **study), again))
+        origin = self._origin(self._request(frontal, study), again)
+        return structured_report(self.findings, self.status, origin)
 
-    def secondary_capture(self, frontal: ImageInput, *, again: bool = False, **study: Any) -> "Dataset":
+    def secondary_capture(self, frontal: ImageInput | None = None, *, again: bool = False, **study: Any) -> "Dataset":
         """What `draw` gives, with a notice that it is research output, as a DICOM Secondary Capture Image.
 
         For viewers that show no structured reports. Arguments and errors are those of `structured_report`.
         """
-        origin = self._origin(request_of(frontal, **study), again)
-        return secondary_capture(self.draw(frontal), origin)
+        request = self._request(frontal, study)
+        origin = self._origin(request, again)  # before the drawing: it names the image at fault
+        return secondary_capture(self.draw(request.frontal_image), origin)
+
+    def _request(self, frontal: ImageInput | None, study: Mapping[str, Any]) -> ReportRequest:
+        """What the report was asked with."""
+        if frontal is not None:
+            return request_of(frontal, **study)
+        if self.choice is None:
+            raise InvalidInput("frontal is None; expected the DICOM file, as the images were not chosen of a study")
+        others = {"lateral": self.choice.lateral, "prior": self.choice.prior}
+        chosen = {name: image.read() for name, image in others.items() if image is not None and name not in study}
+        return request_of(self.choice.frontal.read(), **chosen, **study)
 
     def _origin(self, request: ReportRequest, again: bool) -> Origin:
         if self.model is None:
@@ -84,14 +99,14 @@ class Report:
         return Origin(read_images(request), request, self.model, token_hex() if again else None)
 
 
-def report_of(outputs: Outputs) -> Report:
+def report_of(outputs: Outputs, choice: Choice | None = None) -> Report:
     """The report in the last outputs of a server, which may have no `model`.
 
     Raises:
         ResponseError: see `read_report`.
     """
     model = text_of(outputs, "model") if "model" in outputs else None
-    return read_report(text_of(outputs, "output"), text_of(outputs, "status"), model)
+    return replace(read_report(text_of(outputs, "output"), text_of(outputs, "status"), model), choice=choice)
 
 
 def read_report(output: str, status: str, model: str | None = None) -> Report:

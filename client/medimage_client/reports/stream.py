@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Self
 
+from medimage_client.archive.choice import Choice
 from medimage_client.errors import MedImageError, ResponseError
 from medimage_client.reports.report import Report, report_of
 from medimage_client.reports.requests import text_of
@@ -17,9 +18,10 @@ class AsyncReportStream:
     the stream is collected, such as after `break` from a loop that holds the only reference.
     """
 
-    def __init__(self, responses: AsyncGenerator[Outputs, None]) -> None:
+    def __init__(self, responses: AsyncGenerator[Outputs | Choice, None]) -> None:
         self._responses = responses
         self._report: Report | None = None
+        self._choice: Choice | None = None
         self._reading = asyncio.Lock()  # a generator that is cancelled while it waits cannot be closed before it ends
 
     def __aiter__(self) -> Self:
@@ -28,8 +30,11 @@ class AsyncReportStream:
     async def __anext__(self) -> str:
         async with self._reading:
             async for outputs in self._responses:
+                if isinstance(outputs, Choice):
+                    self._choice = outputs
+                    continue
                 if "status" in outputs:
-                    self._report = report_of(outputs)
+                    self._report = report_of(outputs, self._choice)
                 piece = text_of(outputs, "text_output") if "text_output" in outputs else ""
                 if piece:
                     return piece

@@ -2,7 +2,9 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable
+from itertools import count
 from typing import TypeVar
 
 from medimage_client.constants import FIRST_DELAY_S, JITTER, MAX_DELAY_S, MAX_RETRY_AFTER_S
@@ -30,13 +32,33 @@ async def with_retries(attempt: Callable[[float], Awaitable[T]], *, retries: int
         except TimeoutError:
             raise RequestTimeout(f"no answer within {timeout:g} s") from None
         except (TransportError, Unavailable) as error:
-            delay = delay_s(failures)
-            if isinstance(error, Unavailable):  # added, so that clients refused together do not return together
-                delay = min(MAX_RETRY_AFTER_S, error.retry_after_s + delay)
+            delay = delay_after(error, failures)
             if failures == retries or clock() + delay >= deadline:
                 raise
         await asyncio.sleep(delay)
         failures += 1
+
+
+def with_blocking_retries(attempt: Callable[[float], T], *, retries: int, timeout: float) -> T:
+    """As `with_retries`, for an attempt that blocks its thread and keeps to the seconds left by itself."""
+    deadline = time.monotonic() + timeout
+    for failures in count():
+        try:
+            return attempt(deadline - time.monotonic())
+        except (TransportError, Unavailable) as error:
+            delay = delay_after(error, failures)
+            if failures == retries or time.monotonic() + delay >= deadline:
+                raise
+        time.sleep(delay)
+    raise AssertionError("count() ends")
+
+
+def delay_after(error: TransportError | Unavailable, failures: int) -> float:
+    """Seconds to wait after an error, before which there were so many failures."""
+    delay = delay_s(failures)
+    if not isinstance(error, Unavailable):
+        return delay
+    return min(MAX_RETRY_AFTER_S, error.retry_after_s + delay)  # added, so that clients do not return together
 
 
 def delay_s(failures: int) -> float:

@@ -1,0 +1,622 @@
+"""An archive that speaks DICOMweb (PS3.18): asked over QIDO-RS, read over WADO-RS, given results over STOW-RS.
+
+dicomweb-client writes and reads the messages; it is imported where it is used, because it is the extra `archive`. Time
+limits, retries, credentials and errors are those of this package. Logs hold UIDs, at debug level, and nothing else of
+a patient: what the libraries below would log, which is more, is left out.
+"""
+
+from __future__ import annotations  # types of libraries that are extras
+
+import logging
+import re
+import ssl
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from medimage_client.archive.files import without_pixels
+from medimage_client.archive.studies import KEYWORDS, Instance, Studies, instance_of, text, unchecked_values
+from medimage_client.constants import (
+    ARCHIVE_PAGE,
+    ARCHIVE_SILENCE_S,
+    DEFAULT_ARCHIVE_TIMEOUT_S,
+    DEFAULT_RETRIES,
+    MAX_OBJECT_BYTES,
+)
+from medimage_client.errors import (
+    InvalidInput,
+    MedImageError,
+    MissingExtra,
+    NotFound,
+    RequestTimeout,
+    ResponseError,
+    TransportError,
+    Unavailable,
+)
+from medimage_client.wire.error_reader import error_type_of
+from medimage_client.wire.retries import with_blocking_retries
+
+if TYPE_CHECKING:
+    from dicomweb_client import DICOMwebClient
+    from pydicom import Dataset
+    from requests import PreparedRequest, Response, Session
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+SCHEMES = ("dicomweb+https://", "dicomweb+http://")
+RESOURCE = re.compile(
+    r"(?P<base>.*?)/studies(/(?P<study>[^/]+)(/series/(?P<series>[^/]+)(/instances/(?P<instance>[^/]+))?)?)?/?"
+)
+UID = re.compile(r"[0-9A-Za-z][0-9A-Za-z.\-_]{0,63}")  # archives hold some that the standard does not allow
+EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
+UNAVAILABLE = {408, 429, 502, 503, 504}  # of a proxy, too; asking again is what helps
+LOOKS = 3  # at the list of a study's objects, the last of which finds nothing new unless the study grows
+BETWEEN_LOOKS_S = 2.0  # for a study that grows
+DUPLICATE = 0x0111  # Failure Reason: the archive has it already
+FAILURES = {  # of a store, PS3.18 table I.2-2
+    0x0110: "processing failure",
+    0x0122: "it does not take this kind of object",
+    0x0124: "not authorized",
+    0xA700: "out of resources",
+    0xA900: "the object does not match its SOP class",
+    0xC000: "it cannot understand the object",
+}
+WILDCARDS = {
+    "%2A": "*",
+    "%3F": "?",
+    "%2C": ",",
+}  # legal as they are in a query, and Orthanc 1.10 does not unescape them
+QUIET = ("dicomweb_client.web", "urllib3.connectionpool", "urllib3.util.retry")  # their logs hold UIDs and queries
+
+deadline_of_request: ContextVar[float | None] = ContextVar("deadline_of_request", default=None)
+
+
+def is_dicomweb(source: object) -> bool:
+    return isinstance(source, str) and source.startswith(SCHEMES)
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """What a `dicomweb+https://…` names: an archive, and in it a study, a series, an instance, or a query's studies."""
+
+    url: str  # of the archive
+    study: str | None = None
+    series: str | None = None
+    instance: str | None = None
+    query: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold a name
+
+    @classmethod
+    def parse(cls, source: str) -> Self:
+        """`dicomweb+https://host/dicom-web[/studies[/UID[/series/UID[/instances/UID]]]][?Attribute=value&…]`.
+
+        Raises:
+            InvalidInput: anything else; the message holds nothing of a query.
+        """
+        expected = "expected dicomweb+https://host/dicom-web/studies/UID, …/studies/UID/series/UID or …/studies?query"
+        if not is_dicomweb(source):
+            raise InvalidInput(f"is no DICOMweb source; {expected}")
+        try:
+            parts = urlsplit(source.removeprefix("dicomweb+"))
+            valid = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            valid = False
+        if valid and "@" in parts.netloc:
+            raise InvalidInput("the source has credentials in it, which others can see; set MEDIMAGE_ARCHIVE_* instead")
+        if not valid or parts.fragment:
+            raise InvalidInput(f"is no DICOMweb source; {expected}")
+        found = RESOURCE.fullmatch(parts.path)
+        base = found["base"] if found else parts.path.rstrip("/")
+        uids = {name: unquote(uid) for name, uid in (found.groupdict() if found else {}).items() if uid}
+        uids.pop("base", None)
+        if any(not UID.fullmatch(uid) for uid in uids.values()):
+            raise InvalidInput(f"the source has a UID that is none; {expected}")
+        if uids and parts.query:
+            raise InvalidInput("the source has a study and a query; expected one of them")
+        query = dict(parse_qsl(parts.query, keep_blank_values=True))
+        return cls(f"{parts.scheme}://{parts.netloc}{base}", **uids, query=query)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """How an archive knows its caller: user and password (basic), a token (bearer), or a file with either."""
+
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
+    file: Path | None = None  # of one line, `user:password` or `Bearer TOKEN`; read for each request, as tokens expire
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Self:
+        """Of MEDIMAGE_ARCHIVE_TOKEN, MEDIMAGE_ARCHIVE_USER and _PASSWORD, or MEDIMAGE_ARCHIVE_CREDENTIALS, a file.
+
+        Raises:
+            InvalidInput: a user without a password, or a password without a user.
+        """
+        token, user, password, file = (
+            env.get(f"MEDIMAGE_ARCHIVE_{name}") or None for name in ("TOKEN", "USER", "PASSWORD", "CREDENTIALS")
+        )
+        if (user is None) != (password is None):
+            raise InvalidInput("one of MEDIMAGE_ARCHIVE_USER and MEDIMAGE_ARCHIVE_PASSWORD is set; expected both")
+        return cls(user, password, token, None if file is None else Path(file))
+
+    def header(self) -> str | None:
+        """The value of Authorization; None for none.
+
+        Raises:
+            InvalidInput: the file cannot be read, or is of another form.
+        """
+        from requests.auth import _basic_auth_str
+
+        if self.file is not None:
+            try:
+                line = self.file.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise InvalidInput(f"cannot read the credentials in {self.file} ({type(error).__name__})") from None
+            scheme, _, token = line.partition(" ")
+            if scheme.lower() == "bearer" and token.strip().isascii() and " " not in token.strip():
+                return f"Bearer {token.strip()}"
+            user, colon, password = line.partition(":")
+            if not colon or "\n" in line:
+                raise InvalidInput(f"{self.file} is not one line, user:password or Bearer TOKEN")
+            return str(_basic_auth_str(user.encode(), password.encode()))
+        if self.token is not None:
+            return f"Bearer {self.token}"
+        if self.user is not None and self.password is not None:
+            return str(_basic_auth_str(self.user.encode(), self.password.encode()))
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What became of the objects given to `Archive.store`, by SOP Instance UID, in their order."""
+
+    stored: tuple[str, ...]
+    found: tuple[str, ...]  # the archive had them before
+
+
+class Archive:
+    """A connection to a DICOMweb archive, for several threads.
+
+    Args:
+        url: of the service, `https://host/dicom-web`.
+        credentials: none if None.
+        ca: file of the certificates that the archive's is checked against, instead of the usual ones.
+        cert: PEM file of a client certificate and its key.
+        timeout: seconds for one request with its retries.
+        retries: attempts after the first, after failed connections, answers cut off and 429, 502, 503 or 504.
+
+    Raises:
+        MissingExtra: dicomweb-client is not installed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        credentials: Credentials | None = None,
+        ca: Path | None = None,
+        cert: Path | None = None,
+        timeout: float = DEFAULT_ARCHIVE_TIMEOUT_S,
+        retries: int = DEFAULT_RETRIES,
+    ) -> None:
+        try:
+            import dicomweb_client  # noqa: F401
+        except ModuleNotFoundError:
+            raise MissingExtra("reading an archive", "dicomweb-client", "archive") from None
+        for name in QUIET:
+            logging.getLogger(name).addFilter(is_not_ours)  # the same function is added once
+        self.url = url.rstrip("/")
+        self._credentials = credentials or Credentials()
+        self._session = new_session(self._credentials, ca, cert)
+        self._timeout = timeout
+        self._retries = retries
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections. A later call opens others."""
+        self._session.close()
+
+    def read(self, resource: Resource) -> Studies:
+        """The studies, series or instance that a resource names, from their headers. Objects without pixels are named.
+
+        A study that grows while it is read is looked at again; if it still grows, a note says so.
+
+        Raises:
+            NotFound: the archive has no such study or series, or nothing that fits the query.
+            MedImageError: see `errors.py`; what was read before is lost with it, and cheap.
+        """
+        uids = [resource.study] if resource.study else self.query(resource.query)
+        if not uids:
+            raise NotFound("no study of the archive fits the query")
+        instances: list[Instance] = []
+        left_out: list[str] = []
+        notes: list[str] = []
+        for uid in uids:
+            found = self._read_study(uid, resource, left_out, notes)
+            if not found and resource.study:
+                raise NotFound("the archive has no such study" + (" or series" if resource.series else ""))
+            instances += [one for one in found if one is not None]
+        return Studies.of(instances, left_out, notes)
+
+    def query(self, filters: Mapping[str, str]) -> list[str]:
+        """Study Instance UIDs of the studies that fit, page by page; `limit` and `offset` among the filters hold."""
+        filters = dict(filters)
+        try:
+            limit, offset = (int(filters.pop(name, default)) for name, default in (("limit", "-1"), ("offset", "0")))
+        except ValueError:
+            raise InvalidInput("limit and offset of a query are whole numbers") from None
+        found: dict[str, None] = {}
+        for item in self._pages("search_for_studies", offset=offset, search_filters=filters):
+            if 0 <= limit <= len(found):
+                break
+            found.setdefault(uid_of(item, "0020000D"))
+        return list(found)
+
+    def retrieve(self, study: str, series: str, instance: str) -> bytes:
+        """One object as a DICOM file, in the transfer syntax in which the archive keeps it.
+
+        From an archive that does not give that out, in Explicit VR Little Endian.
+
+        Raises:
+            NotFound: it is gone.
+            ResponseError: what came is not this object.
+        """
+        log.debug("retrieve instance %s of series %s of study %s", instance, series, study)
+
+        def ask(client: DICOMwebClient) -> Dataset:
+            try:
+                return client.retrieve_instance(study, series, instance, (("application/dicom", "*"),))
+            except ResponseError as error:
+                if error.status != 406:
+                    raise
+            plain = (("application/dicom", EXPLICIT_VR_LITTLE_ENDIAN),)
+            return client.retrieve_instance(study, series, instance, plain)
+
+        dataset = self._ask(ask)
+        if text(dataset, "SOPInstanceUID") != instance:
+            raise ResponseError("the archive answered with another object than the one asked for", status=200)
+        return file_of(dataset)
+
+    def has(self, study: str, instance: str) -> bool:
+        """Whether the archive has an object, by its SOP Instance UID."""
+        return self._ask(lambda client: is_there(client, study, instance))
+
+    def store(self, instances: Iterable[Dataset]) -> Stored:
+        """Store objects, one after the other; one that the archive has already, by SOP Instance UID, is not sent.
+
+        The archive is asked before each attempt, so that one whose answer was lost is not sent twice either.
+
+        Raises:
+            ResponseError: the archive refuses an object; the message says why and how many are stored.
+            MedImageError: any other failure, with the same count.
+        """
+        stored: list[str] = []
+        found: list[str] = []
+        for n, dataset in enumerate(instances, start=1):
+            uid, study = text(dataset, "SOPInstanceUID"), text(dataset, "StudyInstanceUID")
+            if not uid or not study:
+                raise InvalidInput("has no SOP Instance UID or no Study Instance UID", place=f"object {n}")
+            try:
+                (stored if self._store(study, uid, file_of(dataset)) else found).append(uid)
+            except MedImageError as error:
+                done = f" ({len(stored)} stored before, {len(found)} were there)"
+                error.args = (f"object {n}: {error}{done}",)
+                raise
+        return Stored(tuple(stored), tuple(found))
+
+    def _store(self, study: str, uid: str, file: bytes) -> bool:
+        """Whether it was sent; False if the archive had it."""
+        from pydicom import dcmread
+
+        was_sent = False
+
+        def ask(client: DICOMwebClient) -> bool:
+            nonlocal was_sent
+            if is_there(client, study, uid):
+                return was_sent  # by an attempt whose answer was lost
+            log.debug("store instance %s of study %s", uid, study)
+            was_sent = True
+            answer = client.store_instances([dcmread(BytesIO(file))])
+            reasons = [int(item.get("FailureReason") or 0) for item in answer.get("FailedSOPSequence") or []]
+            if DUPLICATE in reasons:
+                return False
+            if reasons:
+                raise ResponseError(refusal(reasons[0]), status=200)
+            return True
+
+        return self._ask(ask)
+
+    def _read_study(
+        self, study: str, resource: Resource, left_out: list[str], notes: list[str]
+    ) -> list[Instance | None]:
+        """The instances, and None for each object without pixels."""
+        log.debug("read study %s", study)
+        read: dict[str, dict[str, Instance | None]] = {}  # by series and SOP Instance UID
+        for look in range(LOOKS):
+            listed = self._listed(study, resource)
+            grown = [series for series, uids in listed.items() if uids - read.get(series, {}).keys()]
+            if not grown:
+                break
+            if look:
+                sleep(BETWEEN_LOOKS_S)
+            for series in grown:
+                known = read.setdefault(series, {})
+                place = f"dicomweb+{self.url}/studies/{study}/series/{series}"
+                for item in self._metadata(study, series):
+                    uid = uid_of(item, "00080018")
+                    if uid in known or (resource.instance and uid != resource.instance):
+                        continue
+                    name = f"{place}/instances/{uid}"
+                    with unchecked_values():
+                        header = header_of(item)
+                        known[uid] = instance_of(header, name=name, read=partial(self.retrieve, study, series, uid))
+                    if known[uid] is None:
+                        left_out.append(f"{name}: {without_pixels(text(header, 'SOPClassUID'))}")
+                for uid in listed[series] - known.keys():
+                    known[uid] = None
+                    left_out.append(f"{place}/instances/{uid}: is listed and has no header")
+        else:
+            notes.append("the study grew while it was read; images that came last may be missing")
+        return [instance for group in read.values() for instance in group.values()]
+
+    def _listed(self, study: str, resource: Resource) -> dict[str, set[str]]:
+        """SOP Instance UIDs by series; those of the resource."""
+        listed: dict[str, set[str]] = {}
+        try:
+            for item in self._pages("search_for_instances", study):
+                series, uid = uid_of(item, "0020000E"), uid_of(item, "00080018")
+                if resource.series in (None, series) and resource.instance in (None, uid):
+                    listed.setdefault(series, set()).add(uid)
+        except NotFound:
+            return {}
+        return listed
+
+    def _metadata(self, study: str, series: str) -> list[dict[str, Any]]:
+        try:
+            return self._ask(lambda client: client.retrieve_series_metadata(study, series))
+        except NotFound:  # deleted since it was listed
+            return []
+
+    def _pages(self, search: str, *args: str, offset: int = 0, **options: Any) -> Iterator[Mapping[str, Any]]:
+        """What a search finds, page by page.
+
+        A page may be shorter than asked for, since archives have limits of their own: the end is a page with nothing
+        new. One that ignores `offset` ends so, too.
+        """
+        seen: set[tuple[str, ...]] = set()
+        while True:
+            page = self._ask(partial(search_page, search, args, {**options, "limit": ARCHIVE_PAGE, "offset": offset}))
+            fresh = [item for item in page if uids_of(item) not in seen]
+            if not fresh:
+                return
+            seen |= {uids_of(item) for item in fresh}
+            yield from fresh
+            offset += len(page)
+
+    def _ask(self, ask: Callable[[DICOMwebClient], T]) -> T:
+        """The answer to a request, with retries and within the time limit; errors as ours."""
+
+        def attempt(left_s: float) -> T:
+            client = self._client(left_s)
+            with errors_as_ours(self._credentials, left_s):
+                return ask(client)
+
+        return with_blocking_retries(attempt, retries=self._retries, timeout=self._timeout)
+
+    def _client(self, left_s: float) -> DICOMwebClient:
+        from dicomweb_client import DICOMwebClient
+
+        silence_s = min(ARCHIVE_SILENCE_S, left_s)
+        try:
+            client = DICOMwebClient(self.url, session=self._session, permissive_uid=True, timeout=silence_s)
+        except ValueError:
+            raise InvalidInput("the archive's url is not one; expected https://host/dicom-web") from None
+        client.set_http_retry_params(retry=False)  # ours, which know of connections and of Retry-After
+        return client
+
+
+def new_session(credentials: Credentials, ca: Path | None, cert: Path | None) -> Session:
+    from requests import Session
+
+    for path in (ca, cert):
+        if path is not None and not path.is_file():
+            raise InvalidInput(f"no file {path}; expected one in PEM form")
+
+    def prepare(request: PreparedRequest) -> PreparedRequest:
+        path, mark, query = (request.url or "").partition("?")
+        for escaped, plain in WILDCARDS.items():
+            query = query.replace(escaped, plain)
+        request.url = path + mark + query
+        if (header := credentials.header()) is not None:
+            request.headers["Authorization"] = header
+        return request
+
+    session = Session()
+    session.auth = prepare  # also where there are none: else ~/.netrc would be looked into
+    session.headers["Accept"] = "application/dicom+json"  # where the library names nothing, after a store
+    session.hooks["response"] = [check_answer]
+    if ca is not None:
+        session.verify = str(ca)
+    if cert is not None:
+        session.cert = str(cert)
+    return session
+
+
+def is_not_ours(record: logging.LogRecord) -> bool:
+    return deadline_of_request.get() is None
+
+
+@contextmanager
+def errors_as_ours(credentials: Credentials, left_s: float) -> Iterator[None]:
+    """The time limit for what is asked within, and failures of the libraries as ours, none with a url in its text."""
+    import requests
+
+    token = deadline_of_request.set(monotonic() + left_s)
+    try:
+        yield
+    except MedImageError as error:
+        if error.status in (401, 403) and credentials == Credentials():
+            raise type(error)(f"{error}; none were given, set MEDIMAGE_ARCHIVE_*", status=error.status) from None
+        raise
+    except requests.exceptions.SSLError as error:
+        raise MedImageError(f"the archive's certificate is not trusted{tls_reason(error)}; give its own CA") from None
+    except requests.Timeout:
+        raise TransportError(f"the archive sent nothing for {min(ARCHIVE_SILENCE_S, left_s):g} s") from None
+    except requests.RequestException as error:  # its text has the url, with the query
+        raise TransportError(f"cannot reach the archive ({type(error).__name__})") from None
+    except OSError as error:
+        raise TransportError(f"cannot reach the archive ({error.strerror or type(error).__name__})") from None
+    except Exception as error:  # of the reading of an answer, of almost any type
+        raise ResponseError(
+            f"the archive's answer is not what DICOMweb has here ({type(error).__name__})", status=200
+        ) from None
+    finally:
+        deadline_of_request.reset(token)
+
+
+def tls_reason(error: BaseException) -> str:
+    """OpenSSL's words, which lie within the library's exceptions."""
+    inner = [error]
+    for one in inner:  # which grows
+        if isinstance(one, ssl.SSLCertVerificationError):
+            return f" ({one.verify_message})"
+        inner += [cause for cause in (*one.args, getattr(one, "reason", None)) if isinstance(cause, BaseException)]
+    return ""
+
+
+def check_answer(response: Response, **_: object) -> Response:
+    """The answer with its body read: whole, within the time limit and within bounds; a hook of `requests`.
+
+    Raises:
+        MedImageError: the status tells a failure, or the body is not whole.
+    """
+    import requests
+
+    deadline = deadline_of_request.get()
+    if response.status_code >= 300:
+        with response:
+            raise status_error(response)
+    chunks, size = [], 0
+    with response:
+        for chunk in response.iter_content(2**20):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > MAX_OBJECT_BYTES:
+                raise ResponseError(f"the archive's answer has more than {MAX_OBJECT_BYTES >> 20} MiB", status=200)
+            if deadline is not None and monotonic() > deadline:
+                raise RequestTimeout("the archive was still sending at the end of the time limit")
+    body = b"".join(chunks)
+    content_type = response.headers.get("Content-Type", "")
+    boundary = re.search(r'boundary="?([^";]+)', content_type)
+    if content_type.startswith("multipart/") and boundary and boundary[1].encode() + b"--" not in body[-1024:]:
+        raise TransportError("the archive's answer ended in the middle")
+    whole = requests.Response()  # one that is read: the library would take what came of a body as the whole
+    whole.status_code, whole.url, whole.request = response.status_code, response.url, response.request
+    whole.headers, whole.raw = response.headers, BytesIO(body)
+    if content_type.startswith("application/dicom") and not content_type.startswith("application/dicom+"):
+        whole.headers["Content-Type"] = "multipart/related"  # an object without its envelope, taken as one part
+    return whole
+
+
+def status_error(response: Response) -> MedImageError:
+    status = response.status_code
+    if 300 <= status < 400:
+        reason = "a redirect, which is not followed: it could take credentials elsewhere"
+    elif status in (401, 403):
+        reason = "the archive refuses the credentials or needs some"
+    elif status == 404:
+        reason = "the archive has no such object, or no DICOMweb at this address"
+    elif status == 409:
+        reason = refusal(failure_reason(response))
+    elif status in UNAVAILABLE:
+        error = Unavailable(f"the archive answered HTTP {status}", status=status)
+        if re.fullmatch(r"[0-9]{1,9}", response.headers.get("Retry-After", "")):
+            error.retry_after_s = float(response.headers["Retry-After"])
+        return error
+    else:
+        reason = "the archive refuses the request" if status < 500 else "the archive failed"
+    return error_type_of(status)(f"HTTP {status}, {reason}", status=status)
+
+
+def failure_reason(response: Response) -> int | None:
+    """The first Failure Reason (0008,1197) of an answer to a store; None if there is none that can be read."""
+    try:
+        answer = response.json()
+        item = answer[0] if isinstance(answer, list) else answer
+        return int(item["00081198"]["Value"][0]["00081197"]["Value"][0])
+    except Exception:  # XML, HTML or nothing
+        return None
+
+
+def refusal(reason: int | None) -> str:
+    if not reason:
+        return "the archive does not store the object"
+    return f"the archive does not store the object: {FAILURES.get(reason, 'failure reason')} ({reason:04X})"
+
+
+def header_of(item: Mapping[str, Any]) -> Dataset:
+    """A header of DICOM JSON; an element that cannot be read counts as absent."""
+    from pydicom import Dataset
+    from pydicom.datadict import tag_for_keyword
+
+    header = Dataset()
+    for keyword in KEYWORDS:
+        tag = f"{tag_for_keyword(keyword):08X}"
+        if tag in item:
+            try:
+                header.update(Dataset.from_json({tag: item[tag]}))
+            except Exception:  # of almost any type
+                log.debug("element %s of a header cannot be read", tag)
+    return header
+
+
+def search_page(
+    search: str, args: tuple[str, ...], options: Mapping[str, Any], client: DICOMwebClient
+) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = getattr(client, search)(*args, **options)
+    return found
+
+
+def is_there(client: DICOMwebClient, study: str, instance: str) -> bool:
+    try:
+        found = client.search_for_instances(study, search_filters={"SOPInstanceUID": instance})
+    except NotFound:  # of archives that answer so for a study that they do not have
+        return False
+    return any(uid_of(item, "00080018") == instance for item in found)  # some archives ignore a filter
+
+
+def uid_of(item: Mapping[str, Any], tag: str) -> str:
+    """A UID in an answer to a search."""
+    return str((item.get(tag) or {}).get("Value", [""])[0])
+
+
+def uids_of(item: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(uid_of(item, tag) for tag in ("0020000D", "0020000E", "00080018"))
+
+
+def file_of(dataset: Dataset) -> bytes:
+    """An object as a DICOM file.
+
+    Raises:
+        InvalidInput: it lacks what a file has to have.
+    """
+    file = BytesIO()
+    try:
+        dataset.save_as(file, enforce_file_format=True)
+    except Exception as error:  # pydicom's, of almost any type; its text may quote a value
+        raise InvalidInput(f"cannot be written as a DICOM file ({type(error).__name__})") from None
+    return file.getvalue()
