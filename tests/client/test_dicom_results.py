@@ -24,7 +24,9 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from medimage_client import Box, Finding, InvalidInput, MedImageError, MissingExtra, Report
+from medimage_client import Box, CXRReportGen, Finding, InvalidInput, MedImageError, MissingExtra, Report
+from medimage_client.archive.dicomweb import Stored
+from medimage_client.archive.sources import Sources
 from medimage_client.cli.group import medimage
 from medimage_client.images.encoding import encode_image
 from medimage_client.reports.origin import NOTICE
@@ -482,3 +484,63 @@ def test_command_prints_the_report_of_a_server_that_tells_no_model(run, reports,
     result = run("frontal.dcm", "--sr", "report.dcm")
     assert result.stdout.startswith("1. Heart is normal.")
     assert (result.exit_code, result.stderr.startswith("Error: the server did not tell which checkpoint")) == (1, True)
+
+
+class FakeArchive:
+    """Holds objects by their UID, as `Archive.store` does."""
+
+    def __init__(self):
+        self.objects = {}
+
+    def store(self, instances):
+        known = {result.SOPInstanceUID: result for result in instances}
+        found = tuple(known.keys() & self.objects.keys())
+        self.objects |= known
+        return Stored(tuple(known.keys() - set(found)), found)
+
+
+@pytest.fixture
+def archives(monkeypatch):
+    """By the url of the service."""
+    made = {}
+    monkeypatch.setattr(Sources, "archive", lambda sources, url: made.setdefault(url, FakeArchive()))
+    return made
+
+
+def test_command_stores_results_once_and_again_when_asked(run, archives):
+    to = ("--store-to", "dicomweb+http://127.0.0.1:8042/dicom-web/")
+    first = run("frontal.dcm", *to)
+    archive = archives["http://127.0.0.1:8042/dicom-web"]
+    (uid,) = archive.objects
+    assert (first.exit_code, first.stderr) == (0, f"Stored the structured report {uid}.\n")
+    assert archive.objects[uid].SOPClassUID == ComprehensiveSRStorage
+    second = run("frontal.dcm", *to, "--secondary-capture", "picture.dcm")
+    assert (
+        second.stderr.splitlines()[0] == f"The archive has the structured report {uid} already; --again stores another."
+    )
+    assert second.stderr.splitlines()[1].startswith("Stored the secondary capture ")
+    assert len(archive.objects) == 2
+    assert run("frontal.dcm", *to, "--again").exit_code == 0
+    assert len(archive.objects) == 3
+
+
+def test_command_stores_a_file_nowhere_without_an_archive(run, reports, archives):
+    result = run("frontal.dcm", "--store")
+    assert result.exit_code == 2
+    assert "STUDY is in no archive; name one with --store-to" in result.stderr
+    result = run("frontal.dcm", "--store-to", "https://host/dicom-web")
+    assert (result.exit_code, "is no DICOMweb source" in result.stderr) == (1, True)
+    assert (reports.calls, archives) == ([], {})
+
+
+def test_results_of_a_study_are_of_the_images_chosen(tmp_path):
+    (tmp_path / "frontal.dcm").write_bytes(radiograph(ViewPosition="PA"))
+    (tmp_path / "lateral.dcm").write_bytes(radiograph(number=2, ViewPosition="LL"))
+    with CXRReportGen("grpc://unused", transport=FakeReports(model=MODEL)) as client:
+        report = client.report(study=tmp_path)
+    document = report.structured_report()
+    assert referenced(document.CurrentRequestedProcedureEvidenceSequence) == [f"{STUDY}.9.1", f"{STUDY}.9.2"]
+    files = (tmp_path / "frontal.dcm", tmp_path / "lateral.dcm")
+    assert document.SOPInstanceUID == report.structured_report(files[0], lateral=files[1]).SOPInstanceUID
+    with pytest.raises(InvalidInput, match="frontal is None; expected the DICOM file"):
+        GROUNDED.structured_report()

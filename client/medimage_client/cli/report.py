@@ -1,7 +1,7 @@
 """`medimage report`: a chest X-ray study to its findings, as they are written."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 from PIL import Image
 
+from medimage_client.archive.dicomweb import Archive, Resource, is_dicomweb
 from medimage_client.archive.report_images import is_name, is_study, report_images
 from medimage_client.archive.sources import Sources
 from medimage_client.cli.options import SOURCE, SourceType, archive_options, server_options
@@ -85,6 +86,17 @@ MEANING = {
     help="The picture as a DICOM Secondary Capture to write, for viewers without structured reports.",
 )
 @click.option(
+    "--store",
+    "is_stored",
+    is_flag=True,
+    help="Store the structured report in the archive that STUDY is in, and with --secondary-capture the picture.",
+)
+@click.option(
+    "--store-to",
+    metavar="ARCHIVE",
+    help="Store them in another archive, dicomweb+https://host/dicom-web.",
+)
+@click.option(
     "--again",
     is_flag=True,
     help="Give DICOM results new UIDs. Otherwise the same study, checkpoint and options make the same UIDs.",
@@ -100,6 +112,8 @@ def report(
     picture: Path | None,
     structured_report: Path | None,
     secondary_capture: Path | None,
+    is_stored: bool,
+    store_to: str | None,
     again: bool,
     as_json: bool,
     sources: Sources,
@@ -114,12 +128,13 @@ def report(
     dicomweb+https://… of DICOM images: then the frontal image, the lateral one and the earlier study's are chosen, and
     standard error says which and why.
 
-    Boxes are x_min, y_min, x_max, y_max in fractions of the square that the model
-    sees, the middle of the image. With --json the object has `output`, [[text, null or boxes], …] as Azure's endpoint
-    answers, and `status`: complete, truncated or malformed. If the report is not complete, standard error says so.
+    Boxes are x_min, y_min, x_max, y_max in fractions of the square that the model sees, the middle of the image. With
+    --json the object has `output`, [[text, null or boxes], …] as Azure's endpoint answers, and `status`: complete,
+    truncated or malformed. If the report is not complete, standard error says so.
     """
+    archive = archive_for(study, is_stored, store_to, sources)
     asked = images_of(study, sources, frontal, lateral, prior) | options
-    if structured_report is not None or secondary_capture is not None:
+    if structured_report is not None or secondary_capture is not None or archive is not None:
         read_images(request_of(**asked))  # refuses before the work
     with (
         CXRReportGen(url, api_key=api_key) as client,
@@ -139,12 +154,37 @@ def report(
         click.echo(f"The report is {answer.status}: {MEANING[answer.status]}.", err=True)
     if picture is not None:
         write_files({picture: render_picture(answer, asked["frontal"], picture)})
-    results: dict[Path, Content] = {}
-    if structured_report is not None:
-        results[structured_report] = dicom_file(answer.structured_report(**asked, again=again))
+    results = {}
+    if structured_report is not None or archive is not None:
+        results["structured report"] = answer.structured_report(**asked, again=again)
     if secondary_capture is not None:
-        results[secondary_capture] = dicom_file(answer.secondary_capture(**asked, again=again))
-    write_files(results)
+        results["secondary capture"] = answer.secondary_capture(**asked, again=again)
+    places = {"structured report": structured_report, "secondary capture": secondary_capture}
+    write_files({place: dicom_file(results[name]) for name, place in places.items() if place is not None})
+    if archive is not None:
+        store(results, archive)
+
+
+def archive_for(study: Path | str, is_stored: bool, store_to: str | None, sources: Sources) -> Archive | None:
+    """Where results go: to the archive named, or to the study's."""
+    if store_to is not None:
+        return sources.archive(Resource.parse(store_to).url)
+    if not is_stored:
+        return None
+    if not isinstance(study, str) or not is_dicomweb(study):
+        raise click.BadParameter("STUDY is in no archive; name one with --store-to", param_hint="--store")
+    return sources.archive(study)
+
+
+def store(results: Mapping[str, "Dataset"], archive: Archive) -> None:
+    """Store what the archive does not have, and say on standard error what became of each."""
+    done = archive.store(results.values())
+    for name, result in results.items():
+        uid = str(result.SOPInstanceUID)
+        if uid in done.found:
+            click.echo(f"The archive has the {name} {uid} already; --again stores another.", err=True)
+        else:
+            click.echo(f"Stored the {name} {uid}.", err=True)
 
 
 def images_of(
