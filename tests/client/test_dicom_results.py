@@ -51,6 +51,7 @@ RADIOGRAPHS = {
     "portrait": {},
     "landscape": {"size": (900, 700)},
     "multi-frame": {"frames": 2},
+    "one-frame": {"NumberOfFrames": 1},
     "computed": {"SOPClassUID": ComputedRadiographyImageStorage},
     "bare": {"dropped": TYPE_2},
     "japanese": {"SpecificCharacterSet": ["", "ISO 2022 IR 87"], "PatientName": "Yamada^Tarou=山田^太郎=やまだ^たろう"},
@@ -67,7 +68,7 @@ def file(request):
 def written(result):
     """The result's file, read again."""
     file = BytesIO()
-    result.save_as(file, enforce_file_format=True)
+    result.save_as(file)
     return dcmread(BytesIO(file.getvalue()))
 
 
@@ -225,7 +226,8 @@ def test_boxes_read_back_fall_where_draw_puts_them(size):
 
 
 def test_regions_are_on_the_frontal_image_and_its_first_frame():
-    for file, frame in ((radiograph(), None), (radiograph(frames=3), 1)):
+    one = radiograph(NumberOfFrames=1)
+    for file, frame in ((radiograph(), None), (one, None), (radiograph(frames=3), 1)):
         document = written(GROUNDED.structured_report(file, lateral=radiograph(number=2)))
         for group in groups(document):
             for region in items(group, codes.DCM.ImageRegion):
@@ -484,6 +486,18 @@ def test_command_stores_results_once_and_again_when_asked(run, archives):
     assert len(archive.objects) == 2
     assert run("frontal.dcm", *to, "--again").exit_code == 0
     assert len(archive.objects) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--again"], "--again is for --sr, --secondary-capture and --store"),
+        (["--store", "--store-to", "dicomweb+http://host/d"], "--store and --store-to are both given; expected one"),
+    ],
+)
+def test_command_refuses_options_without_effect(run, reports, options, message):
+    result = run("frontal.dcm", *options)
+    assert (result.exit_code, message in result.stderr, reports.calls) == (2, True, [])
 
 
 def test_command_stores_a_file_nowhere_without_an_archive(run, reports, archives):

@@ -133,8 +133,11 @@ def report(
     truncated or malformed. If the report is not complete, standard error says so.
     """
     archive = archive_for(study, is_stored, store_to, sources)
+    has_results = structured_report is not None or secondary_capture is not None or archive is not None
+    if again and not has_results:
+        raise click.UsageError("--again is for --sr, --secondary-capture and --store")
     asked = images_of(study, sources, frontal, lateral, prior) | options
-    if structured_report is not None or secondary_capture is not None or archive is not None:
+    if has_results:
         read_images(request_of(**asked))  # refuses before the work
     with (
         CXRReportGen(url, api_key=api_key) as client,
@@ -167,6 +170,8 @@ def report(
 
 def archive_for(study: Path | str, is_stored: bool, store_to: str | None, sources: Sources) -> Archive | None:
     """Where results go: to the archive named, or to the study's."""
+    if is_stored and store_to is not None:
+        raise click.UsageError("--store and --store-to are both given; expected one")
     if store_to is not None:
         return sources.archive(Resource.parse(store_to).url)
     if not is_stored:

@@ -75,8 +75,8 @@ class Origin:
 
     @property
     def frame_number(self) -> int | None:
-        """That of the frame that the model saw, from 1; None for an object of one frame, which has no number."""
-        return 1 if "NumberOfFrames" in self.frontal else None
+        """That of the frame that the model saw, from 1; None where there is no other, whose number is left out."""
+        return 1 if int(self.frontal.get("NumberOfFrames") or 1) > 1 else None
 
     @property
     def options(self) -> dict[str, object]:
