@@ -450,6 +450,10 @@ def secured(stub, folder):
             self.request = context.wrap_socket(self.request, server_side=True)
             super().setup()
 
+        def finish(self):
+            super().finish()
+            self.request.close()
+
     with serving(Secured) as root:
         yield root.replace("http://127.0.0.1", "https://localhost") + "/dicom-web"
 
