@@ -75,7 +75,8 @@ WILDCARDS = {
     "%3F": "?",
     "%2C": ",",
 }  # legal as they are in a query, and Orthanc 1.10 does not unescape them
-QUIET = ("dicomweb_client.web", "urllib3.connectionpool", "urllib3.util.retry")  # their logs hold UIDs and queries
+# Their logs hold UIDs, queries and traces, also above debug level
+QUIET = ("charset_normalizer", "dicomweb_client.web", "retrying", "urllib3.connectionpool", "urllib3.util.retry")
 
 deadline_of_request: ContextVar[float | None] = ContextVar("deadline_of_request", default=None)
 
@@ -445,12 +446,17 @@ def new_session(credentials: Credentials, ca: Path | None, cert: Path | None) ->
             request.headers["Authorization"] = header
         return request
 
-    session = Session()
+    class ArchiveSession(Session):
+        def merge_environment_settings(self, *args: Any, **options: Any) -> Any:
+            settings = super().merge_environment_settings(*args, **options)
+            if ca is not None:
+                settings["verify"] = str(ca)  # which REQUESTS_CA_BUNDLE would take the place of
+            return settings
+
+    session = ArchiveSession()
     session.auth = prepare  # also where there are none: else ~/.netrc would be looked into
     session.headers["Accept"] = "application/dicom+json"  # where the library names nothing, after a store
     session.hooks["response"] = [check_answer]
-    if ca is not None:
-        session.verify = str(ca)
     if cert is not None:
         session.cert = str(cert)
     return session
@@ -476,6 +482,8 @@ def errors_as_ours(credentials: Credentials, left_s: float) -> Iterator[None]:
         raise MedImageError(f"the archive's certificate is not trusted{tls_reason(error)}; give its own CA") from None
     except requests.Timeout:
         raise TransportError(f"the archive sent nothing for {min(ARCHIVE_SILENCE_S, left_s):g} s") from None
+    except requests.exceptions.InvalidJSONError:
+        raise ResponseError("the archive's answer is not what DICOMweb has here (no JSON)", status=200) from None
     except requests.RequestException as error:  # its text has the url, with the query
         raise TransportError(f"cannot reach the archive ({type(error).__name__})") from None
     except OSError as error:
@@ -535,7 +543,7 @@ def check_answer(response: Response, **_: object) -> Response:
 def status_error(response: Response) -> MedImageError:
     status = response.status_code
     if 300 <= status < 400:
-        reason = "a redirect, which is not followed: it could take credentials elsewhere"
+        reason = "a redirect, which is not followed; expected the url that it leads to"
     elif status in (401, 403):
         reason = "the archive refuses the credentials or needs some"
     elif status == 404:
