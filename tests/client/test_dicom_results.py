@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 
 import highdicom.sr
 import numpy as np
@@ -377,10 +378,11 @@ NO_DICOM = "is not a DICOM file; a DICOM result refers to the images it was made
         (radiograph(dropped=("StudyInstanceUID",)), {}, "frontal_image: is a DICOM file without Study Instance UID "
          "(0020,000D), by which a result refers to it"),
         (radiograph()[:400], {}, "frontal_image: is a DICOM file "),
+        (Path("nowhere.dcm"), {}, "frontal_image: cannot read nowhere.dcm: No such file or directory"),
         (radiograph(), {"prior": radiograph(PatientID="P-43")}, "prior_image: has another Patient ID (0010,0020) than "
          "frontal_image; a result is of one"),
     ],
-    ids=["png", "array", "pillow", "lateral", "no-study", "cut", "other-patient"],
+    ids=["png", "array", "pillow", "lateral", "no-study", "cut", "no-file", "other-patient"],
 )  # fmt: skip
 def test_image_that_a_result_cannot_refer_to_is_refused(method, frontal, study, message):
     with pytest.raises(InvalidInput) as refused:

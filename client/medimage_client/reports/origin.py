@@ -125,7 +125,10 @@ def read_header(column: str, image: ImageInput) -> Dataset:
     """All but the pixels of a DICOM file, with the attributes of COPIED, in a form that can be copied."""
     from pydicom import dcmread
 
-    file = b"" if isinstance(image, Image.Image | np.ndarray) else read_file(image)
+    try:
+        file = b"" if isinstance(image, Image.Image | np.ndarray) else read_file(image)
+    except InvalidInput as error:
+        raise error.at(column=column) from error
     if not is_dicom(file):
         raise InvalidInput(
             "is not a DICOM file; a DICOM result refers to the images it was made of, so expected DICOM files",
@@ -133,7 +136,7 @@ def read_header(column: str, image: ImageInput) -> Dataset:
         )
     with quiet():
         try:
-            header = dcmread(BytesIO(file), stop_before_pixels=True)
+            header = dcmread(BytesIO(file), stop_before_pixels=True, force=True)  # is_dicom has looked
             header.decode()
             missing = [name for keyword, name in NEEDED.items() if not header.get(keyword)]
             if not missing:

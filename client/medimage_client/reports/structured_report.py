@@ -4,7 +4,7 @@ One measurement group a finding, with its sentence as text, its boxes, and the a
 boxes is of TID 1501, with one of TID 1410; of several regions only TID 1411 allows more than one in a group.
 
 Boxes are closed polylines of five points in pixels of the frontal image: (column, row), where (0, 0) is the top left
-corner of the first pixel, not its middle (PS3.3, C.18.6.1.2).
+corner of the first pixel, not its middle (PS3.3, C.18.6.1).
 """
 
 from __future__ import annotations  # pydicom's types, without importing it
