@@ -192,7 +192,7 @@ def test_table_shows_each_series(folder):
     assert lines[0] == ["study", f"{uid(1)},", "2026-01-02,", "2", "images"]
     assert lines[3] == ["1", "CR", "LL", "PA", "-", "U", "2", "64x64", "-", uid(1, 1)]
     assert lines[8] == ["1", "CT", "-", "-", "2", "10x8", "Thin", uid(2, 1)]
-    assert result.stderr.splitlines()[-1] == "3 files or objects are no images"
+    assert result.stderr.splitlines()[-1] == "3 files or objects without an image"
     assert f"{folder}/notes.txt: is no DICOM object" in result.stderr
     assert "Doe" not in result.output
 
