@@ -190,6 +190,16 @@ def test_netrc_is_not_looked_into(url, stub, tmp_path, monkeypatch):
     assert "Authorization" not in stub.headers[0]
 
 
+@pytest.mark.parametrize("token", ["", "two words", "ä", "a\nHost: b"])
+def test_token_that_no_header_carries_is_refused(url, stub, token):
+    with (
+        Archive(url, credentials=Credentials(token=token)) as archive,
+        pytest.raises(InvalidInput, match="the token alone"),
+    ):
+        archive.query({})
+    assert stub.requests == []
+
+
 def test_user_without_password_is_refused():
     with pytest.raises(InvalidInput, match="expected both"):
         Credentials.from_env({"MEDIMAGE_ARCHIVE_USER": "jane"})
