@@ -149,6 +149,14 @@ def test_two_studies_of_one_day_are_told_apart_by_time(tmp_path):
     assert (choice.frontal.study_uid, choice.prior.study_uid) == (uid(1), uid(2))
 
 
+def test_studies_of_the_same_time_are_not_guessed_between(tmp_path):
+    both = [radiograph(n, 1, ViewPosition="PA") for n in (1, 2)]
+    with pytest.raises(InvalidInput, match=f"their times are the same: {uid(1)}, {uid(2)}; give one"):
+        chosen(tmp_path, *both)
+    choice = chosen(tmp_path, frontal=uid(2, 1, 1))
+    assert (choice.frontal.study_uid, choice.prior) == (uid(2), None)
+
+
 def test_images_of_several_patients_are_refused(tmp_path):
     with pytest.raises(InvalidInput, match="studies of several patients"):
         chosen(tmp_path, radiograph(1, ViewPosition="PA"), radiograph(2, ViewPosition="PA", PatientID="other"))

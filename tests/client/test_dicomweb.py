@@ -7,7 +7,9 @@ import subprocess
 from contextlib import contextmanager
 from io import BytesIO
 from itertools import count
+from threading import Event
 
+import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.uid import JPEGBaseline8Bit
@@ -21,14 +23,16 @@ from medimage_client import (
     RequestTimeout,
     ResponseError,
     ServerError,
+    Stored,
     TransportError,
     Unavailable,
     read_studies,
 )
 from medimage_client.archive.dicomweb import Resource
-from tests.client.dicom_studies import ct_slice, file_of, radiograph, text_object, uid
+from medimage_client.images.encoding import encode_image
+from tests.client.dicom_studies import ct_slice, file_of, radiograph, text_object, uid, with_pixels
 from tests.client.http_server import serving
-from tests.client.stub_archive import BOUNDARY, Answer, Handler, StubArchive
+from tests.client.stub_archive import Answer, Handler, StubArchive
 
 URL = "https://host/dicom-web"
 
@@ -186,6 +190,16 @@ def test_netrc_is_not_looked_into(url, stub, tmp_path, monkeypatch):
     assert "Authorization" not in stub.headers[0]
 
 
+@pytest.mark.parametrize("token", ["", "two words", "ä", "a\nHost: b"])
+def test_token_that_no_header_carries_is_refused(url, stub, token):
+    with (
+        Archive(url, credentials=Credentials(token=token)) as archive,
+        pytest.raises(InvalidInput, match="the token alone"),
+    ):
+        archive.query({})
+    assert stub.requests == []
+
+
 def test_user_without_password_is_refused():
     with pytest.raises(InvalidInput, match="expected both"):
         Credentials.from_env({"MEDIMAGE_ARCHIVE_USER": "jane"})
@@ -259,8 +273,6 @@ def test_half_a_multipart_is_asked_for_again(archive, stub, fault):
 
 
 def test_slow_archive_is_given_up_in_time(url, stub, monkeypatch):
-    from threading import Event
-
     ended = Event()
     stub.faults = [("GET", lambda answer: (ended.wait(30) and answer) or answer)] * 9
     monkeypatch.setattr("medimage_client.archive.dicomweb.ARCHIVE_SILENCE_S", 0.1)
@@ -316,8 +328,6 @@ def test_archive_that_gives_no_stored_syntax_is_asked_for_a_plain_one(archive, s
 
 
 def test_wrong_transfer_syntax_is_told_where_the_pixels_are_read(archive, stub):
-    from medimage_client.images.encoding import encode_image
-
     stub.objects[0].file_meta.TransferSyntaxUID = JPEGBaseline8Bit
     stub.objects[0].PixelData = b"\xfe\xff\x00\xe0\x00\x00\x00\x00\xfe\xff\x00\xe0\x04\x00\x00\x00\xff\xd8\xff\xd9"
     stub.objects[0]["PixelData"].is_undefined_length = True
@@ -365,33 +375,23 @@ def test_object_that_is_gone_is_named(archive, stub):
 
 def test_store_sends_what_the_archive_lacks(archive, stub):
     new = [radiograph(3, 1), radiograph(3, 2)]
-    assert archive.store(stub.objects[:1] + new) == archive_stored([uid(3, 1, 1), uid(3, 1, 2)], [uid(1, 1, 1)])
-    assert archive.store(new) == archive_stored([], [uid(3, 1, 1), uid(3, 1, 2)])
+    assert archive.store(stub.objects[:1] + new) == Stored(tuple([uid(3, 1, 1), uid(3, 1, 2)]), tuple([uid(1, 1, 1)]))
+    assert archive.store(new) == Stored((), tuple([uid(3, 1, 1), uid(3, 1, 2)]))
     assert [ds.SOPInstanceUID for ds in stub.objects[3:]] == [uid(3, 1, 1), uid(3, 1, 2)]
     assert stub.objects[3] == new[0]
     assert archive.has(uid(3), uid(3, 1, 1)) and not archive.has(uid(3), uid(3, 1, 3))
-
-
-def archive_stored(stored, found):
-    from medimage_client import Stored
-
-    return Stored(tuple(stored), tuple(found))
 
 
 @pytest.mark.parametrize("is_deaf", [False, True])
 def test_store_whose_answer_is_lost_is_not_sent_twice(archive, stub, is_deaf):
     stub.is_deaf = is_deaf  # and answers a search with all that it has
     stub.faults = [("POST", lambda answer: Answer(200, b"", length=10)), ("POST", Answer(503))]
-    assert archive.store([radiograph(3, 1)]) == archive_stored([uid(3, 1, 1)], [])
+    assert archive.store([radiograph(3, 1)]) == Stored(tuple([uid(3, 1, 1)]), ())
     assert [request.split()[0] for request in stub.requests].count("POST") == 1
     assert len(stub.objects) == 4
 
 
 def test_store_larger_than_a_piece_is_sent_whole(archive, stub):
-    import numpy as np
-
-    from tests.client.dicom_studies import with_pixels
-
     large = with_pixels(radiograph(3, 1), np.arange(1200 * 1000, dtype=np.uint16).reshape(1200, 1000))
     archive.store([large])
     assert stub.objects[-1] == large
@@ -428,7 +428,7 @@ def test_refused_store_says_why_and_what_is_done(archive, stub, answer, message)
 def test_duplicate_told_by_the_archive_counts_as_found(archive, stub):
     body = b'{"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [273]}}]}}'
     stub.faults = [("POST", Answer(202, body, {"Content-Type": "application/dicom+json"}))]
-    assert archive.store([radiograph(3, 1)]) == archive_stored([], [uid(3, 1, 1)])
+    assert archive.store([radiograph(3, 1)]) == Stored((), tuple([uid(3, 1, 1)]))
 
 
 # ---- TLS and logs
@@ -499,4 +499,3 @@ def test_other_callers_of_the_libraries_keep_their_logs(archive, caplog):
 def test_volume_of_an_archive_is_ordered_as_one_of_files(archive, stub):
     stub.objects = [ct_slice(z, n) for n, z in enumerate((5, 1, 3))]
     assert [one.depth for one in archive.read(Resource("", study=uid(2))).instances] == [1, 3, 5]
-    assert BOUNDARY

@@ -3,7 +3,9 @@
 import gc
 import json
 import logging
+import os
 import re
+import sys
 import warnings
 import zipfile
 
@@ -14,7 +16,7 @@ from pydicom.config import disable_value_validation
 from pydicom.fileset import FileSet
 from pydicom.sequence import Sequence
 
-from medimage_client import InvalidInput, read_studies
+from medimage_client import InvalidInput, MissingExtra, read_studies
 from medimage_client.cli.group import medimage
 from tests.client.dicom_studies import ct_slice, file_of, radiograph, text_object, uid, write
 
@@ -161,6 +163,27 @@ def test_position_of_an_enhanced_object_is_in_its_groups(tmp_path):
     assert (one.position, one.orientation, one.depth) == ((1, 2, 3), (1, 0, 0, 0, 1, 0), 3)
 
 
+def test_pipe_in_a_folder_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert read_studies(tmp_path).left_out == ()
+
+
+def test_missing_libraries_name_the_extra(monkeypatch, tmp_path):
+    for module, source, message in (
+        ("pydicom", str(tmp_path), "reading DICOM needs pydicom: pip install 'medimage-triton[dicom]'"),
+        (
+            "dicomweb_client",
+            "dicomweb+https://h/studies/1",
+            "needs dicomweb-client: pip install 'medimage-triton[archive]'",
+        ),
+    ):
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, module, None)
+            with pytest.raises(MissingExtra) as caught:
+                read_studies(source)
+        assert str(caught.value).endswith(message)
+
+
 def test_object_that_lies_twice_is_taken_once(tmp_path):
     found = read_studies(write(tmp_path, a=radiograph(), b=radiograph()))
     assert sop_uids(found) == [uid(1, 1, 1)]
@@ -192,7 +215,7 @@ def test_table_shows_each_series(folder):
     assert lines[0] == ["study", f"{uid(1)},", "2026-01-02,", "2", "images"]
     assert lines[3] == ["1", "CR", "LL", "PA", "-", "U", "2", "64x64", "-", uid(1, 1)]
     assert lines[8] == ["1", "CT", "-", "-", "2", "10x8", "Thin", uid(2, 1)]
-    assert result.stderr.splitlines()[-1] == "3 files or objects are no images"
+    assert result.stderr.splitlines()[-1] == "3 files or objects without an image"
     assert f"{folder}/notes.txt: is no DICOM object" in result.stderr
     assert "Doe" not in result.output
 

@@ -70,12 +70,10 @@ def choose(
         InvalidInput: there is no radiograph of a chest, several patients, no way to tell which image is frontal, or no
             image of that UID.
     """
-    if not studies.studies:
-        raise InvalidInput("there is no DICOM image")
     if len({one.patient_id for one in studies.instances if one.patient_id}) > 1:
         raise InvalidInput("there are studies of several patients; expected those of one")
     taken = {name: named(studies, value) for name, value in (("frontal", frontal), ("lateral", lateral)) if value}
-    current = study_of(studies, taken.get("frontal")) or max(studies.studies, key=time_of)
+    current = study_of(studies, taken.get("frontal")) or latest_of(studies)
     chosen, why = taken.get("frontal"), []
     if chosen is None:
         chosen, reason = choose_frontal(current)
@@ -214,5 +212,22 @@ def study_of(studies: Studies, instance: Instance | None) -> Study | None:
     return next((one for one in studies.studies if instance is not None and one.uid == instance.study_uid), None)
 
 
-def time_of(study: Study) -> tuple[str, str, str]:
-    return study.date, max(one.acquired for one in study.instances), study.uid
+def latest_of(studies: Studies) -> Study:
+    """The study of the latest time.
+
+    Raises:
+        InvalidInput: there is no image, or several studies are of that time.
+    """
+    if not studies.studies:
+        raise InvalidInput("there is no DICOM image; `medimage studies` shows what there is")
+    latest = max(map(time_of, studies.studies))
+    found = [study for study in studies.studies if time_of(study) == latest]
+    if len(found) > 1:
+        uids = ", ".join(study.uid for study in found)
+        raise InvalidInput(f"which study is the latest cannot be told, for their times are the same: {uids}; give one")
+    return found[0]
+
+
+def time_of(study: Study) -> tuple[str, str]:
+    """Date and time; empty texts where they are not told."""
+    return study.date, max(one.acquired for one in study.instances)

@@ -40,6 +40,7 @@ from medimage_client.errors import (
     TransportError,
     Unavailable,
 )
+from medimage_client.images.base64_text import encode_base64
 from medimage_client.wire.error_reader import error_type_of
 from medimage_client.wire.retries import with_blocking_retries
 
@@ -155,25 +156,33 @@ class Credentials:
         Raises:
             InvalidInput: the file cannot be read, or is of another form.
         """
-        from requests.auth import _basic_auth_str
-
         if self.file is not None:
             try:
                 line = self.file.read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise InvalidInput(f"cannot read the credentials in {self.file} ({type(error).__name__})") from None
             scheme, _, token = line.partition(" ")
-            if scheme.lower() == "bearer" and token.strip().isascii() and " " not in token.strip():
-                return f"Bearer {token.strip()}"
+            if scheme.lower() == "bearer":
+                return bearer(token.strip())
             user, colon, password = line.partition(":")
             if not colon or "\n" in line:
                 raise InvalidInput(f"{self.file} is not one line, user:password or Bearer TOKEN")
-            return str(_basic_auth_str(user.encode(), password.encode()))
+            return basic(user, password)
         if self.token is not None:
-            return f"Bearer {self.token}"
+            return bearer(self.token)
         if self.user is not None and self.password is not None:
-            return str(_basic_auth_str(self.user.encode(), self.password.encode()))
+            return basic(self.user, self.password)
         return None
+
+
+def basic(user: str, password: str) -> str:
+    return f"Basic {encode_base64(f'{user}:{password}'.encode()).decode()}"
+
+
+def bearer(token: str) -> str:
+    if not token or " " in token or not token.isascii() or not token.isprintable():
+        raise InvalidInput("the archive's token is empty, not ASCII or has white space in it; expected the token alone")
+    return f"Bearer {token}"
 
 
 @dataclass(frozen=True, slots=True)

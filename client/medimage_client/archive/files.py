@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from medimage_client.archive.studies import KEYWORDS, Instance, Studies, instance_of, text, texts, unchecked_values
 from medimage_client.constants import MAX_OBJECT_BYTES
 from medimage_client.errors import InvalidInput, MissingExtra
+from medimage_client.images.dicom import DICOM_HEAD_BYTES, is_dicom
 from medimage_client.images.encoding import read_path
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 Member = tuple[str, Callable[[], BinaryIO], Callable[[], bytes]]  # name, how to open it, how to read it whole
 DICOMDIR = "1.2.840.10008.1.3.10"  # Media Storage Directory Storage
+ZIP_HEADS = (b"PK\x03\x04", b"PK\x05\x06")  # of a member, and of a zip without any
 ENCRYPTED = 0x1  # a flag of a zip's member
 
 
@@ -51,16 +53,28 @@ def read_files(path: Path) -> Studies:
 
 def is_collection(path: Path) -> bool:
     """Whether a file holds others: a zip or a DICOMDIR."""
-    return path.is_file() and (zipfile.is_zipfile(path) or is_dicomdir(path))
+    return path.is_file() and (is_zip(path) or is_dicomdir(path))
+
+
+def head_of(path: Path) -> bytes:
+    """What tells the kind of a file; nothing of one that cannot be read, of which its reader will tell."""
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(DICOM_HEAD_BYTES)
+    return b""
+
+
+def is_zip(path: Path) -> bool:
+    """By its first bytes: an image file may have a zip at its end."""
+    return head_of(path).startswith(ZIP_HEADS)
 
 
 def members_of(path: Path) -> Iterator[Member]:
     if path.is_dir():
         files = sorted(Path(folder) / file for folder, _, names in os.walk(path) for file in names)
-        yield from (member_of(file) for file in files)
+        yield from (member_of(file) for file in files if file.is_file())  # not a pipe, which may have no end
     elif not path.exists():
         raise InvalidInput(f"no file or folder {path}")
-    elif zipfile.is_zipfile(path):
+    elif is_zip(path):
         yield from zipped(path)
     elif is_dicomdir(path):
         yield from (member_of(file) for file in files_of_dicomdir(path))
@@ -102,6 +116,8 @@ def read_zipped(path: Path, info: zipfile.ZipInfo) -> bytes:
 
 def is_dicomdir(path: Path) -> bool:
     """By the SOP class in its file meta information."""
+    if not is_dicom(head_of(path)):
+        return False
     with suppress(Exception):  # of pydicom, of almost any type: then it is not one
         from pydicom.filereader import read_file_meta_info
 

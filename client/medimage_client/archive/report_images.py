@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from medimage_client.archive.choice import Choice, choose, choose_frontal, time_of
+from medimage_client.archive.choice import Choice, choose, choose_frontal, latest_of
 from medimage_client.archive.dicomweb import is_dicomweb
 from medimage_client.archive.files import is_collection
 from medimage_client.archive.sources import Source, Sources
@@ -64,10 +64,10 @@ def report_images(
     if prior is not None and not is_named["p"]:
         choice = overruled(choice, "prior", "prior: as given")
         if is_study(prior):
-            before = max(sources.read(prior).studies, key=time_of, default=None)  # type: ignore[arg-type]
-            if before is None:
-                raise InvalidInput("there is no DICOM image", column="prior_image")
-            image, reason = choose_frontal(before)
+            try:
+                image, reason = choose_frontal(latest_of(sources.read(prior)))  # type: ignore[arg-type]
+            except InvalidInput as error:
+                raise error.at(column="prior_image") from error
             if image.patient_id and choice.frontal.patient_id not in ("", image.patient_id):
                 reason += "; its Patient ID is another than the study's"
             choice = replace(overruled(choice, "prior", f"prior: {reason}"), prior=image)

@@ -37,7 +37,8 @@ def report_left_out(found: Studies) -> None:
     for line in (*found.left_out, *found.notes):
         click.echo(line, err=True)
     if found.left_out:
-        click.echo(f"{len(found.left_out)} files or objects are no images", err=True)
+        n = counted(len(found.left_out), "file or object", "files or objects")
+        click.echo(f"{n} without an image", err=True)
 
 
 def render(found: Studies, *, instances: bool) -> list[str]:
@@ -52,7 +53,7 @@ def render(found: Studies, *, instances: bool) -> list[str]:
 
 
 def study_line(study: Study) -> str:
-    return f"study {study.uid}, {iso(study.date) or 'no date'}, {counted(len(study.instances), 'image')}"
+    return f"study {study.uid}, {iso(study.date) or 'no date'}, {counted(len(study.instances), 'image', 'images')}"
 
 
 def series_row(series: Series) -> Sequence[str]:
@@ -91,8 +92,8 @@ def iso(date: str) -> str:
     return f"{date[:4]}-{date[4:6]}-{date[6:]}" if len(date) == 8 and date.isdecimal() else date
 
 
-def counted(n: int, thing: str) -> str:
-    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
+def counted(n: int, one: str, several: str) -> str:
+    return f"{n} {one if n == 1 else several}"
 
 
 def render_json(found: Studies) -> str:
