@@ -35,11 +35,12 @@ WHERE = {  # what the client imports beyond its base, and where
     "click": "cli/",
     "dicomweb-client": "archive/dicomweb.py",
     "highdicom": ("reports/origin.py", "reports/secondary_capture.py", "reports/structured_report.py"),
+    "imagecodecs": "images/dicom_codecs.py",
     "nibabel": "archive/nifti.py",
     "pydicom": (
         "archive/",
         "cli/report.py",
-        "images/dicom.py",
+        "images/dicom",
         "reports/origin.py",
         "reports/report.py",
         "reports/secondary_capture.py",

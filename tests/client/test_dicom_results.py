@@ -166,6 +166,7 @@ def test_structured_report_has_the_findings_the_algorithm_and_a_notice():
             "precision: fp16",
             "mode: grounded",
             "max_new_tokens: 99",
+            "dicom_window: file",
         ]
     assert "Jane" not in str(document)
 
@@ -316,6 +317,8 @@ def test_uids_are_those_of_study_checkpoint_and_options():
         uids(file),
         uids(file, indication="Cough.", lateral=radiograph(size=(64, 64), number=2)),
         uids(file, indication="Cough.", mode="findings"),
+        uids(file, indication="Cough.", dicom_window="percentile"),
+        uids(file, indication="Cough.", dicom_window=(0, 100)),
         uids(file, replace(GROUNDED, model=replace(MODEL, checkpoint_sha256="00" * 32)), indication="Cough."),
         uids(file, replace(GROUNDED, model=replace(MODEL, precision="int4")), indication="Cough."),
         uids(file, indication="Cough.", again=True),

@@ -12,11 +12,12 @@ from PIL import Image
 from medimage_client.archive.dicomweb import Archive, Resource, is_dicomweb
 from medimage_client.archive.report_images import is_name, is_study, report_images
 from medimage_client.archive.sources import Sources
-from medimage_client.cli.options import SOURCE, SourceType, archive_options, server_options
+from medimage_client.cli.options import SOURCE, SourceType, archive_options, dicom_window_option, server_options
 from medimage_client.cli.output_file import Content, check_place, write_files
 from medimage_client.client import CXRReportGen, ReportStream
 from medimage_client.constants import DEFAULT_REPORT_TIMEOUT_S
 from medimage_client.images.encoding import ImageInput
+from medimage_client.images.windowing import DicomWindow
 from medimage_client.reports.grammar import FindingParser, ParsedFinding
 from medimage_client.reports.origin import read_images
 from medimage_client.reports.report import Report
@@ -101,6 +102,7 @@ MEANING = {
     is_flag=True,
     help="Give DICOM results new UIDs. Otherwise the same study, checkpoint and options make the same UIDs.",
 )
+@dicom_window_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of text.")
 @archive_options
 @server_options(timeout=DEFAULT_REPORT_TIMEOUT_S, what="the end of the report")
@@ -116,6 +118,7 @@ def report(
     store_to: str | None,
     again: bool,
     as_json: bool,
+    dicom_window: DicomWindow,
     sources: Sources,
     url: str,
     api_key: str | None,
@@ -141,7 +144,7 @@ def report(
         read_images(request_of(**asked))  # refuses before the work
     with (
         CXRReportGen(url, api_key=api_key) as client,
-        client.stream(**asked, timeout=timeout) as stream,
+        client.stream(**asked, dicom_window=dicom_window, timeout=timeout) as stream,
     ):
         if as_json:
             for _ in stream:
@@ -156,12 +159,12 @@ def report(
     elif answer.status != "complete":
         click.echo(f"The report is {answer.status}: {MEANING[answer.status]}.", err=True)
     if picture is not None:
-        write_files({picture: render_picture(answer, asked["frontal"], picture)})
+        write_files({picture: render_picture(answer, asked["frontal"], picture, dicom_window)})
     results = {}
     if structured_report is not None or archive is not None:
-        results["structured report"] = answer.structured_report(**asked, again=again)
+        results["structured report"] = answer.structured_report(**asked, dicom_window=dicom_window, again=again)
     if secondary_capture is not None:
-        results["secondary capture"] = answer.secondary_capture(**asked, again=again)
+        results["secondary capture"] = answer.secondary_capture(**asked, dicom_window=dicom_window, again=again)
     places = {"structured report": structured_report, "secondary capture": secondary_capture}
     write_files({place: dicom_file(results[name]) for name, place in places.items() if place is not None})
     if archive is not None:
@@ -228,10 +231,10 @@ def picture_format(path: Path) -> str | None:
     return Image.registered_extensions().get(path.suffix.lower())
 
 
-def render_picture(report: Report, frontal: ImageInput, path: Path) -> Content:
+def render_picture(report: Report, frontal: ImageInput, path: Path, dicom_window: DicomWindow) -> Content:
     file = BytesIO()
     try:
-        report.draw(frontal).save(file, picture_format(path))
+        report.draw(frontal, dicom_window=dicom_window).save(file, picture_format(path))
     except OSError as error:  # of Pillow, for a mode of pixels that the format does not have
         raise click.ClickException(f"cannot write {path}: {error}") from error
     return file.getbuffer()

@@ -8,20 +8,21 @@ from __future__ import annotations  # pydicom's types, without importing it
 
 import json
 import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from io import BytesIO
-from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from medimage_client.archive.studies import unchecked_values
 from medimage_client.errors import InvalidInput, MissingExtra
 from medimage_client.images.dicom import is_dicom
+from medimage_client.images.dicom_elements import describe, quiet
 from medimage_client.images.encoding import ImageInput, read_file
+from medimage_client.images.windowing import DicomWindow
 from medimage_client.schema.reports import IMAGE_INPUTS, ModelIdentity, ReportRequest
 
 if TYPE_CHECKING:
@@ -34,14 +35,8 @@ NOTICE = (
     "Research output of a machine learning model, not reviewed by a physician. Not for diagnosis or treatment. "
     "Boxes are where the model places a finding; they are no measurements."
 )
-NEEDED = {  # of an image that a result refers to, by pydicom's keyword
-    "SOPClassUID": "SOP Class UID (0008,0016)",
-    "SOPInstanceUID": "SOP Instance UID (0008,0018)",
-    "StudyInstanceUID": "Study Instance UID (0020,000D)",
-    "SeriesInstanceUID": "Series Instance UID (0020,000E)",
-    "Rows": "Rows (0028,0010)",
-    "Columns": "Columns (0028,0011)",
-}
+# Of an image that a result refers to.
+NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns")
 # Of patient and study, type 2: results have them, if without a value (PS3.3, C.7.1.1 and C.7.2.1).
 COPIED = (
     "PatientName",
@@ -57,7 +52,6 @@ COPIED = (
 CHECKED = ("PatientBirthDate", "StudyDate", "StudyTime")  # highdicom refuses what is no date or time
 SEXES = ("M", "F", "O")
 UTF_8 = "ISO_IR 192"
-QUIET = Lock()  # what keeps others quiet is not of one thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +61,7 @@ class Origin:
     images: tuple[Dataset, ...] = field(repr=False)  # headers, in the order of the request, the frontal one first
     request: ReportRequest
     model: ModelIdentity
+    dicom_window: DicomWindow = "file"  # how the model saw the images
     salt: str | None = None  # makes UIDs that no other run makes
 
     @property
@@ -82,7 +77,7 @@ class Origin:
     def options(self) -> dict[str, object]:
         """What the model was asked with, beside the images. The sections are texts of the patient."""
         names = [option.name for option in fields(self.request) if option.name not in IMAGE_INPUTS]
-        return {name: getattr(self.request, name) or None for name in names}
+        return {name: getattr(self.request, name) or None for name in names} | {"dicom_window": self.dicom_window}
 
     def uid(self, *names: str) -> str:
         """A UID that is always the same of the same names, images, checkpoint, precision and options.
@@ -134,11 +129,11 @@ def read_header(column: str, image: ImageInput) -> Dataset:
             "is not a DICOM file; a DICOM result refers to the images it was made of, so expected DICOM files",
             column=column,
         )
-    with quiet():
+    with discreet():
         try:
             header = dcmread(BytesIO(file), stop_before_pixels=True, force=True)  # is_dicom has looked
             header.decode()
-            missing = [name for keyword, name in NEEDED.items() if not header.get(keyword)]
+            missing = [keyword for keyword in NEEDED if not header.get(keyword)]
             if not missing:
                 tidy(header)
         except Exception as error:  # of pydicom almost any type, whose text may quote the file
@@ -147,7 +142,9 @@ def read_header(column: str, image: ImageInput) -> Dataset:
                 column=column,
             ) from None
     if missing:
-        raise InvalidInput(f"is a DICOM file without {missing[0]}, by which a result refers to it", column=column)
+        raise InvalidInput(
+            f"is a DICOM file without {describe(missing[0])}, by which a result refers to it", column=column
+        )
     return header
 
 
@@ -169,18 +166,13 @@ def tidy(header: Dataset) -> None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Nothing of pydicom and highdicom is warned of, logged, or refused for its value alone."""
-    from pydicom.config import disable_value_validation
-
-    loggers = [logging.getLogger(name) for name in ("highdicom", "pydicom")]
-    with QUIET, warnings.catch_warnings(), disable_value_validation():
-        warnings.simplefilter("ignore")
-        levels = [logger.level for logger in loggers]
+def discreet() -> Iterator[None]:
+    """Nothing of a patient is logged, warned of or refused for its value by pydicom and highdicom."""
+    log = logging.getLogger("highdicom")
+    with quiet(), unchecked_values():  # one thread at a time
+        level = log.level
+        log.setLevel(logging.CRITICAL + 1)
         try:
-            for logger in loggers:
-                logger.setLevel(logging.CRITICAL + 1)
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            log.setLevel(level)

@@ -10,6 +10,7 @@ from PIL import Image
 from medimage_client.archive.choice import Choice
 from medimage_client.errors import InvalidInput, MedImageError, ResponseError
 from medimage_client.images.encoding import ImageInput
+from medimage_client.images.windowing import DicomWindow
 from medimage_client.reports.finding import Finding, read_findings
 from medimage_client.reports.origin import Origin, read_images
 from medimage_client.reports.picture import draw_findings
@@ -46,15 +47,25 @@ class Report:
         """All findings, one after the other."""
         return " ".join(finding.text for finding in self.findings)
 
-    def draw(self, image: ImageInput) -> Image.Image:
+    def draw(self, image: ImageInput, *, dicom_window: DicomWindow = "file") -> Image.Image:
         """The frontal image with numbered boxes, in a colour for each finding, and all findings below; RGB.
+
+        Args:
+            dicom_window: as the report was asked for.
 
         Raises:
             InvalidInput: not an image.
         """
-        return draw_findings(self.findings, image)
+        return draw_findings(self.findings, image, dicom_window)
 
-    def structured_report(self, frontal: ImageInput | None = None, *, again: bool = False, **study: Any) -> "Dataset":
+    def structured_report(
+        self,
+        frontal: ImageInput | None = None,
+        *,
+        dicom_window: DicomWindow = "file",
+        again: bool = False,
+        **study: Any,
+    ) -> "Dataset":
         """The report as a DICOM Comprehensive SR: a measurement group a finding, boxes in pixels of the frontal image.
 
         It follows TID 1500 of DICOM PS3.16. Patient and study are those of the frontal image. `save_as` of what is
@@ -62,6 +73,7 @@ class Report:
 
         Args:
             frontal: the DICOM file that the report was asked with; None for the images that were chosen of a study.
+            dicom_window: as in `draw`.
             again: give it a UID that no other has. Otherwise the UID is always the same of the same images, checkpoint,
                 precision and options, so that an archive holds a result once.
             study: what else the report was asked with, as in `CXRReportGen.report`. Images have to be DICOM files.
@@ -71,17 +83,24 @@ class Report:
             MissingExtra: highdicom is not installed.
             MedImageError: the server did not tell its model.
         """
-        origin = self._origin(self._request(frontal, study), again)
+        origin = self._origin(self._request(frontal, study), dicom_window, again)
         return structured_report(self.findings, self.status, origin)
 
-    def secondary_capture(self, frontal: ImageInput | None = None, *, again: bool = False, **study: Any) -> "Dataset":
+    def secondary_capture(
+        self,
+        frontal: ImageInput | None = None,
+        *,
+        dicom_window: DicomWindow = "file",
+        again: bool = False,
+        **study: Any,
+    ) -> "Dataset":
         """What `draw` gives, with a notice that it is research output, as a DICOM Secondary Capture Image.
 
         For viewers that show no structured reports. Arguments and errors are those of `structured_report`.
         """
         request = self._request(frontal, study)
-        origin = self._origin(request, again)  # before the drawing: it names the image at fault
-        return secondary_capture(self.draw(request.frontal_image), origin)
+        origin = self._origin(request, dicom_window, again)  # before the drawing: it names the image at fault
+        return secondary_capture(self.draw(request.frontal_image, dicom_window=dicom_window), origin)
 
     def _request(self, frontal: ImageInput | None, study: Mapping[str, Any]) -> ReportRequest:
         """What the report was asked with."""
@@ -93,10 +112,10 @@ class Report:
         chosen = {name: image.read() for name, image in others.items() if image is not None and name not in study}
         return request_of(self.choice.frontal.read(), **chosen, **study)
 
-    def _origin(self, request: ReportRequest, again: bool) -> Origin:
+    def _origin(self, request: ReportRequest, dicom_window: DicomWindow, again: bool) -> Origin:
         if self.model is None:
             raise MedImageError(NO_MODEL)
-        return Origin(read_images(request), request, self.model, token_hex() if again else None)
+        return Origin(read_images(request), request, self.model, dicom_window, token_hex() if again else None)
 
 
 def report_of(outputs: Outputs, choice: Choice | None = None) -> Report:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
-from medimage_client.reports.origin import ALGORITHM, MANUFACTURER, NOTICE, SERIES_DESCRIPTION, UTF_8, Origin, quiet
+from medimage_client.reports.origin import ALGORITHM, MANUFACTURER, NOTICE, SERIES_DESCRIPTION, UTF_8, Origin, discreet
 from medimage_client.reports.picture import BLACK, WHITE, font_of, stack, wrap
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def secondary_capture(picture: Image.Image, origin: Origin) -> Dataset:
     from pydicom.uid import ExplicitVRLittleEndian
 
     frontal = origin.frontal
-    with quiet():
+    with discreet():
         capture = SCImage.from_ref_dataset(
             ref_dataset=frontal,
             pixel_array=np.asarray(stack(picture, draw_notice(picture.width))),

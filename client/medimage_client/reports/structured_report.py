@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from medimage_client.errors import InvalidInput
 from medimage_client.reports.finding import Box, Finding
-from medimage_client.reports.origin import ALGORITHM, MANUFACTURER, NOTICE, SERIES_DESCRIPTION, UTF_8, Origin, quiet
+from medimage_client.reports.origin import ALGORITHM, MANUFACTURER, NOTICE, SERIES_DESCRIPTION, UTF_8, Origin, discreet
 from medimage_client.schema.reports import ModelIdentity, Status
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def structured_report(findings: Sequence[Finding], status: Status, origin: Origi
     """See `Report.structured_report`."""
     from highdicom.sr import ComprehensiveSR
 
-    with quiet(), known_class(origin.frontal):
+    with discreet(), known_class(origin.frontal):
         document = ComprehensiveSR(
             evidence=origin.images,
             content=content(findings, origin)[0],
@@ -165,7 +165,11 @@ def parameters(origin: Origin) -> list[str]:
         f"checkpoint: {model.checkpoint}",
         f"checkpoint SHA-256: {model.checkpoint_sha256 or 'none, its weights are random'}",
         f"precision: {model.precision}",
-        *(f"{name}: {options[name]}" for name in ("mode", "max_new_tokens", "constrained") if options[name]),
+        *(
+            f"{name}: {options[name]}"
+            for name in ("mode", "max_new_tokens", "constrained", "dicom_window")
+            if options[name]
+        ),
     ]
 
 
