@@ -240,6 +240,11 @@ def test_regions_are_on_the_frontal_image_and_its_first_frame():
                 assert reference.get("ReferencedFrameNumber") == frame
 
 
+def test_file_without_a_preamble_gives_the_same_result():
+    document = GROUNDED.structured_report(radiograph()[132:])
+    assert document.SOPInstanceUID == GROUNDED.structured_report(radiograph()).SOPInstanceUID
+
+
 EARLIER = {"StudyInstanceUID": f"{STUDY}.5", "SeriesInstanceUID": f"{STUDY}.5.1"}
 
 
@@ -352,6 +357,15 @@ def test_secondary_capture_is_the_picture_with_a_notice_below():
     assert sources == [f"{STUDY}.9.1", f"{STUDY}.9.2"]
 
 
+def test_secondary_capture_is_shown_as_the_model_saw_the_image():
+    file = radiograph()
+    captures = [GROUNDED.secondary_capture(file, dicom_window=window) for window in ("file", "percentile")]
+    drawn = [np.asarray(GROUNDED.draw(file, dicom_window=window)) for window in ("file", "percentile")]
+    assert not np.array_equal(*drawn)
+    for capture, picture in zip(captures, drawn, strict=True):
+        assert np.array_equal(written(capture).pixel_array[: len(picture)], picture)
+
+
 def test_secondary_capture_of_a_lossy_image_says_so():
     capture = written(GROUNDED.secondary_capture(radiograph(**RADIOGRAPHS["lossy"])))
     assert (capture.LossyImageCompression, capture.LossyImageCompressionRatio) == ("01", 9)
@@ -381,11 +395,13 @@ NO_DICOM = "is not a DICOM file; a DICOM result refers to the images it was made
         (radiograph(dropped=("StudyInstanceUID",)), {}, "frontal_image: is a DICOM file without Study Instance UID "
          "(0020,000D), by which a result refers to it"),
         (radiograph()[:400], {}, "frontal_image: is a DICOM file "),
+        (radiograph(NumberOfFrames=1).replace(b"\x28\0\x08\0IS\x02\x001 ", b"\x28\0\x08\0IS\x02\x001A"), {},
+         "frontal_image: is a DICOM file that cannot be read: its Number of Frames (0028,0008) is damaged"),
         (Path("nowhere.dcm"), {}, "frontal_image: cannot read nowhere.dcm: No such file or directory"),
         (radiograph(), {"prior": radiograph(PatientID="P-43")}, "prior_image: has another Patient ID (0010,0020) than "
          "frontal_image; a result is of one"),
     ],
-    ids=["png", "array", "pillow", "lateral", "no-study", "cut", "no-file", "other-patient"],
+    ids=["png", "array", "pillow", "lateral", "no-study", "cut", "frames", "no-file", "other-patient"],
 )  # fmt: skip
 def test_image_that_a_result_cannot_refer_to_is_refused(method, frontal, study, message):
     with pytest.raises(InvalidInput) as refused:

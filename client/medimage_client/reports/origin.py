@@ -20,7 +20,7 @@ from PIL import Image
 from medimage_client.archive.studies import unchecked_values
 from medimage_client.errors import InvalidInput, MissingExtra
 from medimage_client.images.dicom import is_dicom
-from medimage_client.images.dicom_elements import describe, quiet
+from medimage_client.images.dicom_elements import describe, quiet, whole
 from medimage_client.images.encoding import ImageInput, read_file
 from medimage_client.images.windowing import DicomWindow
 from medimage_client.schema.reports import IMAGE_INPUTS, ModelIdentity, ReportRequest
@@ -71,7 +71,7 @@ class Origin:
     @property
     def frame_number(self) -> int | None:
         """That of the frame that the model saw, from 1; None where there is no other, whose number is left out."""
-        return 1 if int(self.frontal.get("NumberOfFrames") or 1) > 1 else None
+        return 1 if whole(self.frontal, "NumberOfFrames", 1) > 1 else None
 
     @property
     def options(self) -> dict[str, object]:
@@ -136,6 +136,9 @@ def read_header(column: str, image: ImageInput) -> Dataset:
             missing = [keyword for keyword in NEEDED if not header.get(keyword)]
             if not missing:
                 tidy(header)
+                whole(header, "NumberOfFrames", 1)  # refused by its name if it is none
+        except InvalidInput as error:
+            raise error.at(column=column) from None
         except Exception as error:  # of pydicom almost any type, whose text may quote the file
             raise InvalidInput(
                 f"is a DICOM file that cannot be read ({type(error).__name__}); expected a complete image object",
