@@ -5,6 +5,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -50,6 +51,7 @@ NOT_IMPORTED = {
 }
 
 
+@cache
 def imported(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -89,8 +91,9 @@ def test_every_room_with_python_in_it_is_here():
 
 @pytest.mark.parametrize("room", EXTRAS)
 def test_what_a_room_imports_is_declared_for_it(room):
+    names = declared_for(room)
     for path in (ROOT / room).rglob("*.py"):
-        missing = {module for module in imported(path) if not distributions(module) & declared_for(room)}
+        missing = {module for module in imported(path) if not distributions(module) & names}
         assert missing == set(), path.relative_to(ROOT)
 
 
