@@ -40,6 +40,7 @@ DOCUMENTED_PARAMETERS = {
         *("profile", "max_encoded_bytes", "max_pixels"),
         *("calls", "max_requests"),
         *("slots", "max_length", "max_queue", "time_limit_s", "prefill_chunk", "intra_op_thread_count"),
+        *("gpu_slots", "gpu_prefill_chunk", "arena_extend_strategy"),
     },
 }
 
@@ -188,6 +189,13 @@ def test_encoder_bounds_its_memory_on_cuda_and_computes_fp32_in_fp32(model):
         assert config.parameters["cudnn_conv_algo_search"].string_value == "1"
     (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
     assert dict(accelerator.parameters) == {"use_tf32": "0"}
+
+
+def test_report_decoder_has_the_cuda_options_of_the_encoders():
+    """But for a bound: the weights' size is the checkpoint's, and `gpu_slots` bounds the rest."""
+    decoder, encoder = CONFIGS["cxrreportgen_stream"], CONFIGS["cxr_image_encoder"]
+    assert decoder.parameters["arena_extend_strategy"] == encoder.parameters["arena_extend_strategy"]
+    assert decoder.optimization == encoder.optimization
 
 
 @pytest.mark.parametrize("model", CONFIGS)
