@@ -32,6 +32,7 @@ SERVED: dict[Format, Served] = {
 OPENVINO = 'cpu_execution_accelerator [ { name: "openvino" parameters { key: "precision" value: "bf16" } } ] '
 # CUDA has no kernel for int8's products nor for the attention of an int4 decoder, which is fp32; bf16 is OpenVINO's
 FOR_CPUS = ("int8", "int4", "bf16")
+ANY = "KIND_AUTO|KIND_MODEL"  # kinds of an instance that may be on a GPU or on a CPU
 ACCELERATORS = r"(?m)^([^#\n]*\bexecution_accelerators \{ )"
 
 
@@ -62,9 +63,9 @@ def config_change(repository: Path, model: str, written: Format, *, precision: s
     """What points a model's config to the file that an export is going to write; changes nothing itself.
 
     Of the text only the backend or platform, the file's name and the optimisation profiles of the instance groups
-    change. For ONNX of a precision for CPUs KIND_AUTO becomes KIND_CPU, which a comment behind it tells, and for bf16
-    the CPU accelerator openvino comes in, too. The rest stays byte for byte, and back in ONNX of another precision the
-    config is what it was. Hence regular expressions, since protobuf's text_format drops comments; their outcome is
+    change. For ONNX of a precision for CPUs a kind of ANY becomes KIND_CPU, which a comment behind it tells, and for
+    bf16 the CPU accelerator openvino comes in, too. The rest stays byte for byte, and back in ONNX of another precision
+    the config is what it was. Hence regular expressions, since protobuf's text_format drops comments; their outcome is
     parsed and must be what is wanted. Otherwise KIND_AUTO stays: Triton makes it KIND_GPU where there is a GPU, and
     without one says itself that TensorRT needs one.
 
@@ -88,7 +89,9 @@ def config_change(repository: Path, model: str, written: Format, *, precision: s
     elif precision in FOR_CPUS:
         if any(group.kind == ModelInstanceGroup.KIND_GPU for group in wanted.instance_group):
             raise RepositoryError(f"{path}: instance_group is KIND_GPU; {precision} needs KIND_CPU or KIND_AUTO")
-        edited = re.sub(r"(?m)^([^#\n]*\bkind: )KIND_AUTO\b([^\r\n]*)", rf"\1KIND_CPU\2{_was_auto(precision)}", edited)
+        edited = re.sub(
+            rf"(?m)^([^#\n]*\bkind: )({ANY})\b([^\r\n]*)", rf"\1KIND_CPU\3  # \2{_before(precision)}", edited
+        )
         for group in wanted.instance_group:
             group.kind = ModelInstanceGroup.KIND_CPU
         if precision == "bf16":
@@ -115,13 +118,13 @@ def as_onnx(text: str) -> str:
     text = _renamed(text, "tensorrt", "onnx")
     text = re.sub(ACCELERATORS + re.escape(OPENVINO), r"\1", text)
     for precision in FOR_CPUS:
-        was_auto = re.escape(_was_auto(precision))
-        text = re.sub(rf"(?m)^([^#\n]*\bkind: )KIND_CPU\b([^\r\n]*){was_auto}(?=\r?$)", r"\1KIND_AUTO\2", text)
+        before = re.escape(_before(precision))
+        text = re.sub(rf"(?m)^([^#\n]*\bkind: )KIND_CPU\b([^\r\n]*)  # ({ANY}){before}(?=\r?$)", r"\1\3\2", text)
     return re.sub(r"(?m)^([^#\n]*\bkind: KIND_\w+) profile: \[[^\]]*\]", r"\1", text)
 
 
-def _was_auto(precision: str) -> str:
-    return f"  # KIND_AUTO before {precision}, which is for CPUs"
+def _before(precision: str) -> str:
+    return f" before {precision}, which is for CPUs"
 
 
 def _as_tensorrt(text: str, profiles: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Memory of a CUDA device, from its driver: what is free, and blocks outside onnxruntime's arenas.
+"""CUDA devices and their memory, of the driver: what is free, and blocks outside onnxruntime's arenas.
 
 onnxruntime's Python API gives device memory from an arena of its own, which grows by powers of two: a KV cache of 26 GB
 took 35 GB of it. The driver's library, unlike the runtime's, has the same name with every CUDA.
@@ -36,6 +36,17 @@ class DeviceMemory:
             self.address = int(address.value)
             weakref.finalize(self, _free, self.address, device_id).atexit = False  # the driver may be gone by then
             _call("cuMemsetD8_v2", address, ctypes.c_ubyte(0), ctypes.c_size_t(n_bytes))
+
+
+def device_count() -> int:
+    """How many CUDA devices this process sees; 0 also without a driver."""
+    count = ctypes.c_int()
+    try:
+        _call("cuInit", ctypes.c_uint(0))
+        _call("cuDeviceGetCount", ctypes.byref(count))
+    except OSError:
+        return 0
+    return count.value
 
 
 def free_and_total(device_id: int) -> tuple[int, int]:

@@ -113,17 +113,20 @@ def test_bf16_config_differs_in_accelerator_and_kind_alone(repository, model):
     assert sum(old != new for old, new in zip(before.splitlines(), after.splitlines(), strict=True)) == 2
 
 
-@pytest.mark.parametrize(("model", "precision"), [("image_encoder", "int8"), ("cxrreportgen_stream", "int4")])
-def test_config_of_what_is_for_cpus_differs_in_the_kind_and_says_why(repository, model, precision):
+@pytest.mark.parametrize(
+    ("model", "precision", "kind"),
+    [("image_encoder", "int8", "KIND_AUTO"), ("cxrreportgen_stream", "int4", "KIND_MODEL")],
+)
+def test_config_of_what_is_for_cpus_differs_in_the_kind_and_says_why(repository, model, precision, kind):
     before = text_of(repository, model)
     serve(repository, model, "onnx", precision)
     after = text_of(repository, model)
     wanted = text_format.Parse(before, ModelConfig())
-    assert wanted.instance_group[0].kind == ModelInstanceGroup.KIND_AUTO
+    assert wanted.instance_group[0].kind == ModelInstanceGroup.Kind.Value(kind)
     wanted.instance_group[0].kind = ModelInstanceGroup.KIND_CPU
     assert text_format.Parse(after, ModelConfig()) == wanted
     (changed,) = [new for old, new in zip(before.splitlines(), after.splitlines(), strict=True) if old != new]
-    assert changed.endswith(f"  # KIND_AUTO before {precision}, which is for CPUs")
+    assert changed.endswith(f"  # {kind} before {precision}, which is for CPUs")
 
 
 @pytest.mark.parametrize("then", ["fp32", "fp16"])

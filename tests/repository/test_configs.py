@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from google.protobuf import text_format
 from PIL import Image, ImageDraw
-from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelQueuePolicy
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup, ModelQueuePolicy
 
 from tests.paths import REPOSITORY
 
@@ -160,6 +160,12 @@ def test_leaf_states_what_triton_would_otherwise_guess(model):
     assert len(config.instance_group) == 1
     assert config.version_policy.latest.num_versions == 1
     assert config.backend in DOCUMENTED_PARAMETERS
+
+
+def test_reports_have_one_instance_however_many_gpus_there_are():
+    """KIND_AUTO and KIND_GPU without `gpus` are one for each GPU; KIND_AUTO with `gpus` does not load without a GPU."""
+    (group,) = CONFIGS["cxrreportgen_stream"].instance_group
+    assert (group.count, group.kind, list(group.gpus)) == (1, ModelInstanceGroup.KIND_MODEL, [])
 
 
 @pytest.mark.parametrize("model", LEAVES)

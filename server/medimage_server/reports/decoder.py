@@ -44,7 +44,7 @@ class Decoder:
         gpu_slots: the same on a GPU; 0 for as many as on the CPU.
         max_length: tokens of one slot, prompt and answer together.
         long_rope: whether position ids may differ from the places of the tokens.
-        kind: instance kind that Triton chose, "CPU" or "GPU"; see `placement.placed`.
+        kind: of the Triton instance, see `placement.placed`.
         device_id: the CUDA device of a GPU instance.
         cuda_options: of the CUDA provider.
         threads: of the CPU; 0 means one for each core.

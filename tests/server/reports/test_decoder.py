@@ -153,6 +153,19 @@ def test_precision_without_attention_on_cuda_runs_on_the_cpu_and_says_what_to_ex
     np.testing.assert_array_equal(prefill(decoder, 0, embeds), prefill(on_cpu, 0, embeds))
 
 
+@pytest.mark.parametrize(("devices", "asked"), [(2, ["CUDAExecutionProvider"]), (0, [])])
+def test_instance_that_may_choose_takes_the_first_gpu_if_there_is_one(
+    fp16_model, asked_providers, monkeypatch, caplog, devices, asked
+):
+    monkeypatch.setattr(cuda_memory, "device_count", lambda: devices)
+    Decoder(fp16_model.folder / "decoder.onnx", slots=1, max_length=64, kind="MODEL", threads=1)
+    ((*before, last),) = asked_providers
+    assert [provider for provider, options in before] == asked
+    assert [options for provider, options in before] == [{"device_id": 0}] * len(asked)
+    assert last == "CPUExecutionProvider"
+    assert len(caplog.messages) == len(asked)  # that CUDA does not load; nothing is said where there is no GPU
+
+
 @pytest.mark.parametrize("version", ["1.23.2", "1.9.0"])
 def test_gpu_with_an_onnxruntime_whose_attention_takes_no_positions_is_refused(
     fp16_model, asked_providers, monkeypatch, version
