@@ -34,7 +34,8 @@ OURS = {"checkpoints", "medimage_client", "medimage_export", "medimage_server", 
 OF_TRITON = {"triton_python_backend_utils"}  # which the server has, not a package
 WHERE = {  # what the client imports beyond its base, and where
     "click": "cli/",
-    "pydicom": "images/dicom.py",
+    "imagecodecs": "images/dicom_codecs.py",
+    "pydicom": "images/dicom",
     "pyarrow": "cli/embed.py",
     "rouge-score": "reports/evaluation.py",
     "sacrebleu": "reports/evaluation.py",

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimage_client.async_client import AsyncMedImageInsight
-from medimage_client.cli.options import image_paths, server_options, transfer_options
+from medimage_client.cli.options import dicom_window_option, image_paths, server_options, transfer_options
 from medimage_client.cli.progress import EmbeddedFiles, embed_files
 from medimage_client.cli.table import table
 from medimage_client.constants import DEFAULT_TIMEOUT_S
 from medimage_client.images.resize import Resize
+from medimage_client.images.windowing import DicomWindow
 
 
 @click.command()
@@ -30,6 +31,7 @@ from medimage_client.images.resize import Resize
 @click.option("--template", default="{}", show_default=True, help="Text around each label, which replaces {}.")
 @click.option("--multilabel", is_flag=True, help="Rate each label independently; otherwise each row sums to 1.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@dicom_window_option
 @transfer_options
 @server_options(timeout=DEFAULT_TIMEOUT_S)
 def classify(
@@ -39,6 +41,7 @@ def classify(
     template: str,
     multilabel: bool,
     as_json: bool,
+    dicom_window: DicomWindow,
     resize: Resize,
     shared_memory: bool,
     url: str,
@@ -58,7 +61,7 @@ def classify(
 
     async def classify_all() -> tuple[EmbeddedFiles, NDArray[np.float32]]:
         async with AsyncMedImageInsight(url, api_key=api_key, timeout=timeout, shared_memory=shared_memory) as client:
-            images = await embed_files(client, paths, resize)
+            images = await embed_files(client, paths, resize, dicom_window)
             return images, await client.classify(images.features, all_labels, template=template, multilabel=multilabel)
 
     images, scores = asyncio.run(classify_all())

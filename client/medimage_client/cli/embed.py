@@ -9,13 +9,14 @@ import click
 import numpy as np
 
 from medimage_client.async_client import AsyncMedImageInsight
-from medimage_client.cli.options import image_paths, server_options, transfer_options
+from medimage_client.cli.options import dicom_window_option, image_paths, server_options, transfer_options
 from medimage_client.cli.output_file import Content, check_place, write_files
 from medimage_client.cli.progress import EmbeddedFiles, embed_files
 from medimage_client.constants import DEFAULT_TIMEOUT_S
 from medimage_client.embeddings import Embeddings
 from medimage_client.errors import MissingExtra
 from medimage_client.images.resize import Resize
+from medimage_client.images.windowing import DicomWindow
 
 Renderer = Callable[
     [Path, Sequence[str], Embeddings], dict[Path, Content]
@@ -32,12 +33,14 @@ Renderer = Callable[
     callback=lambda ctx, parameter, path: check_output(path),
     help="File to write: .npy, .npz or .parquet.",
 )
+@dicom_window_option
 @transfer_options
 @server_options(timeout=DEFAULT_TIMEOUT_S)
 def embed(
     paths: list[Path],
     texts: tuple[str, ...],
     output: Path,
+    dicom_window: DicomWindow,
     resize: Resize,
     shared_memory: bool,
     url: str,
@@ -55,7 +58,7 @@ def embed(
 
     async def embed_all() -> tuple[EmbeddedFiles, Embeddings]:
         async with AsyncMedImageInsight(url, api_key=api_key, timeout=timeout, shared_memory=shared_memory) as client:
-            return await embed_files(client, paths, resize), await client.embed_texts(texts)
+            return await embed_files(client, paths, resize, dicom_window), await client.embed_texts(texts)
 
     images, text_features = asyncio.run(embed_all())
     vectors = np.concatenate([images.features, text_features])

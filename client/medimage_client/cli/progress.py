@@ -13,6 +13,7 @@ from medimage_client.constants import EMBEDDING_SIZE, IMAGES_PER_REQUEST
 from medimage_client.embeddings import Embeddings
 from medimage_client.errors import InvalidInput
 from medimage_client.images.resize import Resize
+from medimage_client.images.windowing import DicomWindow
 from medimage_client.wire.connection import gather
 
 
@@ -31,13 +32,15 @@ class EmbeddedFiles:
             raise click.ClickException(f"{len(self.refused)} of {n_files} images are left out")
 
 
-async def embed_files(client: AsyncMedImageInsight, paths: Sequence[Path], resize: Resize) -> EmbeddedFiles:
+async def embed_files(
+    client: AsyncMedImageInsight, paths: Sequence[Path], resize: Resize, dicom_window: DicomWindow
+) -> EmbeddedFiles:
     """Embed image files, in order; a bar goes to standard error if that is a terminal."""
     groups = [paths[start : start + IMAGES_PER_REQUEST] for start in range(0, len(paths), IMAGES_PER_REQUEST)]
     with click.progressbar(length=len(paths), label="Images", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
 
         async def embed(group: Sequence[Path]) -> EmbeddedFiles:
-            embedded = await embed_group(client, group, resize)
+            embedded = await embed_group(client, group, resize, dicom_window)
             bar.update(len(group))
             return embedded
 
@@ -49,13 +52,17 @@ async def embed_files(client: AsyncMedImageInsight, paths: Sequence[Path], resiz
     )
 
 
-async def embed_group(client: AsyncMedImageInsight, paths: Sequence[Path], resize: Resize) -> EmbeddedFiles:
+async def embed_group(
+    client: AsyncMedImageInsight, paths: Sequence[Path], resize: Resize, dicom_window: DicomWindow
+) -> EmbeddedFiles:
     """Embed the files of one request; again without the one at fault, as long as there is one."""
     paths = list(paths)
     refused: list[str] = []
     while True:
         try:
-            return EmbeddedFiles(paths, await client.embed_images(paths, resize=resize), refused)
+            return EmbeddedFiles(
+                paths, await client.embed_images(paths, resize=resize, dicom_window=dicom_window), refused
+            )
         except InvalidInput as error:
             if error.row is None:  # the request as a whole, not one image
                 raise

@@ -9,10 +9,11 @@ from typing import Any, get_args
 import click
 from PIL import Image
 
-from medimage_client.cli.options import server_options
+from medimage_client.cli.options import dicom_window_option, server_options
 from medimage_client.cli.output_file import Content, check_place, write_files
 from medimage_client.client import CXRReportGen, ReportStream
 from medimage_client.constants import DEFAULT_REPORT_TIMEOUT_S
+from medimage_client.images.windowing import DicomWindow
 from medimage_client.reports.grammar import FindingParser, ParsedFinding
 from medimage_client.reports.report import Report
 from medimage_client.schema.reports import Mode
@@ -47,10 +48,18 @@ MEANING = {
     callback=lambda ctx, parameter, path: check_picture(path),
     help="Picture to write: the frontal image with its boxes, and the findings below it.",
 )
+@dicom_window_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of text.")
 @server_options(timeout=DEFAULT_REPORT_TIMEOUT_S, what="the end of the report")
 def report(
-    frontal: Path, picture: Path | None, as_json: bool, url: str, api_key: str | None, timeout: float, **study: Any
+    frontal: Path,
+    picture: Path | None,
+    as_json: bool,
+    dicom_window: DicomWindow,
+    url: str,
+    api_key: str | None,
+    timeout: float,
+    **study: Any,
 ) -> None:
     """Findings of a chest X-ray study, each as soon as it is written.
 
@@ -60,7 +69,7 @@ def report(
     """
     with (
         CXRReportGen(url, api_key=api_key) as client,
-        client.stream(frontal, **study, timeout=timeout) as stream,
+        client.stream(frontal, **study, dicom_window=dicom_window, timeout=timeout) as stream,
     ):
         if as_json:
             for _ in stream:
@@ -75,7 +84,7 @@ def report(
     elif answer.status != "complete":
         click.echo(f"The report is {answer.status}: {MEANING[answer.status]}.", err=True)
     if picture is not None:
-        write_files({picture: render_picture(answer, frontal, picture)})
+        write_files({picture: render_picture(answer, frontal, picture, dicom_window)})
 
 
 def check_picture(path: Path | None) -> Path | None:
@@ -92,10 +101,10 @@ def picture_format(path: Path) -> str | None:
     return Image.registered_extensions().get(path.suffix.lower())
 
 
-def render_picture(report: Report, frontal: Path, path: Path) -> Content:
+def render_picture(report: Report, frontal: Path, path: Path, dicom_window: DicomWindow) -> Content:
     file = BytesIO()
     try:
-        report.draw(frontal).save(file, picture_format(path))
+        report.draw(frontal, dicom_window=dicom_window).save(file, picture_format(path))
     except OSError as error:  # of Pillow, for a mode of pixels that the format does not have
         raise click.ClickException(f"cannot write {path}: {error}") from error
     return file.getbuffer()
