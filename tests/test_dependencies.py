@@ -44,6 +44,7 @@ NOT_IMPORTED = {
     "nvidia-pytriton": "brings Triton's own files",
     "openvino": "named by its module, if it is there",
     "mypy": "a command",
+    "pydicom-data": "public files, found by its module",
     "ruff": "a command",
     "requests": "an example in the documentation imports it",
     "furo": "named in docs/conf.py",
