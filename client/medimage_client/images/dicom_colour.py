@@ -14,7 +14,7 @@ from medimage_client.images import dicom_codecs
 from medimage_client.images.dicom_elements import describe, quiet, text
 from medimage_client.images.dicom_grey import is_little_endian
 from medimage_client.images.dicom_pixels import Layout, Stored, transfer_syntax
-from medimage_client.images.dicom_tables import Table, read_descriptor, read_table
+from medimage_client.images.dicom_tables import LookupTable, read_descriptor, read_lookup_table
 from medimage_client.images.windowing import apply_window
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ PARTIAL = {"YBR_PARTIAL_422", "YBR_PARTIAL_420"}  # Y of 16 … 235, Cb and Cr o
 class Palette:
     """A table for each of red, green and blue."""
 
-    tables: tuple[Table, Table, Table]
+    tables: tuple[LookupTable, LookupTable, LookupTable]
     shift: int  # of their entries, to 8 bits
 
     def __call__(self, indices: NDArray[Any]) -> NDArray[np.uint8]:
@@ -112,12 +112,12 @@ def read_palette(dataset: Dataset, layout: Layout) -> Palette:
     return Palette((red, green, blue), shift)
 
 
-def read_colour(dataset: Dataset, colour: str, layout: Layout) -> Table:
+def read_colour(dataset: Dataset, colour: str, layout: Layout) -> LookupTable:
     descriptor_keyword = f"{colour}PaletteColorLookupTableDescriptor"
     data_keyword = f"{colour}PaletteColorLookupTableData"
     segments = f"Segmented{data_keyword}"
     is_little, is_signed = is_little_endian(dataset), layout.is_signed
-    table = read_table(dataset, descriptor_keyword, data_keyword, is_little=is_little, is_signed=is_signed)
+    table = read_lookup_table(dataset, descriptor_keyword, data_keyword, is_little=is_little, is_signed=is_signed)
     if table is None and segments in dataset:
         return expand_segments(dataset, colour, is_little=is_little, is_signed=is_signed)
     if table is None:
@@ -126,7 +126,7 @@ def read_colour(dataset: Dataset, colour: str, layout: Layout) -> Table:
     return table
 
 
-def expand_segments(dataset: Dataset, colour: str, *, is_little: bool, is_signed: bool) -> Table:
+def expand_segments(dataset: Dataset, colour: str, *, is_little: bool, is_signed: bool) -> LookupTable:
     """A palette's segmented table (PS3.3 C.7.9.2), which pydicom expands."""
     from pydicom import Dataset
     from pydicom.dataset import FileMetaDataset
@@ -151,4 +151,4 @@ def expand_segments(dataset: Dataset, colour: str, *, is_little: bool, is_signed
             f"is a DICOM file whose {describe(f'Segmented{colour}PaletteColorLookupTableData')} is damaged; expected "
             f"segments of {descriptor.n_entries} entries"
         ) from None
-    return Table(descriptor.first, entries.astype(np.int64), descriptor.bits)
+    return LookupTable(descriptor.first, entries.astype(np.int64), descriptor.bits)

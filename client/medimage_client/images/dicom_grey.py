@@ -12,7 +12,7 @@ from medimage_client.constants import PERCENTILES
 from medimage_client.errors import InvalidInput
 from medimage_client.images.dicom_elements import describe, items, number, numbers, text, values
 from medimage_client.images.dicom_pixels import Layout, Stored, transfer_syntax
-from medimage_client.images.dicom_tables import read_table
+from medimage_client.images.dicom_tables import read_lookup_table
 from medimage_client.images.windowing import DicomWindow, Window, apply_window
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def background(values: NDArray[Any], is_padding: NDArray[np.bool_] | None) -> ND
 def apply_modality(stored: NDArray[Any], attributes: Dataset, layout: Layout) -> NDArray[Any]:
     """The Modality LUT, or the rescale. A slope of 0 is none, as dcmtk has it: it would leave one value of all."""
     for item in items(attributes, "ModalityLUTSequence")[:1]:
-        table = read_table(
+        table = read_lookup_table(
             item, "LUTDescriptor", "LUTData", is_little=is_little_endian(attributes), is_signed=layout.is_signed
         )
         if table is not None:
@@ -117,7 +117,7 @@ def apply_display_window(
     if window == "file":
         for item in items(attributes, "VOILUTSequence")[:1]:
             is_signed = layout.is_signed or bool(seen.min() < 0)
-            table = read_table(
+            table = read_lookup_table(
                 item, "LUTDescriptor", "LUTData", is_little=is_little_endian(attributes), is_signed=is_signed
             )
             if table is not None:

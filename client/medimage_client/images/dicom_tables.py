@@ -25,7 +25,7 @@ class Descriptor:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class LookupTable:
     first: int
     entries: NDArray[np.int64]
     bits: int
@@ -67,9 +67,9 @@ def read_descriptor(item: Dataset, keyword: str, *, is_little: bool, is_signed: 
     return Descriptor(n_entries or MOST_ENTRIES, first, bits)
 
 
-def read_table(
+def read_lookup_table(
     item: Dataset, descriptor_keyword: str, data_keyword: str, *, is_little: bool, is_signed: bool
-) -> Table | None:
+) -> LookupTable | None:
     """The table in an item, None if there is none.
 
     Raises:
@@ -80,7 +80,7 @@ def read_table(
     if descriptor is None or not data:
         return None
     entries = read_entries(data, data_keyword, descriptor.n_entries, is_little=is_little)
-    return Table(descriptor.first, entries, descriptor.bits)
+    return LookupTable(descriptor.first, entries, descriptor.bits)
 
 
 def read_entries(data: list[Any], keyword: str, n_entries: int, *, is_little: bool) -> NDArray[np.int64]:
