@@ -36,7 +36,7 @@ WHERE = {  # what the client imports beyond its base, and where
     "dicomweb-client": "archive/dicomweb.py",
     "nibabel": "archive/nifti.py",
     "pydicom": ("images/dicom.py", "archive/"),
-    "requests": "archive/dicomweb.py",
+    "requests": ("archive/answers.py", "archive/dicomweb.py"),
     "pyarrow": "cli/embed.py",
     "rouge-score": "reports/evaluation.py",
     "sacrebleu": "reports/evaluation.py",

@@ -288,13 +288,13 @@ def test_slow_archive_is_given_up_in_time(url, stub, monkeypatch):
 def test_archive_that_sends_for_ever_is_given_up_in_time(url, stub, monkeypatch):
     """Each piece comes in time, and the whole does not."""
     clock = count(0, 7)
-    monkeypatch.setattr("medimage_client.archive.dicomweb.monotonic", lambda: next(clock))
+    monkeypatch.setattr("medimage_client.archive.answers.monotonic", lambda: next(clock))
     with Archive(url, timeout=5) as archive, pytest.raises(RequestTimeout, match="still sending at the end"):
         archive.query({})
 
 
 def test_answer_beyond_all_bounds_is_not_held(archive, stub, monkeypatch):
-    monkeypatch.setattr("medimage_client.archive.dicomweb.MAX_OBJECT_BYTES", 100)
+    monkeypatch.setattr("medimage_client.archive.answers.MAX_OBJECT_BYTES", 100)
     with pytest.raises(ResponseError, match="the archive's answer has more than"):
         archive.read(STUDY)
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from medimage_client.archive.dicomweb import Archive, Credentials, Resource, is_dicomweb
+from medimage_client.archive.credentials import Credentials
+from medimage_client.archive.dicomweb import Archive, Resource, is_dicomweb
 from medimage_client.archive.files import read_files
 from medimage_client.archive.studies import Studies
 
