@@ -8,12 +8,14 @@ from click.testing import CliRunner
 from pydicom import Dataset
 from pydicom.sequence import Sequence
 
-from medimage_client import InvalidInput, TransportError, read_studies
+from medimage_client import AsyncMedImageInsight, InvalidInput, TransportError, read_studies
 from medimage_client.archive.nifti import read_nifti
-from medimage_client.archive.slices import WhichSlices, slices_of
+from medimage_client.archive.slices import Slice, WhichSlices, slices_of
 from medimage_client.cli.group import medimage
+from medimage_client.cli.progress import embed_items
+from medimage_client.constants import DEFAULT_CONCURRENCY, IMAGES_PER_REQUEST
 from tests.client.dicom_studies import ct_slice, file_of, radiograph, text_object, uid, write
-from tests.client.fake_triton import FakeTriton
+from tests.client.fake_triton import FakeTriton, values_of
 
 STEP = 2560  # between the grey values of slices: 10 after the window
 
@@ -156,6 +158,24 @@ def test_archive_that_fails_in_the_middle_costs_what_was_not_read_alone(run, vol
     assert lines[4] == "Error: 4 of 7 images are left out"
     with np.load(output) as arrays:
         assert arrays["vectors"].argmax(axis=1).tolist() == [0, 10, 20]
+
+
+async def test_few_images_are_in_memory_at_once(monkeypatch):
+    reads, most = [], 0
+    triton = FakeTriton()
+
+    def read():
+        nonlocal most
+        reads.append(1)
+        answered = sum(len(values_of(call)) for call in triton.calls)
+        most = max(most, len(reads) - answered)
+        return np.zeros((4, 4), np.uint8)
+
+    slices = [Slice(name=str(n), read=read) for n in range(100)]
+    async with AsyncMedImageInsight("grpc://unused", transport=triton) as client:
+        embedded = await embed_items(client, slices, "server")
+    assert (len(reads), len(embedded.features)) == (100, 100)
+    assert most <= DEFAULT_CONCURRENCY * IMAGES_PER_REQUEST
 
 
 # ---- NIfTI
