@@ -9,6 +9,7 @@ from __future__ import annotations  # types of libraries that are extras
 
 import logging
 import re
+import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -118,7 +119,7 @@ class Archive:
     Args:
         url: of the service, `https://host/dicom-web`.
         credentials: none if None.
-        ca: file of the certificates that the archive's is checked against, instead of the usual ones.
+        ca: file of the certificates that the archive's is checked against, instead of the system's (or SSL_CERT_FILE).
         cert: PEM file of a client certificate and its key.
         timeout: seconds for one request with its retries.
         retries: attempts after the first, after failed connections, answers cut off and 429, 502, 503 or 504.
@@ -265,6 +266,9 @@ class Archive:
                 return False
             if reasons:
                 raise ResponseError(refused_store(reasons[0]), status=200)
+            told = [text(item, "ReferencedSOPInstanceUID") for item in answer.get("ReferencedSOPSequence") or []]
+            if uid not in told and not is_there(client, study, uid):
+                raise ResponseError("the archive took the object and does not have it", status=200)
             return True
 
         return self._ask(ask)
@@ -379,6 +383,9 @@ def new_session(credentials: Credentials, ca: Path | None, cert: Path | None) ->
             settings = super().merge_environment_settings(*args, **options)
             if ca is not None:
                 settings["verify"] = str(ca)  # which REQUESTS_CA_BUNDLE would take the place of
+            elif settings["verify"] is True:  # the system's certificates, as for every other server; not certifi's
+                system = ssl.get_default_verify_paths()
+                settings["verify"] = system.cafile or system.capath or True
             return settings
 
     session = ArchiveSession()
