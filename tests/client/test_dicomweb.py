@@ -130,6 +130,14 @@ def test_all_pages_of_a_query_are_read_and_no_more(archive, stub, page, is_deaf)
     assert len(stub.requests) == (4 if page == 2 else 2)
 
 
+def test_archive_that_cuts_its_results_and_has_no_further_page_is_told(archive, stub, monkeypatch):
+    monkeypatch.setattr("medimage_client.archive.dicomweb.ARCHIVE_PAGE", 2)
+    stub.objects = [radiograph(n, 1) for n in range(3)]
+    stub.is_deaf = True
+    with pytest.raises(ResponseError, match="the same results again and no more; narrow the query"):
+        archive.query({})
+
+
 def test_limit_and_offset_of_a_query_hold(archive, stub):
     stub.objects = [radiograph(n, 1) for n in range(5)]
     assert archive.query({"limit": "2", "offset": "1"}) == [uid(1), uid(2)]

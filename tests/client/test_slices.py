@@ -93,6 +93,13 @@ def test_zip_is_a_study_and_what_is_no_image_is_named(run, volume, tmp_path):
     assert run("classify", path, "--label", "a", "--slices", "centre=0").stdout.count(str(path)) == 1
 
 
+def test_source_without_images_is_no_empty_result(run, tmp_path):
+    write(tmp_path / "sr", a=text_object())
+    result = run("embed", tmp_path / "sr", "--slices", "all", "--output", tmp_path / "out.npz")
+    assert (result.exit_code, (tmp_path / "out.npz").exists()) == (2, False)
+    assert f"no images in {tmp_path}/sr" in result.stderr
+
+
 def test_parquet_has_a_column_of_each(run, volume, tmp_path):
     pq = pytest.importorskip(
         "pyarrow.parquet", reason="no pyarrow that suits the installed NumPy", exc_type=ImportError

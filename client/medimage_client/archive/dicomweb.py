@@ -328,12 +328,16 @@ class Archive:
         """What a search finds, page by page.
 
         A page may be shorter than asked for, since archives have limits of their own: the end is a page with nothing
-        new. One that ignores `offset` ends so, too.
+        new. Also of one that ignores `offset`, unless it cuts the page: then there may be more than it tells.
         """
         seen: set[tuple[str, ...]] = set()
         while True:
             page = self._ask(partial(search_page, search, args, {**options, "limit": ARCHIVE_PAGE, "offset": offset}))
             fresh = [item for item in page if uids_of(item) not in seen]
+            if not fresh and len(page) == ARCHIVE_PAGE:
+                raise ResponseError(
+                    "the archive gives the same results again and no more; narrow the query", status=200
+                )
             if not fresh:
                 return
             seen |= {uids_of(item) for item in fresh}

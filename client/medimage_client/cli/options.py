@@ -172,6 +172,8 @@ def read_items(paths: Iterable[Path | str], sources: Sources, which: WhichSlices
             found = sources.read(path)
             for line in (*found.left_out, *found.notes):
                 click.echo(line, err=True)
+            if not found.instances:
+                raise click.BadParameter(f"no images in {path}; `medimage studies` names what is there")
             items += slices_of(found, which)
         elif path.is_dir():
             items += images_in(path)
