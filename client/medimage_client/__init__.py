@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from medimage_client.archive.choice import Choice, choose
-    from medimage_client.archive.dicomweb import Archive, Credentials, Stored
+    from medimage_client.archive.credentials import Credentials
+    from medimage_client.archive.dicomweb import Archive, Stored
     from medimage_client.archive.sources import read_studies
     from medimage_client.archive.studies import Instance, Series, Studies, Study
     from medimage_client.async_client import AsyncCXRReportGen, AsyncMedImageInsight

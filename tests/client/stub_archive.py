@@ -35,6 +35,7 @@ class StubArchive:
     objects: list = field(default_factory=list)
     faults: list = field(default_factory=list)
     page: int = 1000  # results that a search gives at most, whatever is asked for
+    forgets: bool = False  # what it is given to store
     is_deaf: bool = False  # to filters and offsets
     authorization: str | None = None  # that is wanted
     requests: list = field(default_factory=list)  # method and path with the query
@@ -80,6 +81,8 @@ class StubArchive:
 
     def store(self, headers, body):
         message = BytesParser().parsebytes(f"Content-Type: {headers['Content-Type']}\r\n\r\n".encode() + body)
+        if self.forgets:
+            return self.json({})
         self.objects += [dcmread(BytesIO(part.get_payload(decode=True))) for part in message.get_payload()]
         return self.json({})
 

@@ -18,9 +18,9 @@ def chosen(tmp_path, *objects, **named):
     return choose(read_studies(tmp_path), **named)
 
 
-def code(value):
+def code(value, scheme="SCT"):
     item = Dataset()
-    item.CodeValue = value
+    item.CodeValue, item.CodingSchemeDesignator = value, scheme
     return Sequence([item])
 
 
@@ -35,10 +35,21 @@ def test_view_position_tells_frontal_and_lateral(tmp_path):
 
 
 def test_view_code_tells_where_there_is_no_position(tmp_path):
-    objects = [radiograph(1, 1, ViewCodeSequence=code("R-10236")), radiograph(1, 2, ViewCodeSequence=code("399348003"))]
+    objects = [
+        radiograph(1, 1, ViewCodeSequence=code("R-10236", "SRT")),
+        radiograph(1, 2, ViewCodeSequence=code("399348003")),
+    ]
     choice = chosen(tmp_path, *objects)
     assert (choice.frontal.number, choice.lateral.number) == (2, 1)
     assert choice.why[0].endswith("view code 399348003")
+
+
+def test_oblique_image_is_not_frontal_and_a_vendors_code_tells_nothing(tmp_path):
+    oblique = radiograph(1, 1, ViewCodeSequence=code("399160007"), SeriesDescription="PA")
+    other = radiograph(1, 2, ViewCodeSequence=code("17", "99ACME"), SeriesDescription="AP")
+    choice = chosen(tmp_path, oblique, other)
+    assert choice.frontal.number == 2
+    assert choice.why[0].endswith("description 'AP'")
 
 
 def test_codes_mean_what_pydicoms_table_of_cid_4010_says():

@@ -130,6 +130,14 @@ def test_all_pages_of_a_query_are_read_and_no_more(archive, stub, page, is_deaf)
     assert len(stub.requests) == (4 if page == 2 else 2)
 
 
+def test_archive_that_cuts_its_results_and_has_no_further_page_is_told(archive, stub, monkeypatch):
+    monkeypatch.setattr("medimage_client.archive.dicomweb.ARCHIVE_PAGE", 2)
+    stub.objects = [radiograph(n, 1) for n in range(3)]
+    stub.is_deaf = True
+    with pytest.raises(ResponseError, match="the same results again and no more; narrow the query"):
+        archive.query({})
+
+
 def test_limit_and_offset_of_a_query_hold(archive, stub):
     stub.objects = [radiograph(n, 1) for n in range(5)]
     assert archive.query({"limit": "2", "offset": "1"}) == [uid(1), uid(2)]
@@ -288,13 +296,13 @@ def test_slow_archive_is_given_up_in_time(url, stub, monkeypatch):
 def test_archive_that_sends_for_ever_is_given_up_in_time(url, stub, monkeypatch):
     """Each piece comes in time, and the whole does not."""
     clock = count(0, 7)
-    monkeypatch.setattr("medimage_client.archive.dicomweb.monotonic", lambda: next(clock))
+    monkeypatch.setattr("medimage_client.archive.answers.monotonic", lambda: next(clock))
     with Archive(url, timeout=5) as archive, pytest.raises(RequestTimeout, match="still sending at the end"):
         archive.query({})
 
 
 def test_answer_beyond_all_bounds_is_not_held(archive, stub, monkeypatch):
-    monkeypatch.setattr("medimage_client.archive.dicomweb.MAX_OBJECT_BYTES", 100)
+    monkeypatch.setattr("medimage_client.archive.answers.MAX_OBJECT_BYTES", 100)
     with pytest.raises(ResponseError, match="the archive's answer has more than"):
         archive.read(STUDY)
 
@@ -409,7 +417,7 @@ def test_store_larger_than_a_piece_is_sent_whole(archive, stub):
             Answer(
                 202,
                 b'{"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [42752]}}]}}',
-                {"Content-Type": "application/dicom+json"},
+                {"Content-Type": "application/dicom+json; charset=utf-8"},
             ),
             "out of resources (A700)",
         ),
@@ -425,6 +433,12 @@ def test_refused_store_says_why_and_what_is_done(archive, stub, answer, message)
     assert [ds.SOPInstanceUID for ds in stub.objects[3:]] == [uid(3, 1, 1)]
 
 
+def test_store_that_leaves_nothing_is_told(archive, stub):
+    stub.forgets = True
+    with pytest.raises(ResponseError, match="the archive took the object and does not have it"):
+        archive.store([radiograph(3, 1)])
+
+
 def test_duplicate_told_by_the_archive_counts_as_found(archive, stub):
     body = b'{"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [273]}}]}}'
     stub.faults = [("POST", Answer(202, body, {"Content-Type": "application/dicom+json"}))]
@@ -435,13 +449,16 @@ def test_duplicate_told_by_the_archive_counts_as_found(archive, stub):
 
 
 @contextmanager
-def secured(stub, folder):
+def secured(stub, folder, *, wants_certificate=False):
     """The archive behind TLS, with a certificate that signs itself."""
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     command += ["-keyout", "key.pem", "-out", "cert.pem", "-days", "2", "-subj", "/CN=localhost"]
     subprocess.run([*command, "-addext", "subjectAltName=DNS:localhost"], cwd=folder, check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    if wants_certificate:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(folder / "cert.pem")
 
     class Secured(Handler):
         archive = stub
@@ -474,6 +491,27 @@ def test_certificate_is_checked_and_its_own_authority_can_be_given(stub, tmp_pat
     with pytest.raises(InvalidInput, match="no file"):
         Archive(url, ca=tmp_path / "missing.pem")
     capfd.readouterr()  # of the server, whose caller has hung up
+
+
+def test_client_certificate_is_shown_where_the_environment_names_one(stub, tmp_path, capfd, monkeypatch):
+    with secured(stub, tmp_path, wants_certificate=True) as url:
+        monkeypatch.setenv("MEDIMAGE_ARCHIVE_CA", str(tmp_path / "cert.pem"))
+        both = tmp_path / "both.pem"
+        both.write_text((tmp_path / "cert.pem").read_text() + (tmp_path / "key.pem").read_text())
+        with pytest.raises(MedImageError):
+            read_studies(f"dicomweb+{url}/studies/{uid(1)}")
+        monkeypatch.setenv("MEDIMAGE_ARCHIVE_CERT", str(both))
+        assert len(read_studies(f"dicomweb+{url}/studies/{uid(1)}").instances) == 2
+    capfd.readouterr()
+
+
+def test_certificates_of_the_system_are_trusted(stub, tmp_path, monkeypatch):
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    with secured(stub, tmp_path) as url:
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+        with Archive(url) as archive:
+            assert archive.query({}) == [uid(1)]
 
 
 def test_logs_hold_uids_at_debug_level_and_nothing_else_of_a_patient(archive, stub, caplog):

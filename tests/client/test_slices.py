@@ -8,12 +8,14 @@ from click.testing import CliRunner
 from pydicom import Dataset
 from pydicom.sequence import Sequence
 
-from medimage_client import InvalidInput, TransportError, read_studies
+from medimage_client import AsyncMedImageInsight, InvalidInput, TransportError, read_studies
 from medimage_client.archive.nifti import read_nifti
-from medimage_client.archive.slices import WhichSlices, slices_of
+from medimage_client.archive.slices import Slice, WhichSlices, slices_of
 from medimage_client.cli.group import medimage
+from medimage_client.cli.progress import embed_items
+from medimage_client.constants import DEFAULT_CONCURRENCY, IMAGES_PER_REQUEST
 from tests.client.dicom_studies import ct_slice, file_of, radiograph, text_object, uid, write
-from tests.client.fake_triton import FakeTriton
+from tests.client.fake_triton import FakeTriton, values_of
 
 STEP = 2560  # between the grey values of slices: 10 after the window
 
@@ -91,6 +93,13 @@ def test_zip_is_a_study_and_what_is_no_image_is_named(run, volume, tmp_path):
     assert run("classify", path, "--label", "a", "--slices", "centre=0").stdout.count(str(path)) == 1
 
 
+def test_source_without_images_is_no_empty_result(run, tmp_path):
+    write(tmp_path / "sr", a=text_object())
+    result = run("embed", tmp_path / "sr", "--slices", "all", "--output", tmp_path / "out.npz")
+    assert (result.exit_code, (tmp_path / "out.npz").exists()) == (2, False)
+    assert f"no images in {tmp_path}/sr" in result.stderr
+
+
 def test_parquet_has_a_column_of_each(run, volume, tmp_path):
     pq = pytest.importorskip(
         "pyarrow.parquet", reason="no pyarrow that suits the installed NumPy", exc_type=ImportError
@@ -156,6 +165,24 @@ def test_archive_that_fails_in_the_middle_costs_what_was_not_read_alone(run, vol
     assert lines[4] == "Error: 4 of 7 images are left out"
     with np.load(output) as arrays:
         assert arrays["vectors"].argmax(axis=1).tolist() == [0, 10, 20]
+
+
+async def test_few_images_are_in_memory_at_once(monkeypatch):
+    reads, most = [], 0
+    triton = FakeTriton()
+
+    def read():
+        nonlocal most
+        reads.append(1)
+        answered = sum(len(values_of(call)) for call in triton.calls)
+        most = max(most, len(reads) - answered)
+        return np.zeros((4, 4), np.uint8)
+
+    slices = [Slice(name=str(n), read=read) for n in range(100)]
+    async with AsyncMedImageInsight("grpc://unused", transport=triton) as client:
+        embedded = await embed_items(client, slices, "server")
+    assert (len(reads), len(embedded.features)) == (100, 100)
+    assert most <= DEFAULT_CONCURRENCY * IMAGES_PER_REQUEST
 
 
 # ---- NIfTI

@@ -11,16 +11,16 @@ import logging
 import re
 import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from time import monotonic, sleep
+from time import sleep
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from medimage_client.archive.answers import QUIET, check_answer, errors_as_ours, is_not_ours, refused_store
+from medimage_client.archive.credentials import Credentials
 from medimage_client.archive.files import without_pixels
 from medimage_client.archive.studies import KEYWORDS, Instance, Studies, instance_of, text, unchecked_values
 from medimage_client.constants import (
@@ -28,26 +28,20 @@ from medimage_client.constants import (
     ARCHIVE_SILENCE_S,
     DEFAULT_ARCHIVE_TIMEOUT_S,
     DEFAULT_RETRIES,
-    MAX_OBJECT_BYTES,
 )
 from medimage_client.errors import (
     InvalidInput,
     MedImageError,
     MissingExtra,
     NotFound,
-    RequestTimeout,
     ResponseError,
-    TransportError,
-    Unavailable,
 )
-from medimage_client.images.base64_text import encode_base64
-from medimage_client.wire.error_reader import error_type_of
 from medimage_client.wire.retries import with_blocking_retries
 
 if TYPE_CHECKING:
     from dicomweb_client import DICOMwebClient
     from pydicom import Dataset
-    from requests import PreparedRequest, Response, Session
+    from requests import PreparedRequest, Session
 
 T = TypeVar("T")
 
@@ -59,27 +53,11 @@ RESOURCE = re.compile(
 )
 UID = re.compile(r"[0-9A-Za-z][0-9A-Za-z.\-_]{0,63}")  # archives hold some that the standard does not allow
 EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
-UNAVAILABLE = {408, 429, 502, 503, 504}  # of a proxy, too; asking again is what helps
 LOOKS = 3  # at the list of a study's objects, the last of which finds nothing new unless the study grows
 BETWEEN_LOOKS_S = 2.0  # for a study that grows
 DUPLICATE = 0x0111  # Failure Reason: the archive has it already
-FAILURES = {  # of a store, PS3.18 table I.2-2
-    0x0110: "processing failure",
-    0x0122: "it does not take this kind of object",
-    0x0124: "not authorized",
-    0xA700: "out of resources",
-    0xA900: "the object does not match its SOP class",
-    0xC000: "it cannot understand the object",
-}
-WILDCARDS = {
-    "%2A": "*",
-    "%3F": "?",
-    "%2C": ",",
-}  # legal as they are in a query, and Orthanc 1.10 does not unescape them
-# Their logs hold UIDs, queries and traces, also above debug level
-QUIET = ("charset_normalizer", "dicomweb_client.web", "retrying", "urllib3.connectionpool", "urllib3.util.retry")
-
-deadline_of_request: ContextVar[float | None] = ContextVar("deadline_of_request", default=None)
+# Legal in a query as they are, and Orthanc 1.10 does not unescape them
+WILDCARDS = {"%2A": "*", "%3F": "?", "%2C": ","}
 
 
 def is_dicomweb(source: object) -> bool:
@@ -128,64 +106,6 @@ class Resource:
 
 
 @dataclass(frozen=True, slots=True)
-class Credentials:
-    """How an archive knows its caller: user and password (basic), a token (bearer), or a file with either."""
-
-    user: str | None = None
-    password: str | None = field(default=None, repr=False)
-    token: str | None = field(default=None, repr=False)
-    file: Path | None = None  # of one line, `user:password` or `Bearer TOKEN`; read for each request, as tokens expire
-
-    @classmethod
-    def from_env(cls, env: Mapping[str, str]) -> Self:
-        """Of MEDIMAGE_ARCHIVE_TOKEN, MEDIMAGE_ARCHIVE_USER and _PASSWORD, or MEDIMAGE_ARCHIVE_CREDENTIALS, a file.
-
-        Raises:
-            InvalidInput: a user without a password, or a password without a user.
-        """
-        token, user, password, file = (
-            env.get(f"MEDIMAGE_ARCHIVE_{name}") or None for name in ("TOKEN", "USER", "PASSWORD", "CREDENTIALS")
-        )
-        if (user is None) != (password is None):
-            raise InvalidInput("one of MEDIMAGE_ARCHIVE_USER and MEDIMAGE_ARCHIVE_PASSWORD is set; expected both")
-        return cls(user, password, token, None if file is None else Path(file))
-
-    def header(self) -> str | None:
-        """The value of Authorization; None for none.
-
-        Raises:
-            InvalidInput: the file cannot be read, or is of another form.
-        """
-        if self.file is not None:
-            try:
-                line = self.file.read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise InvalidInput(f"cannot read the credentials in {self.file} ({type(error).__name__})") from None
-            scheme, _, token = line.partition(" ")
-            if scheme.lower() == "bearer":
-                return bearer(token.strip())
-            user, colon, password = line.partition(":")
-            if not colon or "\n" in line:
-                raise InvalidInput(f"{self.file} is not one line, user:password or Bearer TOKEN")
-            return basic(user, password)
-        if self.token is not None:
-            return bearer(self.token)
-        if self.user is not None and self.password is not None:
-            return basic(self.user, self.password)
-        return None
-
-
-def basic(user: str, password: str) -> str:
-    return f"Basic {encode_base64(f'{user}:{password}'.encode()).decode()}"
-
-
-def bearer(token: str) -> str:
-    if not token or " " in token or not token.isascii() or not token.isprintable():
-        raise InvalidInput("the archive's token is empty, not ASCII or has white space in it; expected the token alone")
-    return f"Bearer {token}"
-
-
-@dataclass(frozen=True, slots=True)
 class Stored:
     """What became of the objects given to `Archive.store`, by SOP Instance UID, in their order."""
 
@@ -199,7 +119,7 @@ class Archive:
     Args:
         url: of the service, `https://host/dicom-web`.
         credentials: none if None.
-        ca: file of the certificates that the archive's is checked against, instead of the usual ones.
+        ca: file of the certificates that the archive's is checked against, instead of the system's (or SSL_CERT_FILE).
         cert: PEM file of a client certificate and its key.
         timeout: seconds for one request with its retries.
         retries: attempts after the first, after failed connections, answers cut off and 429, 502, 503 or 504.
@@ -345,7 +265,10 @@ class Archive:
             if DUPLICATE in reasons:
                 return False
             if reasons:
-                raise ResponseError(refusal(reasons[0]), status=200)
+                raise ResponseError(refused_store(reasons[0]), status=200)
+            told = [text(item, "ReferencedSOPInstanceUID") for item in answer.get("ReferencedSOPSequence") or []]
+            if uid not in told and not is_there(client, study, uid):
+                raise ResponseError("the archive took the object and does not have it", status=200)
             return True
 
         return self._ask(ask)
@@ -405,12 +328,16 @@ class Archive:
         """What a search finds, page by page.
 
         A page may be shorter than asked for, since archives have limits of their own: the end is a page with nothing
-        new. One that ignores `offset` ends so, too.
+        new. Also of one that ignores `offset`, unless it cuts the page: then there may be more than it tells.
         """
         seen: set[tuple[str, ...]] = set()
         while True:
             page = self._ask(partial(search_page, search, args, {**options, "limit": ARCHIVE_PAGE, "offset": offset}))
             fresh = [item for item in page if uids_of(item) not in seen]
+            if not fresh and len(page) == ARCHIVE_PAGE:
+                raise ResponseError(
+                    "the archive gives the same results again and no more; narrow the query", status=200
+                )
             if not fresh:
                 return
             seen |= {uids_of(item) for item in fresh}
@@ -421,16 +348,16 @@ class Archive:
         """The answer to a request, with retries and within the time limit; errors as ours."""
 
         def attempt(left_s: float) -> T:
-            client = self._client(left_s)
-            with errors_as_ours(self._credentials, left_s):
+            silence_s = min(ARCHIVE_SILENCE_S, left_s)
+            client = self._client(silence_s)
+            with errors_as_ours(self._credentials, left_s, silence_s):
                 return ask(client)
 
         return with_blocking_retries(attempt, retries=self._retries, timeout=self._timeout)
 
-    def _client(self, left_s: float) -> DICOMwebClient:
+    def _client(self, silence_s: float) -> DICOMwebClient:
         from dicomweb_client import DICOMwebClient
 
-        silence_s = min(ARCHIVE_SILENCE_S, left_s)
         try:
             client = DICOMwebClient(self.url, session=self._session, permissive_uid=True, timeout=silence_s)
         except ValueError:
@@ -460,6 +387,9 @@ def new_session(credentials: Credentials, ca: Path | None, cert: Path | None) ->
             settings = super().merge_environment_settings(*args, **options)
             if ca is not None:
                 settings["verify"] = str(ca)  # which REQUESTS_CA_BUNDLE would take the place of
+            elif settings["verify"] is True:  # the system's certificates, as for every other server; not certifi's
+                system = ssl.get_default_verify_paths()
+                settings["verify"] = system.cafile or system.capath or True
             return settings
 
     session = ArchiveSession()
@@ -469,120 +399,6 @@ def new_session(credentials: Credentials, ca: Path | None, cert: Path | None) ->
     if cert is not None:
         session.cert = str(cert)
     return session
-
-
-def is_not_ours(record: logging.LogRecord) -> bool:
-    return deadline_of_request.get() is None
-
-
-@contextmanager
-def errors_as_ours(credentials: Credentials, left_s: float) -> Iterator[None]:
-    """The time limit for what is asked within, and failures of the libraries as ours, none with a url in its text."""
-    import requests
-
-    token = deadline_of_request.set(monotonic() + left_s)
-    try:
-        yield
-    except MedImageError as error:
-        if error.status in (401, 403) and credentials == Credentials():
-            raise type(error)(f"{error}; none were given, set MEDIMAGE_ARCHIVE_*", status=error.status) from None
-        raise
-    except requests.exceptions.SSLError as error:
-        raise MedImageError(f"the archive's certificate is not trusted{tls_reason(error)}; give its own CA") from None
-    except requests.Timeout:
-        raise TransportError(f"the archive sent nothing for {min(ARCHIVE_SILENCE_S, left_s):g} s") from None
-    except requests.exceptions.InvalidJSONError:
-        raise ResponseError("the archive's answer is not what DICOMweb has here (no JSON)", status=200) from None
-    except requests.RequestException as error:  # its text has the url, with the query
-        raise TransportError(f"cannot reach the archive ({type(error).__name__})") from None
-    except OSError as error:
-        raise TransportError(f"cannot reach the archive ({error.strerror or type(error).__name__})") from None
-    except Exception as error:  # of the reading of an answer, of almost any type
-        raise ResponseError(
-            f"the archive's answer is not what DICOMweb has here ({type(error).__name__})", status=200
-        ) from None
-    finally:
-        deadline_of_request.reset(token)
-
-
-def tls_reason(error: BaseException) -> str:
-    """OpenSSL's words, which lie within the library's exceptions."""
-    inner = [error]
-    for one in inner:  # which grows
-        if isinstance(one, ssl.SSLCertVerificationError):
-            return f" ({one.verify_message})"
-        inner += [cause for cause in (*one.args, getattr(one, "reason", None)) if isinstance(cause, BaseException)]
-    return ""
-
-
-def check_answer(response: Response, **_: object) -> Response:
-    """The answer with its body read: whole, within the time limit and within bounds; a hook of `requests`.
-
-    Raises:
-        MedImageError: the status tells a failure, or the body is not whole.
-    """
-    import requests
-
-    deadline = deadline_of_request.get()
-    if response.status_code >= 300:
-        with response:
-            raise status_error(response)
-    chunks, size = [], 0
-    with response:
-        for chunk in response.iter_content(2**20):
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > MAX_OBJECT_BYTES:
-                raise ResponseError(f"the archive's answer has more than {MAX_OBJECT_BYTES >> 20} MiB", status=200)
-            if deadline is not None and monotonic() > deadline:
-                raise RequestTimeout("the archive was still sending at the end of the time limit")
-    body = b"".join(chunks)
-    content_type = response.headers.get("Content-Type", "")
-    boundary = re.search(r'boundary="?([^";]+)', content_type)
-    if content_type.startswith("multipart/") and boundary and boundary[1].encode() + b"--" not in body[-1024:]:
-        raise TransportError("the archive's answer ended in the middle")
-    whole = requests.Response()  # one that is read: the library would take what came of a body as the whole
-    whole.status_code, whole.url, whole.request = response.status_code, response.url, response.request
-    whole.headers, whole.raw = response.headers, BytesIO(body)
-    if content_type.startswith("application/dicom") and not content_type.startswith("application/dicom+"):
-        whole.headers["Content-Type"] = "multipart/related"  # an object without its envelope, taken as one part
-    return whole
-
-
-def status_error(response: Response) -> MedImageError:
-    status = response.status_code
-    if 300 <= status < 400:
-        reason = "a redirect, which is not followed; expected the url that it leads to"
-    elif status in (401, 403):
-        reason = "the archive refuses the credentials or needs some"
-    elif status == 404:
-        reason = "the archive has no such object, or no DICOMweb at this address"
-    elif status == 409:
-        reason = refusal(failure_reason(response))
-    elif status in UNAVAILABLE:
-        error = Unavailable(f"the archive answered HTTP {status}", status=status)
-        if re.fullmatch(r"[0-9]{1,9}", response.headers.get("Retry-After", "")):
-            error.retry_after_s = float(response.headers["Retry-After"])
-        return error
-    else:
-        reason = "the archive refuses the request" if status < 500 else "the archive failed"
-    return error_type_of(status)(f"HTTP {status}, {reason}", status=status)
-
-
-def failure_reason(response: Response) -> int | None:
-    """The first Failure Reason (0008,1197) of an answer to a store; None if there is none that can be read."""
-    try:
-        answer = response.json()
-        item = answer[0] if isinstance(answer, list) else answer
-        return int(item["00081198"]["Value"][0]["00081197"]["Value"][0])
-    except Exception:  # XML, HTML or nothing
-        return None
-
-
-def refusal(reason: int | None) -> str:
-    if not reason:
-        return "the archive does not store the object"
-    return f"the archive does not store the object: {FAILURES.get(reason, 'failure reason')} ({reason:04X})"
 
 
 def header_of(item: Mapping[str, Any]) -> Dataset:

@@ -5,7 +5,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from medimage_client.archive.dicomweb import Archive, Credentials, Resource, is_dicomweb
+from medimage_client.archive.credentials import Credentials
+from medimage_client.archive.dicomweb import Archive, Resource, is_dicomweb
 from medimage_client.archive.files import read_files
 from medimage_client.archive.studies import Studies
 
@@ -16,8 +17,7 @@ class Sources:
     """Reads sources, with one connection an archive that they name.
 
     Args:
-        credentials: of the archives; None for those of the environment, MEDIMAGE_ARCHIVE_*.
-        ca, cert: as for `Archive`.
+        credentials, ca, cert: as for `Archive`; None for those of the environment, MEDIMAGE_ARCHIVE_*.
     """
 
     def __init__(
@@ -53,16 +53,24 @@ class Sources:
         if is_dicomweb(url):
             url = Resource.parse(url).url
         if url not in self._archives:
-            credentials = Credentials.from_env(os.environ) if self._credentials is None else self._credentials
-            self._archives[url] = Archive(url, credentials=credentials, ca=self._ca, cert=self._cert)
+            self._archives[url] = Archive(
+                url,
+                credentials=Credentials.from_env(os.environ) if self._credentials is None else self._credentials,
+                ca=self._ca or path_from_env("MEDIMAGE_ARCHIVE_CA"),
+                cert=self._cert or path_from_env("MEDIMAGE_ARCHIVE_CERT"),
+            )
         return self._archives[url]
+
+
+def path_from_env(name: str) -> Path | None:
+    return Path(value) if (value := os.environ.get(name)) else None
 
 
 def read_studies(source: Source) -> Studies:
     """The studies in a folder, a zip, a DICOMDIR, a DICOM file or an archive (`dicomweb+https://…`), in order.
 
-    Credentials of an archive are those of the environment, MEDIMAGE_ARCHIVE_*; `Archive` takes others. The instances
-    read from it when they are asked for.
+    Credentials and certificates of an archive are those of the environment, MEDIMAGE_ARCHIVE_*. Instances read from it
+    when they are asked to.
 
     Raises:
         InvalidInput: no such path, or not a source.

@@ -51,6 +51,7 @@ KEYWORDS = (
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 )
+SNOMED = ("SCT", "SRT", "SNM3", "99SDM", "")  # Coding Scheme Designators, the latter ones of older objects
 CHECKING = threading.RLock()
 PARALLEL = 1e-3  # orientations that differ by less are one: cosines are written with six digits
 
@@ -66,7 +67,7 @@ class Instance:
     sop_class_uid: str
     modality: str
     view: str  # View Position (0018,5101); empty if absent, as each text here
-    view_code: str  # Code Value of the View Code Sequence (0054,0220)
+    view_code: str  # Code Value of the View Code Sequence (0054,0220), if it is of SNOMED
     laterality: str
     body_part: str
     descriptions: tuple[str, ...]  # of series, protocol and processing, those that there are
@@ -215,7 +216,7 @@ def instance_of(header: Dataset, *, name: str, read: Callable[[], bytes]) -> Ins
         sop_class_uid=text(header, "SOPClassUID"),
         modality=text(header, "Modality"),
         view=text(header, "ViewPosition"),
-        view_code=text(code, "CodeValue") if code is not None else "",
+        view_code=snomed_code(code),
         laterality=text(header, "ImageLaterality") or text(header, "Laterality"),
         body_part=text(header, "BodyPartExamined"),
         descriptions=tuple(value for keyword in described if (value := text(header, keyword))),
@@ -232,6 +233,13 @@ def instance_of(header: Dataset, *, name: str, read: Callable[[], bytes]) -> Ins
         frame_positions=positions_of(frames),
         orientation=place_of_image(header, shared, frame, "PlaneOrientationSequence", "ImageOrientationPatient", 6),
     )
+
+
+def snomed_code(code: Dataset | None) -> str:
+    """Its value; empty for codes of a vendor, which mean nothing to others."""
+    if code is None or text(code, "CodingSchemeDesignator") not in SNOMED:
+        return ""
+    return text(code, "CodeValue")
 
 
 def place_of_image(

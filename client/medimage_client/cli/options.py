@@ -9,7 +9,8 @@ from typing import Any, TypeVar, cast, get_args
 import click
 from click.core import ParameterSource
 
-from medimage_client.archive.dicomweb import Credentials, Resource, is_dicomweb
+from medimage_client.archive.credentials import Credentials
+from medimage_client.archive.dicomweb import Resource, is_dicomweb
 from medimage_client.archive.files import is_collection
 from medimage_client.archive.nifti import is_nifti, read_nifti
 from medimage_client.archive.slices import Slice, WhichSlices, slices_of
@@ -199,6 +200,8 @@ def read_items(paths: Iterable[Path | str], sources: Sources, which: WhichSlices
             found = sources.read(path)
             for line in (*found.left_out, *found.notes):
                 click.echo(line, err=True)
+            if not found.instances:
+                raise click.BadParameter(f"no images in {path}; `medimage studies` names what is there")
             items += slices_of(found, which)
         elif path.is_dir():
             items += images_in(path)
