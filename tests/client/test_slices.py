@@ -180,7 +180,7 @@ async def test_few_images_are_in_memory_at_once(monkeypatch):
 
     slices = [Slice(name=str(n), read=read) for n in range(100)]
     async with AsyncMedImageInsight("grpc://unused", transport=triton) as client:
-        embedded = await embed_items(client, slices, "server")
+        embedded = await embed_items(client, slices, "server", "file")
     assert (len(reads), len(embedded.features)) == (100, 100)
     assert most <= DEFAULT_CONCURRENCY * IMAGES_PER_REQUEST
 
