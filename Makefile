@@ -33,8 +33,10 @@ demo: $(VENV)/.runtime  ## the whole way on a real Triton, with the phantom chec
 	$(BIN)/python examples/demo.py
 
 # tests/conftest.py says what a worker gets. Without bytecode on the disk each of the hundreds of processes that they
-# start would compile what it imports: four seconds for PyTorch.
+# start would compile what it imports: four seconds for PyTorch. Of two workers on two cores each has one: PyTorch's
+# threads, which wait for one another busily, would take half as much again.
 unexport PYTHONDONTWRITEBYTECODE
+test: export OMP_NUM_THREADS := 1
 test: $(VENV)/.dev  ## the tests, on two workers
 	MEDIMAGE_REQUIRE_TRITON=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder -m "not soak"
 

@@ -95,6 +95,13 @@ class Report:
         self.path = (QUICK_RESULTS if quick else RESULTS) / f"{name}.json"
         self.content: dict = {"machine": machine()}
 
+    def resume(self) -> None:
+        """Go on with what a run on this machine, at this commit, has left; with nothing if another one has."""
+        if self.path.is_file():
+            earlier = json.loads(self.path.read_text())
+            if self.content["machine"].items() <= earlier["machine"].items():
+                self.content = earlier
+
     def put(self, **sections: object) -> None:
         """Add sections, or to those that are mappings already, and write the file whole."""
         for name, value in sections.items():

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,15 +15,15 @@ from medimage_export.medimageinsight.export import export_medimageinsight
 from medimage_export.repository import copy_unexported
 from tests.paths import PHANTOM_CHECKPOINT, REPOSITORY, ROOT
 
-TRITON = "tests/triton"  # one group, and the longest
+TRITON = ("tests/triton/own_server/", "tests/triton/")  # two groups, the longest
 
 
 class ByFile(LoadScopeScheduling):
-    """A worker gets a file whole, so that its fixtures are made once; those of a real Triton have one server."""
+    """A worker gets a file whole, so that its fixtures are made once; those of a real Triton share a server."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return TRITON if file.startswith(f"{TRITON}/") else file
+        return next((folder for folder in TRITON if file.startswith(folder)), file)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -31,7 +32,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: not item.nodeid.startswith(f"{TRITON}/"))
+    items.sort(key=lambda item: not item.nodeid.startswith(TRITON))
 
 
 @pytest.fixture(scope="session")
@@ -44,24 +45,32 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory) -> Callable[[str], Path]:
-    """precision -> a model repository with the phantom checkpoint of MedImageInsight in it, to be read alone.
-
-    Each is exported once a run, by the worker that asks first.
-    """
+def repository_of_run(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """name, export -> a model repository, to be read alone. It is made once a run, by the worker that asks first."""
     run = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         run = run.parent
 
-    def repository(precision: str) -> Path:
-        folder = run / f"exported-{precision}"
-        with FileLock(run / f"{folder.name}.lock"):
+    def made(name: str, export: Callable[[Path], object]) -> Path:
+        folder = run / name
+        with FileLock(run / f"{name}.lock"):
             if not folder.exists():
                 with TemporaryDirectory(dir=run) as scratch:
                     whole = copy_unexported(REPOSITORY, Path(scratch) / "models")
-                    export_medimageinsight(PHANTOM_CHECKPOINT, whole, precision=precision)
+                    export(whole)
                     whole.rename(folder)
         return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def exported(repository_of_run) -> Callable[[str], Path]:
+    """precision -> a model repository with the phantom checkpoint of MedImageInsight in it."""
+
+    def repository(precision: str) -> Path:
+        export = partial(export_medimageinsight, PHANTOM_CHECKPOINT, precision=precision)
+        return repository_of_run(f"exported-{precision}", export)
 
     return repository
 

@@ -15,9 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medimage_export.cxrreportgen.config import read_config
 from medimage_export.cxrreportgen.export import export_cxrreportgen
 from medimage_export.repository import copy_unexported
 from tests.cuda_stand_in import PROVIDER, StandIn, build
+from tests.cuda_stand_in.on_gpu import MAX_LENGTH
 from tests.paths import REPORT_CHECKPOINT, REPOSITORY
 from tests.server.reports.small_model import write_small_model
 
@@ -123,7 +125,7 @@ def test_attention_of_a_decoder_that_is_not_fp16_would_be_on_the_cpu(stand_in, t
 def test_step_of_the_fp16_decoder_copies_no_cache(stand_in, fp16, tmp_path):
     log = tmp_path / "calls"
     run = stand_in.run(ON_GPU, "step", fp16["decoder"], 0, log=log)
-    assert answer(run) == "cuda"
+    assert answer(run) is True
     sizes = [int(size) for size in re.findall(r"^memcpy\w*_(?:H2D|D2H) (\d+)", log.read_text(), re.MULTILINE)]
     assert sizes
     assert max(sizes) <= 2 * 4 * vocabulary_size(fp16["decoder"])  # the logits of two tokens, in float32
@@ -138,11 +140,32 @@ def test_decoder_with_long_rope_takes_its_rope_rows_from_position_ids(stand_in, 
     model = write_small_model(tmp_path, "longrope", "fp16")
     log = tmp_path / "calls"
     run = stand_in.run(ON_GPU, "step", model.folder / "decoder.onnx", long_rope, log=log)
-    assert answer(run) == "cuda"
+    assert answer(run) is True
     kernels = re.findall(r"^KERNEL (\S+)", log.read_text(), re.MULTILINE)
     assert sum("UnpackRoPEAppend" in kernel for kernel in kernels) == (
         model.config.decoder.num_layers if long_rope else 0
     )
+
+
+def test_kv_cache_is_one_block_of_its_own_size_for_as_many_slots_as_are_free(stand_in, fp16, tmp_path):
+    """In onnxruntime's arena its buffers took a third more."""
+    config = read_config(REPORT_CHECKPOINT).decoder
+    slot_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * MAX_LENGTH * 2
+    log = tmp_path / "calls"
+    run = stand_in.run(ON_GPU, "slots", fp16["decoder"], 16, log=log, STUB_FREE=str(int(5.5 * slot_bytes)))
+    assert answer(run) == 5
+    (line,) = [line for line in run.stderr.splitlines() if line.startswith("ours: ")]
+    assert re.fullmatch(r"ours: 16 slots of 64 tokens need .* GB of KV cache, .* GB are free on GPU 0: 5 slots", line)
+    calls = log.read_text()
+    assert re.findall(r"^cuMemAlloc (\d+)", calls, re.MULTILINE) == [str(5 * slot_bytes)]
+    logits_bytes = 5 * vocabulary_size(fp16["decoder"]) * 4
+    assert re.findall(r"^cuMemHostAlloc (\d+)", calls, re.MULTILINE) == [str(logits_bytes)]
+
+
+def test_kv_cache_that_does_not_fit_names_what_to_lower(stand_in, fp16):
+    run = stand_in.run(ON_GPU, "slots", fp16["decoder"], 16, STUB_FREE="1000")
+    assert run.returncode != 0
+    assert "fits in the 0.0 GB that are free on GPU 0: lower the parameter max_length" in run.stderr
 
 
 def test_device_that_is_lost_is_told_and_the_decoder_stays_on_it(stand_in, fp16):

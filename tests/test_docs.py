@@ -1,10 +1,7 @@
 """README.md and the pages of docs/: what can be checked of them without a server."""
 
-import importlib.util
 import pkgutil
 import re
-import subprocess
-import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -102,20 +99,19 @@ class Fetched(HTMLParser):
         self.urls += [value for name, value in attrs if name == FETCHED.get(tag) and value]
 
 
-def test_site_builds_without_a_warning_and_fetches_nothing_from_elsewhere(tmp_path):
-    if not all(importlib.util.find_spec(name) for name in ("sphinx", "furo", "myst_parser", "sphinx_click")):
-        pytest.skip("the extra `docs` is not installed; `make docs` does it")
-    command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet", "docs", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    pages = list(tmp_path.glob("*.html"))
+def test_site_fetches_nothing_from_elsewhere_and_has_every_command():
+    """Of the site as `make docs` has built it, which fails at any warning."""
+    site = ROOT / "build/docs"
+    pages = list(site.glob("*.html"))
+    if not pages:
+        pytest.skip("there is no site in build/docs; `make docs` builds it")
     assert {path.stem for path in pages} >= {Path(page).stem for page in PAGES if page != "README.md"}
     for page in pages:
         fetched = Fetched()
         fetched.feed(page.read_text(encoding="utf-8"))
         assert fetched.urls and not [url for url in fetched.urls if "//" in url], page.name
-    for style in tmp_path.rglob("*.css"):
+    for style in site.rglob("*.css"):
         assert not re.search(r"(@import|url\()\s*['\"]?(https?:)?//", style.read_text(encoding="utf-8")), style.name
-    reference = (tmp_path / "cli.html").read_text(encoding="utf-8")
+    reference = (site / "cli.html").read_text(encoding="utf-8")
     commands = [*medimage.list_commands(Context(medimage)), "export-medimageinsight", "export-cxrreportgen"]
     assert [command for command in commands if f'id="medimage-{command}"' not in reference] == []

@@ -1,7 +1,7 @@
 """The asyncio clients of MedImageInsight and CXRReportGen. `client.py` offers the same without asyncio."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -32,7 +32,7 @@ from medimage_client.embeddings import (
 from medimage_client.errors import InvalidInput
 from medimage_client.images.encoding import ImageInput, encode_image
 from medimage_client.images.resize import Resize
-from medimage_client.images.windowing import Window
+from medimage_client.images.windowing import DicomWindow, Window
 from medimage_client.reports.report import Report, read_report
 from medimage_client.reports.requests import (
     MODEL,
@@ -112,6 +112,7 @@ class AsyncMedImageInsight:
         images: Sequence[ImageInput],
         *,
         window: Window | None = None,
+        dicom_window: DicomWindow = "file",
         frame: int | None = None,
         image_standardization_image_size: int = 0,
         image_standardization_jpeg_compression_ratio: int = 0,
@@ -123,6 +124,9 @@ class AsyncMedImageInsight:
         Args:
             images: any mix of paths, bytes, base64 text, Pillow images, arrays and DICOM files.
             window: (low, high), for arrays that are not uint8 and for DICOM files.
+            dicom_window: how DICOM files are shown: `file`, by their own VOI LUT or window, or by `window` if that is
+                given; `percentile`, from the 1st to the 99th percentile, as Microsoft's healthcareai toolkit does it;
+                or (low, high).
             frame: of multi-frame DICOM files, from 0; the first if None.
             image_standardization_image_size: Azure's parameter, side in pixels; 0 for the server's own, 512.
             image_standardization_jpeg_compression_ratio: Azure's parameter, JPEG quality; 0 for the server's own, 75.
@@ -134,22 +138,12 @@ class AsyncMedImageInsight:
             InvalidInput: names the image by its index, as `images[3]: …`, which is also its `row`.
             MedImageError: any other failure.
         """
-        check_list(images, "images")
         params = RequestParams(
             image_standardization_image_size=image_standardization_image_size,
             image_standardization_jpeg_compression_ratio=image_standardization_jpeg_compression_ratio,
         )
-        embedded = await embed_images(
-            self._connection,
-            images,
-            encode=partial(encode_image, window=window, frame=frame),
-            rows=range(len(images)),
-            place="images[{}]".format,
-            params=params,
-            resize=resize,
-            timeout=timeout,
-        )
-        return embedded.features
+        encode = partial(encode_image, window=window, dicom_window=dicom_window, frame=frame)
+        return await self._embed_images(images, encode, params=params, resize=resize, timeout=timeout)
 
     async def embed_texts(self, texts: Sequence[str], *, timeout: float | None = None) -> Embeddings:
         """Embeddings of texts, (n, 1024) float32, L2-normalised; (0, 1024) for none. Equal texts are sent once.
@@ -173,6 +167,7 @@ class AsyncMedImageInsight:
         *,
         multilabel: bool = False,
         template: str = "{}",
+        dicom_window: DicomWindow = "file",
         resize: Resize = "server",
         timeout: float | None = None,
     ) -> NDArray[np.float32]:
@@ -183,7 +178,7 @@ class AsyncMedImageInsight:
             labels: texts such as `x-ray chest anteroposterior Pneumonia`, the pattern the model was trained on.
             multilabel: rate each label independently (sigmoid); otherwise a row sums to 1 (softmax).
             template: text around each label, which replaces `{}`.
-            resize: as in `embed_images`.
+            dicom_window, resize: as in `embed_images`.
             timeout: seconds for one request, instead of the client's.
 
         Raises:
@@ -200,11 +195,11 @@ class AsyncMedImageInsight:
         texts = [template.replace("{}", label) for label in labels]
         label_embedding = await embed_texts(self._connection, texts, rows=rows, place=place, timeout=timeout)
         assert label_embedding.scaling_factor is not None  # there is a label
-        features = (
-            check_embeddings(images)
-            if isinstance(images, np.ndarray)
-            else await self.embed_images(images, resize=resize, timeout=timeout)
-        )
+        if isinstance(images, np.ndarray):
+            features = check_embeddings(images)
+        else:
+            encode = partial(encode_image, dicom_window=dicom_window, advise_window=False)
+            features = await self._embed_images(images, encode, params=RequestParams(), resize=resize, timeout=timeout)
         return probabilities(features, label_embedding.features, label_embedding.scaling_factor, multilabel=multilabel)
 
     async def score(
@@ -239,6 +234,28 @@ class AsyncMedImageInsight:
         return await score(
             self._connection, read_request(read_json(request)), layout=layout, resize=resize, timeout=timeout
         )
+
+    async def _embed_images(
+        self,
+        images: Sequence[ImageInput],
+        encode: Callable[..., bytes],
+        *,
+        params: RequestParams,
+        resize: Resize,
+        timeout: float | None,
+    ) -> Embeddings:
+        check_list(images, "images")
+        embedded = await embed_images(
+            self._connection,
+            images,
+            encode=encode,
+            rows=range(len(images)),
+            place="images[{}]".format,
+            params=params,
+            resize=resize,
+            timeout=timeout,
+        )
+        return embedded.features
 
 
 class AsyncCXRReportGen:
@@ -307,6 +324,7 @@ class AsyncCXRReportGen:
         phrase: str | None = None,
         max_new_tokens: int | None = None,
         constrained: bool = False,
+        dicom_window: DicomWindow = "file",
         timeout: float | None = None,
     ) -> Report:
         """The findings of a chest X-ray study.
@@ -319,11 +337,13 @@ class AsyncCXRReportGen:
             lateral, prior: the current lateral image, and the frontal image of an earlier study; with `study`, instead
                 of those that would be chosen.
             indication, technique, comparison: sections of the request form; empty ones are not sent.
-            prior_report: the report of the earlier study; has no effect without `prior`.
+            prior_report: the report of the earlier study, whose image is `prior`.
             mode: `grounded` for findings with boxes, `findings` for plain text, `phrase` to locate one finding.
             phrase: the finding to locate, in mode `phrase` and only there.
             max_new_tokens: length at which the answer is cut; None for the server's default of the mode.
             constrained: keep the model to its grammar, so that no answer is malformed.
+            dicom_window: how DICOM files are shown: `file`, by their own VOI LUT or window; `percentile`, from the 1st
+                to the 99th percentile; or (low, high).
             timeout: seconds for this report, instead of the client's; an archive has a limit of its own.
 
         Raises:
@@ -345,7 +365,7 @@ class AsyncCXRReportGen:
             constrained=constrained,
         )
         request, choice = await with_images(request, study)
-        outputs = await infer_report(self._connection, request, WHOLE_OUTPUTS, timeout)
+        outputs = await infer_report(self._connection, request, WHOLE_OUTPUTS, timeout, dicom_window)
         return read_report(text_of(outputs, "output"), text_of(outputs, "status"), choice)
 
     def stream(
@@ -363,6 +383,7 @@ class AsyncCXRReportGen:
         phrase: str | None = None,
         max_new_tokens: int | None = None,
         constrained: bool = False,
+        dicom_window: DicomWindow = "file",
         timeout: float | None = None,
     ) -> AsyncReportStream:
         """The report as it is written: an iterator of pieces of text, which `reports.grammar.FindingParser` can parse.
@@ -383,7 +404,9 @@ class AsyncCXRReportGen:
             max_new_tokens=max_new_tokens,
             constrained=constrained,
         )
-        return AsyncReportStream(stream_study(self._connection, request, study, timeout))
+        if study is None:
+            check_prior(request)
+        return AsyncReportStream(stream_study(self._connection, request, study, timeout, dicom_window))
 
     async def score(self, request: Request, *, timeout: float | None = None) -> list[dict[str, str]]:
         """Answer a request of Azure's CXRReportGen endpoint in its own JSON.
@@ -420,24 +443,34 @@ def frontal_or_study(frontal: ImageInput | None, study: StudyInput | None) -> Im
 
 
 async def with_images(request: ReportRequest, study: StudyInput | None) -> tuple[ReportRequest, Choice | None]:
-    """The request with the images of its study, if it has one."""
+    """The request with the images of its study, if it has one.
+
+    Raises:
+        InvalidInput: as of `report_images`, or a report is given of a prior image that is not there.
+    """
     if study is None:
+        check_prior(request)
         return request, None
     images = await asyncio.to_thread(
         read_report_images, study, lateral=request.lateral_image, prior=request.prior_image
     )
     request = replace(request, frontal_image=images.frontal, lateral_image=images.lateral, prior_image=images.prior)
+    check_prior(request)
     return request, images.choice
 
 
 async def stream_study(
-    connection: Connection, request: ReportRequest, study: StudyInput | None, timeout: float | None
+    connection: Connection,
+    request: ReportRequest,
+    study: StudyInput | None,
+    timeout: float | None,
+    dicom_window: DicomWindow,
 ) -> AsyncGenerator[Outputs | Choice, None]:
     """The choice of images, if one is made, and the responses of `stream_report`."""
     request, choice = await with_images(request, study)
     if choice is not None:
         yield choice
-    async with aclosing(stream_report(connection, request, timeout)) as responses:
+    async with aclosing(stream_report(connection, request, timeout, dicom_window)) as responses:
         async for outputs in responses:
             yield outputs
 
@@ -446,6 +479,15 @@ def check_list(values: object, name: str) -> None:
     """Refuse the single input where a list belongs: a str is a sequence too, of characters."""
     if isinstance(values, str | bytes | np.ndarray) or not isinstance(values, Sequence):
         raise InvalidInput(f"{name} is of type {type(values).__name__}; expected a list, also for a single one")
+
+
+def check_prior(request: ReportRequest) -> None:
+    """Refuse an earlier report without its image: the model's prompt has no place for it, so it would be dropped."""
+    if request.prior_report and request.prior_image is None:
+        raise InvalidInput(
+            "is given without prior, the image of that study; pass the image too, or leave the report out",
+            column="prior_report",
+        )
 
 
 def check_embeddings(array: NDArray[Any]) -> NDArray[Any]:

@@ -1,12 +1,13 @@
 """Make the config of a served model say what an export wrote: ONNX as committed or for CPUs, or a TensorRT plan."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup, ModelWarmup
 
 from medimage_export.errors import RepositoryError
 from medimage_export.tensorrt_profiles import batch_profiles
@@ -32,6 +33,9 @@ SERVED: dict[Format, Served] = {
 OPENVINO = 'cpu_execution_accelerator [ { name: "openvino" parameters { key: "precision" value: "bf16" } } ] '
 # CUDA has no kernel for int8's products nor for the attention of an int4 decoder, which is fp32; bf16 is OpenVINO's
 FOR_CPUS = ("int8", "int4", "bf16")
+# cuDNN plans convolutions for each size of batch anew. On a CPU more warm-ups would cost seconds, and gain nothing.
+FOR_GPUS = "  # for fp16 on a GPU, which plans anew for each size"
+ANY = "KIND_AUTO|KIND_MODEL"  # kinds of an instance that may be on a GPU or on a CPU
 ACCELERATORS = r"(?m)^([^#\n]*\bexecution_accelerators \{ )"
 
 
@@ -62,11 +66,11 @@ def config_change(repository: Path, model: str, written: Format, *, precision: s
     """What points a model's config to the file that an export is going to write; changes nothing itself.
 
     Of the text only the backend or platform, the file's name and the optimisation profiles of the instance groups
-    change. For ONNX of a precision for CPUs KIND_AUTO becomes KIND_CPU, which a comment behind it tells, and for bf16
-    the CPU accelerator openvino comes in, too. The rest stays byte for byte, and back in ONNX of another precision the
-    config is what it was. Hence regular expressions, since protobuf's text_format drops comments; their outcome is
-    parsed and must be what is wanted. Otherwise KIND_AUTO stays: Triton makes it KIND_GPU where there is a GPU, and
-    without one says itself that TensorRT needs one.
+    change. For ONNX of a precision for CPUs a kind of ANY becomes KIND_CPU, which a comment behind it tells, and for
+    bf16 the CPU accelerator openvino comes in, too. For ONNX in fp16 an image encoder gets more warm-ups. The rest
+    stays byte for byte, and back in ONNX of another precision the config is what it was. Hence regular expressions,
+    since protobuf's text_format drops comments; their outcome is parsed and must be what is wanted. Otherwise KIND_AUTO
+    stays: Triton makes it KIND_GPU where there is a GPU, and without one says itself that TensorRT needs one.
 
     Raises:
         RepositoryError: the config runs on the CPU, where a plan cannot, or on a GPU, where what is for CPUs cannot; it
@@ -85,10 +89,18 @@ def config_change(repository: Path, model: str, written: Format, *, precision: s
         wanted.default_model_filename = SERVED["tensorrt"].file
         for group in wanted.instance_group:
             group.profile[:] = profiles
+    elif precision == "fp16":
+        if warmups := _warmups(wanted):
+            edited = re.sub(r"(?m)^(?=model_warmup\b)", _as_lines(warmups, edited), edited, count=1)
+            warmups += wanted.model_warmup
+            wanted.ClearField("model_warmup")
+            wanted.model_warmup.extend(warmups)
     elif precision in FOR_CPUS:
         if any(group.kind == ModelInstanceGroup.KIND_GPU for group in wanted.instance_group):
             raise RepositoryError(f"{path}: instance_group is KIND_GPU; {precision} needs KIND_CPU or KIND_AUTO")
-        edited = re.sub(r"(?m)^([^#\n]*\bkind: )KIND_AUTO\b([^\r\n]*)", rf"\1KIND_CPU\2{_was_auto(precision)}", edited)
+        edited = re.sub(
+            rf"(?m)^([^#\n]*\bkind: )({ANY})\b([^\r\n]*)", rf"\1KIND_CPU\3  # \2{_before(precision)}", edited
+        )
         for group in wanted.instance_group:
             group.kind = ModelInstanceGroup.KIND_CPU
         if precision == "bf16":
@@ -100,11 +112,11 @@ def config_change(repository: Path, model: str, written: Format, *, precision: s
                 )
             accelerators.add(name="openvino", parameters={"precision": "bf16"})
     if parse_config(path, edited) != wanted or wanted.default_model_filename not in ("", SERVED[written].file):
-        purpose = precision if precision in FOR_CPUS else written
+        purpose = written if written == "tensorrt" else precision
         raise RepositoryError(
             f"{path}: cannot be edited for {purpose}; it must have, each once and on a line of its "
             f'own, {SERVED["onnx"].runner}, default_model_filename: "{SERVED["onnx"].file}", a kind in its '
-            "instance_group, and execution_accelerators { in its optimization"
+            "instance_group, execution_accelerators { in its optimization, and model_warmup"
         )
     other: Format = "onnx" if written == "tensorrt" else "tensorrt"
     return ConfigChange(model, edited, SERVED[other].files)
@@ -113,15 +125,38 @@ def config_change(repository: Path, model: str, written: Format, *, precision: s
 def as_onnx(text: str) -> str:
     """The text of a config as it was before a plan or a precision for CPUs was exported; any other stays."""
     text = _renamed(text, "tensorrt", "onnx")
+    text = re.sub(rf"(?m)^model_warmup \{{[^\r\n]*{re.escape(FOR_GPUS)}\r?\n", "", text)
     text = re.sub(ACCELERATORS + re.escape(OPENVINO), r"\1", text)
     for precision in FOR_CPUS:
-        was_auto = re.escape(_was_auto(precision))
-        text = re.sub(rf"(?m)^([^#\n]*\bkind: )KIND_CPU\b([^\r\n]*){was_auto}(?=\r?$)", r"\1KIND_AUTO\2", text)
+        before = re.escape(_before(precision))
+        text = re.sub(rf"(?m)^([^#\n]*\bkind: )KIND_CPU\b([^\r\n]*)  # ({ANY}){before}(?=\r?$)", r"\1\3\2", text)
     return re.sub(r"(?m)^([^#\n]*\bkind: KIND_\w+) profile: \[[^\]]*\]", r"\1", text)
 
 
-def _was_auto(precision: str) -> str:
-    return f"  # KIND_AUTO before {precision}, which is for CPUs"
+def _warmups(config: ModelConfig) -> list[ModelWarmup]:
+    """Of an image encoder that may be on a GPU: for each power of two, and the largest batch, that it does not have."""
+    on_cpu = all(group.kind == ModelInstanceGroup.KIND_CPU for group in config.instance_group)
+    if on_cpu or not config.model_warmup or not any(tensor.name == "pixels" for tensor in config.input):
+        return []
+    sizes = {2**power for power in range(config.max_batch_size.bit_length())} | {config.max_batch_size}
+    found = []
+    for size in sorted(sizes - {warmup.batch_size for warmup in config.model_warmup}):
+        warmup = ModelWarmup(name=f"batch_of_{size}", batch_size=size)
+        for name, tensor in config.model_warmup[0].inputs.items():
+            warmup.inputs[name].CopyFrom(tensor)
+        found.append(warmup)
+    return found
+
+
+def _as_lines(warmups: Sequence[ModelWarmup], text: str) -> str:
+    """With the line ends of `text`."""
+    end = "\r\n" if "\r\n" in text else "\n"
+    lines = [text_format.MessageToString(warmup, as_one_line=True) for warmup in warmups]
+    return "".join(f"model_warmup {{ {line} }}{FOR_GPUS}{end}" for line in lines)
+
+
+def _before(precision: str) -> str:
+    return f" before {precision}, which is for CPUs"
 
 
 def _as_tensorrt(text: str, profiles: list[str]) -> str:

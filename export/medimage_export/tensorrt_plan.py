@@ -17,7 +17,7 @@ from medimage_export.errors import ExportError, PlanError, TensorRTMissing
 from medimage_export.parity import Feed, Session
 from medimage_export.tensorrt_operators import check_operators
 from medimage_export.tensorrt_package import TensorRTPackage
-from medimage_export.tensorrt_profiles import TUNED_BATCHES, Network, Profile, batch_profiles
+from medimage_export.tensorrt_profiles import Network, Profile, batch_profiles
 from medimage_export.trtexec import Trtexec
 
 IN_NVIDIAS_CONTAINER = (
@@ -86,9 +86,10 @@ def build_plan(toolkit: Toolkit, onnx_file: Path, plan: Path, *, max_batch_size:
     return toolkit.open(plan, network.profiles)
 
 
-def with_largest_profile(feeds: Mapping[str, Feed]) -> dict[str, Feed]:
+def with_largest_profile(feeds: Mapping[str, Feed], max_batch_size: int) -> dict[str, Feed]:
     """The feeds of a parity check, and their rows in turn as a batch that only the largest profile allows."""
-    size = TUNED_BATCHES[-2] + 1
+    smaller = batch_profiles(max_batch_size)[:-1]
+    size = smaller[-1].largest + 1 if smaller else max_batch_size
     rows = {name: np.concatenate([feed[name] for feed in feeds.values()]) for name in next(iter(feeds.values()))}
     return {**feeds, "in turn": {name: np.resize(array, (size, *array.shape[1:])) for name, array in rows.items()}}
 

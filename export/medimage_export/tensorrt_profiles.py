@@ -6,7 +6,7 @@ from pathlib import Path
 
 from medimage_export.errors import PlanError
 
-TUNED_BATCHES = (1, 8, 32)
+TUNED_BATCHES = (1, 8)  # where the config allows more, and its largest
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Network:
 
 
 def batch_profiles(max_batch_size: int) -> list[Profile]:
-    """One profile tuned for a batch of 1, one for 8 and one for 32 or, where it is more, the config's `max_batch_size`.
+    """One profile tuned for a batch of 1, one for 8 and one for the config's `max_batch_size`, as far as these differ.
 
     With one profile, a lone request and a full batch would share kernels. Of several, Triton runs each batch in the one
     that allows it and is tuned for the nearest size, provided that `instance_group.profile` of the config names them
@@ -39,8 +39,8 @@ def batch_profiles(max_batch_size: int) -> list[Profile]:
     Source: tensorrt_backend, GetMostOptimizedProfile and SetCudaGraphShape in src/instance_state.cc,
     GetMaxSupportedBatchSize in src/model_state.cc.
     """
-    *small, largest = TUNED_BATCHES
-    return [Profile(1, size, size) for size in (*small, max(largest, max_batch_size))]
+    small = [size for size in TUNED_BATCHES if size < max_batch_size]
+    return [Profile(1, size, size) for size in (*small, max_batch_size)]
 
 
 def profile_for(batch: int, profiles: Sequence[Profile]) -> int:

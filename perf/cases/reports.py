@@ -92,12 +92,14 @@ def bandwidth(read_bytes: int) -> float:
     return read_bytes / min(timed(read)[1] for _ in range(5)) / 1e9
 
 
-def steps(path: Path, config: DecoderConfig, context: int, concurrency: tuple[int, ...]) -> list[dict[str, float]]:
+def steps(
+    path: Path, config: DecoderConfig, context: int, concurrency: tuple[int, ...], *, kind: str = "CPU"
+) -> list[dict[str, float]]:
     """Seconds of a decode step for so many studies, each with `context` tokens in its slot."""
     results = []
     for n in concurrency:
         try:
-            decoder = Decoder(path, slots=n, max_length=context + STEPS + 1)
+            decoder = Decoder(path, slots=n, max_length=context + STEPS + 1, kind=kind)
         except ValueError:
             continue
         if decoder.slots == n:  # else the memory of this machine is too small for so many
@@ -130,9 +132,13 @@ def step_times(decoder: Decoder, embeds: np.ndarray, context: int) -> list[float
 
 
 def fill(decoder: Decoder, studies: int, context: int) -> None:
-    """Write the KV cache of the slots, as prompts would: memory that was never written costs nothing to read."""
-    for values in decoder._buffers.values():
-        values[:studies, :, :context] = 0.01
+    """Write the KV cache of the slots, as prompts would: memory that was never written costs nothing to read.
+
+    That of a GPU is written as it is taken.
+    """
+    if not decoder.is_on_gpu:
+        shape = (len(decoder._caches), decoder.slots, decoder._kv_heads, decoder.max_length, decoder._head_dim)
+        decoder._memory.view(decoder.dtype).reshape(shape)[:, :studies, :, :context] = 0.01
 
 
 def image_encoder(config: CXRReportGenConfig, folder: Path) -> float:
@@ -144,27 +150,29 @@ def image_encoder(config: CXRReportGenConfig, folder: Path) -> float:
     return statistics.median(timed(lambda: session.run(None, {"pixels": pixels}))[1] for _ in range(3))
 
 
-def first_token(path: Path, config: DecoderConfig, tokens: int) -> float:
+def first_token(path: Path, config: DecoderConfig, tokens: int, *, kind: str = "CPU", chunk: int = CHUNK) -> float:
     """Seconds to read the prompt of a study of one image, encoded already, in the server's chunks."""
-    decoder = Decoder(path, slots=1, max_length=tokens + 1)
+    decoder = Decoder(path, slots=1, max_length=tokens + 1, kind=kind)
     prompt = random_embeds(config, tokens)
 
     def prefill() -> None:
-        for past in range(0, tokens, CHUNK):
-            chunk = prompt[past : past + CHUNK]
-            decoder.prefill(0, chunk, past=past, position_ids=np.arange(past, past + len(chunk)))
+        for past in range(0, tokens, chunk):
+            part = prompt[past : past + chunk]
+            decoder.prefill(0, part, past=past, position_ids=np.arange(past, past + len(part)))
 
+    if decoder.is_on_gpu:
+        prefill()  # not measured: on a GPU the first one also makes plans
     return timed(prefill)[1]
 
 
-def same_tokens(path: Path, config: DecoderConfig, studies: int = 8) -> dict[str, int]:
+def same_tokens(path: Path, config: DecoderConfig, studies: int = 8, *, kind: str = "CPU") -> dict[str, int]:
     """Of prompts of unequal lengths, the tokens that come out the same answered alone and all at once."""
     prompts = [random_embeds(config, 20 + 7 * i, seed=i) for i in range(studies)]
     table = random_embeds(config, config.vocab_size, seed=99)
 
     def answers(slots: int) -> list[list[int]]:
         scheduler = Scheduler(
-            Decoder(path, slots=slots, max_length=128),
+            Decoder(path, slots=slots, max_length=128, kind=kind),
             lambda ids: table[list(ids)],
             max_queue=studies,
             time_limit_s=3600,
@@ -244,8 +252,10 @@ class Clock(StoppingCriteria):
         self.times: list[float] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
+        if input_ids.is_cuda:
+            torch.cuda.synchronize()
         self.times.append(time.perf_counter())
-        return torch.zeros(len(input_ids), dtype=torch.bool)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def random_embeds(config: DecoderConfig, tokens: int, seed: int = 0) -> np.ndarray:

@@ -4,12 +4,12 @@ The form is that of `medimage_client/wire/triton_workarounds.py`, where the faul
 be there: they need the run's folder, or Triton's processes. A model inside Triton is not told its version, so nothing
 here is switched by it. A workaround can go when what shows the fault passes without it on the oldest Triton in use.
 
-| fault | seen in | fixed in | public issue | workaround | shown by |
+| fault | seen in | fixed in | public issue | workaround | shown by, in tests/triton |
 |---|---|---|---|---|---|
-| steps go on | 2.51 | not known | server#6739 | `is_given_up`, below | tests/triton/test_endpoint_faults.py |
-| BLS loses codes | 2.51 | not known | server#7804 | bls.py | tests/triton/test_reports.py |
-| BLS has no cancel | 2.51 | 2.57 | python_backend#398 | `is_given_up`, below | tests/triton/test_reports.py |
-| lost process | 2.51 | not known | server#8604 | launcher.py | tests/triton/test_endpoint_faults.py |
+| steps go on | 2.51 | not known | server#6739 | `is_given_up`, below | test_endpoint_faults.py |
+| BLS loses codes | 2.51 | not known | server#7804 | bls.py | test_reports.py |
+| BLS has no cancel | 2.51 | 2.57 | python_backend#398 | `is_given_up`, below | test_reports.py |
+| lost process | 2.51 | not known | server#8604 | launcher.py | test_endpoint_faults.py |
 | no model.py | 2.51 | not known | none | model_repository.py | a start of Triton without one |
 | late request | 2.51 | not known | none | text_tokenizer/config.pbtxt | perf/NOTES.md |
 

@@ -13,6 +13,7 @@ from PIL import Image
 from medimage_client import InvalidInput, TransportError
 from medimage_client.cli.group import medimage
 from medimage_client.images.encoding import encode_image
+from tests.client.dicom_files import RAMP, dicom, file_of
 from tests.client.fake_triton import values_of
 
 
@@ -279,3 +280,23 @@ def test_missing_click_names_the_extra():
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert finished.returncode == 1
     assert finished.stderr == "Error: the command line needs click: pip install 'medimage-triton[cli]'\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "window"),
+    [("file", "file"), ("percentile", "percentile"), ("500,1500", (500, 1500)), ("-5.5,9", (-5.5, 9))],
+)
+def test_dicom_window_of_the_command_line_is_the_clients(run, triton, tmp_path, option, window):
+    film = tmp_path / "film.dcm"
+    film.write_bytes(file_of(dicom(RAMP, BitsStored=12, WindowCenter=100, WindowWidth=100)))
+    assert run("embed", film, "--dicom-window", option, "--output", tmp_path / "out.npy").exit_code == 0
+    assert run("classify", film, "--dicom-window", option, "--label", "abc").exit_code == 0
+    images = [value for call in triton.calls for value in values_of(call) if value != b"abc"]
+    assert images == [encode_image(film, dicom_window=window)] * 2
+
+
+@pytest.mark.parametrize("option", ["auto", "1", "2,1", "1,2,3", "a,b", "nan,1"])
+def test_dicom_window_that_is_none_is_refused(run, images, tmp_path, option):
+    result = run("embed", images, "--dicom-window", option, "--output", tmp_path / "out.npy")
+    assert result.exit_code == 2
+    assert f"'{option}' is not file, percentile or LOW,HIGH" in result.stderr

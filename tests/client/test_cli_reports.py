@@ -16,6 +16,7 @@ from PIL import Image
 from medimage_client import Unavailable
 from medimage_client.cli.group import medimage
 from medimage_client.images.encoding import encode_image
+from tests.client.dicom_files import RAMP, dicom, file_of
 from tests.client.fake_reports import OUTPUT, FakeReports, sent
 
 
@@ -243,3 +244,17 @@ def test_missing_libraries_name_the_extra(tmp_path):
     finished = subprocess.run(command, capture_output=True, text=True)
     assert finished.returncode == 1
     assert finished.stderr == "Error: ROUGE-L needs rouge-score: pip install 'medimage-triton[evaluate]'\n"
+
+
+def test_dicom_window_is_that_of_the_report_and_of_its_picture(run, reports, tmp_path):
+    film, picture = tmp_path / "film.dcm", tmp_path / "report.png"
+    film.write_bytes(file_of(dicom(RAMP, BitsStored=12, WindowCenter=100, WindowWidth=100)))
+    assert run("report", film, "--dicom-window", "percentile", "--picture", picture).exit_code == 0
+    assert sent(reports.calls[0])["frontal_image"] == encode_image(film, dicom_window="percentile")
+    assert len(np.unique(np.asarray(Image.open(picture).convert("L"))[5:100, 300:])) > 20  # of its own window two
+
+
+def test_prior_report_without_its_image_is_refused(run, reports, film):
+    result = run("report", film, "--prior-report", "Clear.")
+    assert (result.exit_code, reports.calls) == (1, [])
+    assert result.stderr.startswith("Error: prior_report: is given without prior")

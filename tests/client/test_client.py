@@ -15,6 +15,7 @@ from scipy.special import expit, softmax
 
 from medimage_client import AsyncMedImageInsight, InvalidInput, MedImageInsight, ServerError, Unavailable
 from medimage_client.images.encoding import encode_image
+from tests.client.dicom_files import RAMP, dicom, file_of
 from tests.client.fake_triton import values_of
 
 SCALE = np.exp(4.513362407684326)
@@ -352,3 +353,26 @@ def test_both_clients_have_the_same_methods_and_options():
         }
 
     assert methods(MedImageInsight) == methods(AsyncMedImageInsight)
+
+
+def test_dicom_window_is_that_of_embedded_and_of_classified_images(client, triton):
+    file = file_of(dicom(RAMP, BitsStored=12, WindowCenter=100, WindowWidth=100))
+    for window in ("file", "percentile", (500, 1500)):
+        client.embed_images([file], dicom_window=window)
+        client.classify([file], ["abc"], dicom_window=window)
+        images = [value for call in triton.calls for value in values_of(call) if value != b"abc"]
+        assert images[-2:] == [encode_image(file, dicom_window=window)] * 2
+    client.embed_images([file, RAMP], window=(500, 1500), dicom_window="percentile")
+    assert values_of(triton.calls[-1]) == [
+        encode_image(file, dicom_window="percentile"),
+        encode_image(RAMP, window=(500, 1500)),
+    ]
+
+
+def test_errors_advise_what_the_called_function_has(client):
+    with pytest.raises(InvalidInput, match=r"images\[0\]: is an array of uint16; pass window=\(low, high\)"):
+        client.embed_images([RAMP])
+    with pytest.raises(InvalidInput, match=r"images\[0\]: is an array of uint16; scale it to uint8 first"):
+        client.classify([RAMP], ["abc"])
+    with pytest.raises(InvalidInput, match=r"^images\[0\]: .*dicom_window is another text"):
+        client.classify([RAMP], ["abc"], dicom_window="auto")

@@ -6,70 +6,13 @@ from io import BytesIO
 import numpy as np
 import pytest
 from PIL import Image
-from pydicom import Dataset
-from pydicom.dataset import FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
-    JPEGLosslessSV1,
-    SecondaryCaptureImageStorage,
-)
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from medimage_client import InvalidInput, MissingExtra
 from medimage_client.images.dicom import DICOM_HEAD_BYTES
 from medimage_client.images.encoding import encode_image
-
-
-def dicom(stored, **attributes):
-    """A dataset of stored values (H, W), (frames, H, W), or (H, W, 3) if SamplesPerPixel=3."""
-    stored = np.asarray(stored)
-    ds = Dataset()
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = SecondaryCaptureImageStorage
-    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = "1.2.3"
-    samples = attributes.pop("SamplesPerPixel", 1)
-    frames = stored if samples == 3 or stored.ndim == 3 else stored[None]
-    if stored.ndim == 3 and samples == 1:
-        ds.NumberOfFrames = len(stored)
-    ds.Rows, ds.Columns = stored.shape[:2] if samples == 3 else frames.shape[1:]
-    ds.SamplesPerPixel = samples
-    if samples == 3:
-        ds.PlanarConfiguration = 0
-    ds.PhotometricInterpretation = "MONOCHROME2"
-    ds.BitsAllocated = stored.dtype.itemsize * 8
-    ds.BitsStored = ds.BitsAllocated
-    ds.PixelRepresentation = int(stored.dtype.kind == "i")
-    for name, value in attributes.items():
-        setattr(ds, name, value)
-    ds.HighBit = ds.BitsStored - 1
-    data = stored.tobytes()
-    ds.PixelData = data + b"\0" * (len(data) % 2)
-    ds["PixelData"].VR = "OB" if stored.dtype.itemsize == 1 else "OW"
-    return ds
-
-
-def item(**attributes):
-    ds = Dataset()
-    for name, value in attributes.items():
-        setattr(ds, name, value)
-    return ds
-
-
-def file_of(ds):
-    file = BytesIO()
-    ds.save_as(file, enforce_file_format=True)
-    return file.getvalue()
-
-
-def shown(ds, **options):
-    """The pixels that are sent for a dataset."""
-    return np.asarray(Image.open(BytesIO(encode_image(file_of(ds), **options))))
-
-
-def u16(*values):
-    return np.array([values], dtype=np.uint16)
+from tests.client.dicom_files import dicom, file_of, item, shown, u16
 
 
 def test_linear_window_follows_ps3_3_c_11_2_1_2():
@@ -229,25 +172,6 @@ def test_damaged_dicom_file_is_refused_or_sent_and_nothing_else_raised(syntax):
             refused += 1
             assert "Doe" not in str(error)
     assert 0 < refused < 200
-
-
-def test_dicom_file_without_pixels_is_refused():
-    ds = dicom(u16(1))
-    del ds.PixelData
-    with pytest.raises(InvalidInput, match="is a DICOM file that cannot be read"):
-        shown(ds)
-
-
-def test_compression_without_a_decoder_names_it_and_the_remedy():
-    from pydicom.encaps import encapsulate
-
-    ds = dicom(u16(1))
-    ds.PixelData = encapsulate([b"\xff\xd8"])
-    ds["PixelData"].VR = "OB"
-    ds["PixelData"].is_undefined_length = True
-    ds.file_meta.TransferSyntaxUID = JPEGLosslessSV1
-    with pytest.raises(InvalidInput, match=r"compressed as JPEG Lossless.*pip install pylibjpeg\[all\]"):
-        shown(ds)
 
 
 def test_missing_pydicom_names_the_extra(monkeypatch):

@@ -2,6 +2,7 @@
 
 import base64
 import struct
+import zlib
 from contextlib import suppress
 from io import BytesIO
 
@@ -174,3 +175,115 @@ def test_pil_image_whose_plugin_fails_in_its_own_way_is_refused(error):
     with pytest.raises(InvalidInput, match="damaged, truncated or closed") as refused:
         encode_image(Failing())
     assert "Jane" not in str(refused.value)
+
+
+DEEP = np.arange(48, dtype=np.uint16).reshape(6, 8) * 80  # of 12 bits
+
+
+def tiff(values, **tags):
+    file = BytesIO()
+    Image.fromarray(values).save(file, "TIFF", tiffinfo=tags.get("tags", {}))
+    return file.getvalue()
+
+
+def big_endian_tiff(values):
+    """A TIFF of one strip: what Pillow, which writes the other byte order, opens in mode I;16B."""
+    height, width = values.shape
+    entries = [
+        *((256, 3, width), (257, 3, height), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1)),
+        *((278, 3, height), (279, 4, values.size * 2)),
+    ]
+    data = values.astype(">u2").tobytes()
+    head = b"MM\0*" + (8 + len(data)).to_bytes(4, "big") + data
+    folder = len(entries).to_bytes(2, "big")
+    for tag, kind, value in entries:
+        packed = value.to_bytes(2, "big") + b"\0\0" if kind == 3 else value.to_bytes(4, "big")
+        folder += tag.to_bytes(2, "big") + kind.to_bytes(2, "big") + (1).to_bytes(4, "big") + packed
+    return head + folder + bytes(4)
+
+
+def deep_png(channels):
+    """A 16-bit PNG of 2 (grey and alpha), 3 or 4 channels, which Pillow does not write."""
+
+    def chunk(kind, data):
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    values = np.repeat(DEEP[..., None], channels, axis=-1).astype(">u2")
+    header = struct.pack(">IIBBBBB", 8, 6, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    lines = b"".join(b"\0" + row.tobytes() for row in values)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+FILES = {
+    "grey png": encoded(Image.fromarray(GREY)),
+    "palette gif": encoded(Image.fromarray(RGB).convert("P"), "GIF"),
+    "jpeg": encoded(Image.fromarray(RGB), "JPEG"),
+    "cmyk jpeg": encoded(Image.fromarray(RGB).convert("CMYK"), "JPEG"),
+    "16-bit png": encoded(Image.fromarray(DEEP)),
+    "16-bit tiff": tiff(DEEP),
+    "16-bit big-endian tiff": big_endian_tiff(DEEP),
+    "32-bit tiff": tiff(DEEP.astype(np.int32)),
+    "float tiff": tiff(DEEP.astype(np.float32)),
+    "white-is-zero tiff": tiff(GREY, tags={262: 0}),
+    "white-is-zero 16-bit tiff": tiff(DEEP, tags={262: 0}),
+    "16-bit LA": deep_png(2),
+    "16-bit RGB": deep_png(3),
+    "16-bit RGBA": deep_png(4),
+}
+
+
+@pytest.mark.parametrize("is_loaded", [False, True], ids=["lazy", "loaded"])
+@pytest.mark.parametrize("name", FILES)
+def test_pillow_image_is_seen_as_its_file(name, is_loaded, tmp_path):
+    path = tmp_path / "image"
+    path.write_bytes(FILES[name])
+    with Image.open(path) as image:
+        if is_loaded:
+            image.load()
+        assert encode_image(image) == encode_image(path)
+        assert encode_image(image) == encode_image(path)  # also again
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_pillow_image_from_memory_is_seen_as_its_file(name):
+    assert encode_image(Image.open(BytesIO(FILES[name]))) == FILES[name]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda image: image.putpixel((0, 0), 200),
+        lambda image: image.paste(9, (0, 0, 3, 3)),
+        lambda image: image.thumbnail((4, 3)),
+    ],
+    ids=["putpixel", "paste", "thumbnail"],
+)
+def test_pillow_image_that_was_changed_is_sent_as_it_is_now(change, tmp_path):
+    path = tmp_path / "image.png"
+    path.write_bytes(FILES["grey png"])
+    with Image.open(path) as image:
+        change(image)
+        assert np.array_equal(pixels(encode_image(image)), np.asarray(image))
+        assert encode_image(image) != FILES["grey png"]
+
+
+def test_other_frame_of_a_pillow_image_is_the_one_that_is_sent():
+    file = BytesIO()
+    frames = [Image.fromarray(np.full((6, 8), value, np.uint8)) for value in (10, 200)]
+    frames[0].save(file, "TIFF", save_all=True, append_images=frames[1:])
+    image = Image.open(file)
+    image.seek(1)
+    assert (pixels(encode_image(image)) == 200).all()
+
+
+@pytest.mark.parametrize("mode", ["I;16B", "I;16L", "I;16N"])
+def test_pil_image_of_16_bits_in_any_byte_order_keeps_its_values(mode):
+    values = DEEP.astype({"I;16B": ">u2", "I;16L": "<u2", "I;16N": "=u2"}[mode])
+    image = Image.frombytes(mode, (8, 6), values.tobytes())
+    assert np.array_equal(pixels(encode_image(image)), DEEP)
+
+
+@pytest.mark.parametrize("mode", ["La", "RGBa", "LAB", "PA", "RGBX", "YCbCr"])
+def test_pil_image_of_any_mode_is_sent_or_refused_in_one_line(mode):
+    assert pixels(encode_image(Image.new(mode, (8, 6)))).shape[:2] == (6, 8)

@@ -7,9 +7,11 @@ import inspect
 import json
 import signal
 import threading
+from io import BytesIO
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from medimage_client import (
     AsyncCXRReportGen,
@@ -26,6 +28,7 @@ from medimage_client import (
 )
 from medimage_client.constants import DEFAULT_REPORT_TIMEOUT_S
 from medimage_client.images.encoding import encode_image
+from tests.client.dicom_files import RAMP, dicom, file_of
 from tests.client.fake_reports import OUTPUT, PIECES, TEXT, FakeReports, sent
 
 
@@ -120,8 +123,28 @@ def test_wrong_option_is_refused_at_once(client, reports, film, method, options,
     assert reports.calls == []
 
 
+@pytest.mark.parametrize("method", ["report", "stream"])
+@pytest.mark.parametrize("prior_report", ["Clear.", " "])
+def test_prior_report_without_its_image_is_refused_and_not_dropped(client, reports, film, method, prior_report):
+    with pytest.raises(InvalidInput, match=r"^prior_report: is given without prior") as refused:
+        getattr(client, method)(film, prior_report=prior_report)
+    assert refused.value.column == "prior_report"
+    assert reports.calls == []
+
+
+def test_dicom_window_is_that_of_every_image_and_of_the_picture(client, reports):
+    ds = dicom(RAMP, BitsStored=12, WindowCenter=100, WindowWidth=100)
+    for window in ("file", "percentile", (500, 1500)):
+        report = client.report(file_of(ds), lateral=file_of(ds), dicom_window=window)
+        images = [sent(reports.calls[-1])[name] for name in ("frontal_image", "lateral_image")]
+        assert images == [encode_image(file_of(ds), dicom_window=window)] * 2
+        drawn = np.asarray(report.draw(file_of(ds), dicom_window=window).convert("L"))
+        film = Image.open(BytesIO(images[0])).resize((480, 480))
+        assert np.array_equal(drawn[5:100, 300:], np.asarray(film)[5:100, 300:])  # beside boxes and below
+
+
 def test_unreadable_image_is_named(client, reports, film):
-    with pytest.raises(InvalidInput, match=r"^lateral_image: is an array of float64; pass window="):
+    with pytest.raises(InvalidInput, match=r"^lateral_image: is an array of float64; scale it to uint8 first"):
         client.report(film, lateral=np.zeros((2, 2)))
     with pytest.raises(InvalidInput, match=r"^frontal_image: is of type int; expected a path"):
         list(client.stream(7))

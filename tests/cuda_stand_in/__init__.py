@@ -17,7 +17,7 @@ from tests.paths import ROOT
 SOURCES = Path(__file__).parent
 PROVIDER = "onnxruntime/capi/libonnxruntime_providers_cuda.so"
 OURS = r"cuda|cu[A-Z]|cublas|cudnn|curand|cufft|__cuda|nvrtc"  # how the functions begin that are to be replaced
-WITH_SOURCE = ("cudart", "cublasLt", "cublas", "cudnn")
+WITH_SOURCE = ("cudart", "cublasLt", "cublas", "cudnn", "libcuda")  # the first that a name has
 WRITTEN = re.compile(r"^(?:FN|char\*|unsigned long|unsigned|void\*\*) (\w+)\(", re.MULTILINE)
 
 
@@ -28,8 +28,13 @@ class StandIn:
     wheel: Path
     libraries: Path
 
-    def run(self, module: str, *arguments: object, log: Path | None = None) -> subprocess.CompletedProcess[str]:
-        """Run a module in a process of its own, with that onnxruntime on one H100; `log` gets the calls of CUDA."""
+    def run(
+        self, module: str, *arguments: object, log: Path | None = None, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a module in a process of its own, with that onnxruntime on one H100; `log` gets the calls of CUDA.
+
+        `variables` are those of the stand-in, by name.
+        """
         environment = os.environ | {
             "LD_LIBRARY_PATH": str(self.libraries),
             "PYTHONPATH": os.pathsep.join([str(self.wheel), str(ROOT)]),
@@ -37,6 +42,7 @@ class StandIn:
         }
         if log:
             environment["STUB_LOG"] = str(log)
+        environment |= variables
         command = [sys.executable, "-m", module, *map(str, arguments)]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 

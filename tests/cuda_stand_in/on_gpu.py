@@ -28,14 +28,20 @@ def load(path: str) -> list[str]:
     return providers
 
 
-def step(path: str, long_rope: str) -> str:
+def step(path: str, long_rope: str) -> bool:
     """Prefill a slot, and decode one token for two."""
     decoder = Decoder(Path(path), slots=2, max_length=MAX_LENGTH, long_rope=bool(int(long_rope)), kind="GPU")
     embeds = np.zeros((PROMPT, decoder.hidden_size), decoder.dtype)
     decoder.prefill(0, embeds, past=0, position_ids=np.arange(PROMPT))
     Path(os.environ["STUB_LOG"]).write_text("")
     decoder.step(embeds[:2], lengths=np.array([PROMPT + 1, 1]), position_ids=np.array([PROMPT, 0]))
-    return decoder._device
+    return decoder.is_on_gpu
+
+
+def slots(path: str, wanted: str) -> int:
+    """The slots of a decoder that may have so many."""
+    decoder = Decoder(Path(path), slots=1, gpu_slots=int(wanted), max_length=MAX_LENGTH, kind="GPU")
+    return decoder.slots
 
 
 def fail(path: str) -> tuple[str | None, str, list[str]]:
@@ -55,4 +61,4 @@ def fail(path: str) -> tuple[str | None, str, list[str]]:
 if __name__ == "__main__":
     logging.basicConfig(format="ours: %(message)s")
     name, *arguments = sys.argv[1:]
-    sys.stdout.write(json.dumps({"load": load, "step": step, "fail": fail}[name](*arguments)))
+    sys.stdout.write(json.dumps({"load": load, "step": step, "slots": slots, "fail": fail}[name](*arguments)))

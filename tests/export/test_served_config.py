@@ -68,14 +68,14 @@ def test_second_export_of_the_same_format_changes_nothing(repository, written):
     assert text_of(repository, "image_encoder") == before
 
 
-@pytest.mark.parametrize("size", [1, 8, 32, 64])
-def test_largest_batch_is_read_from_a_config_of_either_format_and_changes_no_profile(repository, size):
+@pytest.mark.parametrize(("size", "profiles"), [(1, 1), (8, 2), (32, 3), (64, 3)])
+def test_largest_batch_is_read_from_a_config_of_either_format(repository, size, profiles):
     rewrite(repository, "image_encoder", "max_batch_size: 16", f"max_batch_size: {size}")
     assert max_batch_size(repository, "image_encoder") == size
     serve(repository, "image_encoder", "tensorrt")
     assert max_batch_size(repository, "image_encoder") == size
     config = text_format.Parse(text_of(repository, "image_encoder"), ModelConfig())
-    assert list(config.instance_group[0].profile) == ["0", "1", "2"]
+    assert list(config.instance_group[0].profile) == ["0", "1", "2"][:profiles]
 
 
 def test_windows_line_ends_and_words_in_comments_stay(repository):
@@ -113,31 +113,64 @@ def test_bf16_config_differs_in_accelerator_and_kind_alone(repository, model):
     assert sum(old != new for old, new in zip(before.splitlines(), after.splitlines(), strict=True)) == 2
 
 
-@pytest.mark.parametrize(("model", "precision"), [("image_encoder", "int8"), ("cxrreportgen_stream", "int4")])
-def test_config_of_what_is_for_cpus_differs_in_the_kind_and_says_why(repository, model, precision):
+@pytest.mark.parametrize(
+    ("model", "precision", "kind"),
+    [("image_encoder", "int8", "KIND_AUTO"), ("cxrreportgen_stream", "int4", "KIND_MODEL")],
+)
+def test_config_of_what_is_for_cpus_differs_in_the_kind_and_says_why(repository, model, precision, kind):
     before = text_of(repository, model)
     serve(repository, model, "onnx", precision)
     after = text_of(repository, model)
     wanted = text_format.Parse(before, ModelConfig())
-    assert wanted.instance_group[0].kind == ModelInstanceGroup.KIND_AUTO
+    assert wanted.instance_group[0].kind == ModelInstanceGroup.Kind.Value(kind)
     wanted.instance_group[0].kind = ModelInstanceGroup.KIND_CPU
     assert text_format.Parse(after, ModelConfig()) == wanted
     (changed,) = [new for old, new in zip(before.splitlines(), after.splitlines(), strict=True) if old != new]
-    assert changed.endswith(f"  # KIND_AUTO before {precision}, which is for CPUs")
+    assert changed.endswith(f"  # {kind} before {precision}, which is for CPUs")
 
 
 @pytest.mark.parametrize("then", ["fp32", "fp16"])
-@pytest.mark.parametrize("steps", [["int4"], ["int8"], ["int8", "bf16", "int8"]], ids=" and ".join)
+@pytest.mark.parametrize("steps", [["int4"], ["int8"], ["int8", "bf16", "fp16", "int8"]], ids=" and ".join)
 @pytest.mark.parametrize("ends", ["\n", "\r\n"], ids=["unix", "windows"])
 def test_config_is_byte_for_byte_what_it_was_after_a_precision_for_cpus(repository, steps, then, ends):
     model = "cxrreportgen_stream" if steps == ["int4"] else "image_encoder"
     path = repository / model / "config.pbtxt"
     path.write_bytes(path.read_bytes().replace(b"\n", ends.encode()))
+    serve(repository, model, "onnx", then)
     before = text_of(repository, model)
     for precision in steps:
         serve(repository, model, "onnx", precision)
-        assert "kind: KIND_CPU" in text_of(repository, model)
+        assert ("kind: KIND_CPU" in text_of(repository, model)) is (precision != "fp16")
     serve(repository, model, "onnx", then)
+    assert text_of(repository, model) == before
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes"), [("image_encoder", [2, 8, 16, 1, 4]), ("cxr_image_encoder", [2, 4, 8, 12, 1])]
+)
+@pytest.mark.parametrize("ends", ["\n", "\r\n"], ids=["unix", "windows"])
+def test_fp16_config_of_an_image_encoder_differs_in_warm_ups_alone(repository, model, sizes, ends):
+    path = repository / model / "config.pbtxt"
+    path.write_bytes(path.read_bytes().replace(b"\n", ends.encode()))
+    before = text_of(repository, model)
+    serve(repository, model, "onnx", "fp16")
+    config, wanted = (text_format.Parse(text, ModelConfig()) for text in (text_of(repository, model), before))
+    assert [warmup.batch_size for warmup in config.model_warmup] == sizes
+    assert len({warmup.name for warmup in config.model_warmup}) == len(sizes)
+    assert all(warmup.inputs == wanted.model_warmup[0].inputs for warmup in config.model_warmup)
+    for one in (config, wanted):
+        one.ClearField("model_warmup")
+    assert config == wanted
+    assert text_of(repository, model).count("\n") == text_of(repository, model).count(ends)
+    serve(repository, model, "onnx", "fp16")
+    serve(repository, model, "onnx", "fp32")
+    assert text_of(repository, model) == before
+
+
+@pytest.mark.parametrize("model", ["text_encoder", "cxrreportgen_stream"])
+def test_fp16_config_without_convolutions_stays(repository, model):
+    before = text_of(repository, model)
+    serve(repository, model, "onnx", "fp16")
     assert text_of(repository, model) == before
 
 

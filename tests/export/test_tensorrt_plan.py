@@ -73,12 +73,14 @@ def build(network, toolkit, *, max_batch_size=16):
     return build_plan(toolkit, network, plan, max_batch_size=max_batch_size, timing_cache=cache)
 
 
-@pytest.mark.parametrize(("max_batch_size", "largest"), [(1, 32), (8, 32), (32, 32), (64, 64)])
-def test_profiles_are_tuned_for_1_and_8_and_for_32_or_the_largest_batch_of_the_config(max_batch_size, largest):
-    assert batch_profiles(max_batch_size) == [Profile(1, 1, 1), Profile(1, 8, 8), Profile(1, largest, largest)]
+@pytest.mark.parametrize(
+    ("max_batch_size", "sizes"), [(1, [1]), (4, [1, 4]), (8, [1, 8]), (16, [1, 8, 16]), (64, [1, 8, 64])]
+)
+def test_profiles_are_tuned_for_1_and_8_and_for_the_largest_batch_of_the_config(max_batch_size, sizes):
+    assert batch_profiles(max_batch_size) == [Profile(1, size, size) for size in sizes]
 
 
-@pytest.mark.parametrize(("batch", "index"), [(1, 0), (2, 1), (8, 1), (9, 2), (32, 2)])
+@pytest.mark.parametrize(("batch", "index"), [(1, 0), (2, 1), (8, 1), (9, 2), (16, 2)])
 def test_profile_for_a_batch_is_the_smallest_that_allows_it(batch, index):
     assert profile_for(batch, batch_profiles(16)) == index
 
@@ -168,7 +170,7 @@ def test_package_gives_every_input_its_shapes_in_every_profile(network, tensorrt
     assert tensorrt.profiles == [
         {"pixels": ((1, 4, 3), (1, 4, 3), (1, 4, 3)), "ids": ((1, 3), (1, 3), (1, 3))},
         {"pixels": ((1, 4, 3), (8, 4, 3), (8, 4, 3)), "ids": ((1, 3), (8, 3), (8, 3))},
-        {"pixels": ((1, 4, 3), (32, 4, 3), (32, 4, 3)), "ids": ((1, 3), (32, 3), (32, 3))},
+        {"pixels": ((1, 4, 3), (16, 4, 3), (16, 4, 3)), "ids": ((1, 3), (16, 3), (16, 3))},
     ]
 
 
@@ -224,7 +226,7 @@ def test_plan_refuses_a_larger_batch_than_it_was_built_for(network, feed, way, r
     request.getfixturevalue(way)
     session = build(network, find_toolkit(), max_batch_size=2)
     large = {name: np.repeat(array, 11, axis=0) for name, array in feed.items()}
-    with pytest.raises(PlanError, match="no profile of the plan allows a batch of 33; the largest is 32"):
+    with pytest.raises(PlanError, match="no profile of the plan allows a batch of 33; the largest is 2"):
         session.run(["features"], large)
 
 
@@ -254,7 +256,7 @@ def test_package_reports_what_a_plan_refuses(network, feed, tensorrt, refused, m
 
 def test_parity_feeds_run_every_profile(network, feed, tensorrt):
     one = {name: array[:1] for name, array in feed.items()}
-    feeds = with_largest_profile({"one": one, "three": feed})
+    feeds = with_largest_profile({"one": one, "three": feed}, 16)
     session = build(network, find_toolkit())
     for batch in feeds.values():
         session.run(["features"], batch)
@@ -263,7 +265,7 @@ def test_parity_feeds_run_every_profile(network, feed, tensorrt):
 
 def test_batch_for_the_largest_profile_holds_whole_rows_of_all_feeds(feed):
     feeds = {"last": {name: array[2:] for name, array in feed.items()}, "first": {n: a[:2] for n, a in feed.items()}}
-    added = with_largest_profile(feeds)["in turn"]
+    added = with_largest_profile(feeds, 16)["in turn"]
     for name, array in feed.items():
         np.testing.assert_array_equal(added[name], array[[2, 0, 1] * 3])
 
@@ -282,7 +284,7 @@ def test_trtexec_is_asked_for_the_same_build_as_the_package(network, trtexec):
         *(["profile", "1"], ["minShapes", "pixels:1x4x3,ids:1x3"]),
         *(["optShapes", "pixels:8x4x3,ids:8x3"], ["maxShapes", "pixels:8x4x3,ids:8x3"]),
         *(["profile", "2"], ["minShapes", "pixels:1x4x3,ids:1x3"]),
-        *(["optShapes", "pixels:32x4x3,ids:32x3"], ["maxShapes", "pixels:32x4x3,ids:32x3"]),
+        *(["optShapes", "pixels:16x4x3,ids:16x3"], ["maxShapes", "pixels:16x4x3,ids:16x3"]),
     ]
 
 

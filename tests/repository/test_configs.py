@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from google.protobuf import text_format
 from PIL import Image, ImageDraw
-from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelQueuePolicy
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup, ModelQueuePolicy
 
 from tests.paths import REPOSITORY
 
@@ -40,6 +40,7 @@ DOCUMENTED_PARAMETERS = {
         *("profile", "max_encoded_bytes", "max_pixels"),
         *("calls", "max_requests"),
         *("slots", "max_length", "max_queue", "time_limit_s", "prefill_chunk", "intra_op_thread_count"),
+        *("gpu_slots", "gpu_prefill_chunk", "arena_extend_strategy"),
     },
 }
 
@@ -161,6 +162,12 @@ def test_leaf_states_what_triton_would_otherwise_guess(model):
     assert config.backend in DOCUMENTED_PARAMETERS
 
 
+def test_reports_have_one_instance_however_many_gpus_there_are():
+    """KIND_AUTO and KIND_GPU without `gpus` are one for each GPU; KIND_AUTO with `gpus` does not load without a GPU."""
+    (group,) = CONFIGS["cxrreportgen_stream"].instance_group
+    assert (group.count, group.kind, list(group.gpus)) == (1, ModelInstanceGroup.KIND_MODEL, [])
+
+
 @pytest.mark.parametrize("model", LEAVES)
 def test_leaf_parameters_are_documented_ones_with_a_text_value(model):
     config = CONFIGS[model]
@@ -188,6 +195,13 @@ def test_encoder_bounds_its_memory_on_cuda_and_computes_fp32_in_fp32(model):
         assert config.parameters["cudnn_conv_algo_search"].string_value == "1"
     (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
     assert dict(accelerator.parameters) == {"use_tf32": "0"}
+
+
+def test_report_decoder_has_the_cuda_options_of_the_encoders():
+    """But for a bound: the weights' size is the checkpoint's, and `gpu_slots` bounds the rest."""
+    decoder, encoder = CONFIGS["cxrreportgen_stream"], CONFIGS["cxr_image_encoder"]
+    assert decoder.parameters["arena_extend_strategy"] == encoder.parameters["arena_extend_strategy"]
+    assert decoder.optimization == encoder.optimization
 
 
 @pytest.mark.parametrize("model", CONFIGS)

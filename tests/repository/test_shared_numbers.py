@@ -46,7 +46,7 @@ def test_unary_model_takes_more_than_the_model_behind_it_so_that_one_bound_count
         if value.string_value.isdecimal()
     }
     unary = int(CONFIGS["cxrreportgen"].parameters["max_requests"].string_value)
-    assert unary > parameters["slots"] + parameters["max_queue"]
+    assert unary > max(parameters["slots"], parameters["gpu_slots"]) + parameters["max_queue"]
 
 
 def test_clients_requests_in_flight_fill_the_servers_largest_batch():

@@ -11,6 +11,7 @@ import pytest
 from medimage_export.medimageinsight.tokenizer import build_tokenizer
 from medimage_server.errors import InvalidInput
 from medimage_server.text_tokenizer import TextTokenizer
+from tests.amounts import amounts
 from tests.server.slow_clip_tokenizer import END, START, SlowClipTokenizer, byte_symbols
 
 CONTEXT_LENGTH = 77
@@ -72,8 +73,9 @@ def tokenize(folder, tmp_path_factory):
     return TextTokenizer.from_file(path)
 
 
-def test_generated_texts_get_the_ids_of_the_slow_tokenizer(folder, tokenize):
-    texts = generated_texts(3000)
+@pytest.mark.parametrize("n_texts", amounts(1000, 3000))
+def test_generated_texts_get_the_ids_of_the_slow_tokenizer(folder, tokenize, n_texts):
+    texts = generated_texts(n_texts)
     slow = SlowClipTokenizer(folder)
     input_ids, attention_mask = tokenize([text.encode("utf-8") for text in texts])
     for text, ids, mask in zip(texts, input_ids, attention_mask, strict=True):

@@ -19,7 +19,7 @@ from PIL import Image
 from tests.triton.processes import command_line, descendants, executable, is_running
 from tests.waiting import wait_until
 
-MEDIMAGE = [sys.executable, "-c", "from medimage_client.cli import main; main()"]
+MEDIMAGE = [str(Path(sys.executable).with_name("medimage"))]
 ANY_PORT = ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
 KEY = "a-key-of-the-tests-1"
 END_S = 20.0  # Triton ends in about 4 s; one that waits for a request that never ends takes 30 s

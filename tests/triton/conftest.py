@@ -33,11 +33,14 @@ def unexported(tmp_path_factory):
 
 
 @pytest.fixture(scope="package")
-def repository(exported, tmp_path_factory):
-    """The model repository with the phantom checkpoints exported into it."""
-    repository = shutil.copytree(exported("fp32"), tmp_path_factory.mktemp("exported") / "models")
-    export_cxrreportgen(REPORT_CHECKPOINT, repository)
-    return repository
+def repository(exported, repository_of_run):
+    """The model repository with the phantom checkpoints exported into it, to be read alone."""
+
+    def export(repository):
+        shutil.copytree(exported("fp32"), repository, dirs_exist_ok=True)
+        export_cxrreportgen(REPORT_CHECKPOINT, repository)
+
+    return repository_of_run("exported", export)
 
 
 @pytest.fixture(scope="package")

@@ -346,6 +346,30 @@ def test_caller_who_leaves_frees_the_slot_at_once(triton, start):
     assert report(triton, frontal_image=png(0), max_new_tokens=5)["status"] == "truncated"
 
 
+def test_caller_who_leaves_frees_the_slot_of_the_instance_that_has_it(exported, tmp_path):
+    """An operator may have several, on several GPUs. Each call of either is left, and the other one's goes on."""
+    repository = shutil.copytree(exported, tmp_path / "models")
+    config = repository / "cxrreportgen_stream/config.pbtxt"
+    config.write_text(config.read_text().replace("count: 1 kind: KIND_MODEL", "count: 2 kind: KIND_CPU"))
+    with served(repository, tmp_path / "log", slots=1) as two:
+        calls = []
+        for n in (1, 2):
+            calls.append(unary_call(two))
+            wait_until(lambda n=n: sum(live_slots(two).values()) == n)
+        for call in calls:
+            before = live_slots(two)
+            call.close(cancel=True)
+            wait_until(lambda before=before: sum(live_slots(two).values()) == sum(before.values()) - 1)
+        assert live_slots(two).keys() == {"cxrreportgen_stream_0_0", "cxrreportgen_stream_0_1"}
+
+
+def live_slots(triton):
+    """By instance of cxrreportgen_stream."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{triton.server.metrics_port}/metrics", timeout=WAIT_S) as page:
+        found = re.findall(r'^medimage_report_live_slots{instance="(\w+)"} (\S+)', page.read().decode(), re.MULTILINE)
+    return {instance: float(value) for instance, value in found}
+
+
 def test_metrics_are_described_and_count(triton):
     with urllib.request.urlopen(f"http://127.0.0.1:{triton.server.metrics_port}/metrics", timeout=WAIT_S) as page:
         text = page.read().decode()

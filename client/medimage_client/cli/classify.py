@@ -13,11 +13,19 @@ from numpy.typing import NDArray
 from medimage_client.archive.slices import WhichSlices
 from medimage_client.archive.sources import Sources
 from medimage_client.async_client import AsyncMedImageInsight
-from medimage_client.cli.options import archive_options, image_paths, read_items, server_options, transfer_options
+from medimage_client.cli.options import (
+    archive_options,
+    dicom_window_option,
+    image_paths,
+    read_items,
+    server_options,
+    transfer_options,
+)
 from medimage_client.cli.progress import EmbeddedItems, embed_items
 from medimage_client.cli.table import table
 from medimage_client.constants import DEFAULT_TIMEOUT_S
 from medimage_client.images.resize import Resize
+from medimage_client.images.windowing import DicomWindow
 
 
 @click.command()
@@ -33,6 +41,7 @@ from medimage_client.images.resize import Resize
 @click.option("--multilabel", is_flag=True, help="Rate each label independently; otherwise each row sums to 1.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @archive_options
+@dicom_window_option
 @transfer_options
 @server_options(timeout=DEFAULT_TIMEOUT_S)
 def classify(
@@ -44,6 +53,7 @@ def classify(
     multilabel: bool,
     as_json: bool,
     sources: Sources,
+    dicom_window: DicomWindow,
     resize: Resize,
     shared_memory: bool,
     url: str,
@@ -66,7 +76,7 @@ def classify(
 
     async def classify_all() -> tuple[EmbeddedItems, NDArray[np.float32]]:
         async with AsyncMedImageInsight(url, api_key=api_key, timeout=timeout, shared_memory=shared_memory) as client:
-            images = await embed_items(client, items, resize)
+            images = await embed_items(client, items, resize, dicom_window)
             return images, await client.classify(images.features, all_labels, template=template, multilabel=multilabel)
 
     images, scores = asyncio.run(classify_all())

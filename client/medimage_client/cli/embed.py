@@ -13,13 +13,21 @@ import numpy as np
 from medimage_client.archive.slices import Slice, WhichSlices
 from medimage_client.archive.sources import Sources
 from medimage_client.async_client import AsyncMedImageInsight
-from medimage_client.cli.options import archive_options, image_paths, read_items, server_options, transfer_options
+from medimage_client.cli.options import (
+    archive_options,
+    dicom_window_option,
+    image_paths,
+    read_items,
+    server_options,
+    transfer_options,
+)
 from medimage_client.cli.output_file import Content, check_place, write_files
 from medimage_client.cli.progress import EmbeddedItems, Item, embed_items, name_of
 from medimage_client.constants import DEFAULT_TIMEOUT_S
 from medimage_client.embeddings import Embeddings
 from medimage_client.errors import MissingExtra
 from medimage_client.images.resize import Resize
+from medimage_client.images.windowing import DicomWindow
 
 Columns = Mapping[str, list[Any]]  # what is told of each row, by the column's name; the first is `name`
 Renderer = Callable[[Path, Columns, Embeddings], dict[Path, Content]]  # from --output, to files and what is in them
@@ -37,6 +45,7 @@ UIDS = ("study_uid", "series_uid", "sop_uid")
     help="File to write: .npy, .npz or .parquet.",
 )
 @archive_options
+@dicom_window_option
 @transfer_options
 @server_options(timeout=DEFAULT_TIMEOUT_S)
 def embed(
@@ -45,6 +54,7 @@ def embed(
     texts: tuple[str, ...],
     output: Path,
     sources: Sources,
+    dicom_window: DicomWindow,
     resize: Resize,
     shared_memory: bool,
     url: str,
@@ -65,7 +75,7 @@ def embed(
 
     async def embed_all() -> tuple[EmbeddedItems, Embeddings]:
         async with AsyncMedImageInsight(url, api_key=api_key, timeout=timeout, shared_memory=shared_memory) as client:
-            return await embed_items(client, items, resize), await client.embed_texts(texts)
+            return await embed_items(client, items, resize, dicom_window), await client.embed_texts(texts)
 
     images, text_features = asyncio.run(embed_all())
     vectors = np.concatenate([images.features, text_features])

@@ -19,6 +19,7 @@ from medimage_client.constants import DEFAULT_URL
 from medimage_client.errors import InvalidInput
 from medimage_client.images.dicom import DICOM_HEAD_BYTES, is_dicom
 from medimage_client.images.resize import Resize
+from medimage_client.images.windowing import DicomWindow, check_dicom_window
 from medimage_client.wire.scoring import is_scoring_uri
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -75,6 +76,33 @@ def transfer_options(command: F) -> F:
         "--shared-memory", is_flag=True, help="Pass images through shared memory to a server on this machine."
     )
     return resize(shared_memory(command))
+
+
+class DicomWindowType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.5
+    """file, percentile, or LOW,HIGH."""
+
+    name = "dicom_window"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "[file|percentile|LOW,HIGH]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> DicomWindow:
+        parts = str(value).split(",")
+        try:
+            return check_dicom_window(value if len(parts) == 1 else tuple(parts))  # type: ignore[arg-type]  # checked
+        except InvalidInput:
+            self.fail(f"{value!r} is not file, percentile or LOW,HIGH, two numbers of which the first is lower")
+
+
+def dicom_window_option(command: F) -> F:
+    """The option --dicom-window."""
+    return click.option(
+        "--dicom-window",
+        type=DicomWindowType(),
+        default="file",
+        show_default=True,
+        help="How DICOM files are shown: by their own window, 1st to 99th percentile, or from LOW to HIGH.",
+    )(command)
 
 
 class SourceType(click.Path):

@@ -16,6 +16,7 @@ from medimage_client.embeddings import Embeddings
 from medimage_client.errors import InvalidInput, MedImageError, NotFound
 from medimage_client.images.encoding import ImageInput
 from medimage_client.images.resize import Resize
+from medimage_client.images.windowing import DicomWindow
 from medimage_client.wire.connection import gather
 
 Item = Path | Slice
@@ -51,7 +52,7 @@ class Reading:
         self._slots = asyncio.Semaphore(DEFAULT_CONCURRENCY)  # groups in memory
         self._failure: MedImageError | None = None
 
-    async def read(self, items: Sequence[Item], refused: list[str]) -> dict[int, ImageInput]:
+    async def read(self, items: Sequence[Item], dicom_window: DicomWindow, refused: list[str]) -> dict[int, ImageInput]:
         """Images by index; the others are refused."""
         images: dict[int, ImageInput] = {}
         for index, item in enumerate(items):
@@ -62,29 +63,33 @@ class Reading:
                 refused.append(f"{item.name}: is not read, for the archive failed before")
                 continue
             try:
-                images[index] = await asyncio.to_thread(item.read)
+                images[index] = await asyncio.to_thread(item.read, dicom_window)
             except MedImageError as error:
                 refused.append(f"{item.name}: {error}")
                 if not isinstance(error, InvalidInput | NotFound) and error.status != 200:
                     self._failure = error
         return images
 
-    async def embed(self, client: AsyncMedImageInsight, items: Sequence[Item], resize: Resize) -> EmbeddedItems:
+    async def embed(
+        self, client: AsyncMedImageInsight, items: Sequence[Item], resize: Resize, dicom_window: DicomWindow
+    ) -> EmbeddedItems:
         async with self._slots:
             refused: list[str] = []
-            images = await self.read(items, refused)
+            images = await self.read(items, dicom_window, refused)
             kept = [items[index] for index in images]
-            return await embed_group(client, kept, list(images.values()), resize, refused)
+            return await embed_group(client, kept, list(images.values()), resize, dicom_window, refused)
 
 
-async def embed_items(client: AsyncMedImageInsight, items: Sequence[Item], resize: Resize) -> EmbeddedItems:
+async def embed_items(
+    client: AsyncMedImageInsight, items: Sequence[Item], resize: Resize, dicom_window: DicomWindow
+) -> EmbeddedItems:
     """Embed images, in order; a bar goes to standard error if that is a terminal."""
     groups = [items[start : start + IMAGES_PER_REQUEST] for start in range(0, len(items), IMAGES_PER_REQUEST)]
     reading = Reading()
     with click.progressbar(length=len(items), label="Images", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
 
         async def embed(group: Sequence[Item]) -> EmbeddedItems:
-            embedded = await reading.embed(client, group, resize)
+            embedded = await reading.embed(client, group, resize, dicom_window)
             bar.update(len(group))
             return embedded
 
@@ -97,12 +102,18 @@ async def embed_items(client: AsyncMedImageInsight, items: Sequence[Item], resiz
 
 
 async def embed_group(
-    client: AsyncMedImageInsight, items: list[Item], images: list[ImageInput], resize: Resize, refused: list[str]
+    client: AsyncMedImageInsight,
+    items: list[Item],
+    images: list[ImageInput],
+    resize: Resize,
+    dicom_window: DicomWindow,
+    refused: list[str],
 ) -> EmbeddedItems:
     """Embed the images of one request; again without the one at fault, as long as there is one."""
     while True:
         try:
-            return EmbeddedItems(items, await client.embed_images(images, resize=resize), refused)
+            features = await client.embed_images(images, resize=resize, dicom_window=dicom_window)
+            return EmbeddedItems(items, features, refused)
         except InvalidInput as error:
             if error.row is None:  # the request as a whole, not one image
                 raise

@@ -11,11 +11,12 @@ from PIL import Image
 
 from medimage_client.archive.report_images import is_name, is_study, report_images
 from medimage_client.archive.sources import Sources
-from medimage_client.cli.options import SOURCE, SourceType, archive_options, server_options
+from medimage_client.cli.options import SOURCE, SourceType, archive_options, dicom_window_option, server_options
 from medimage_client.cli.output_file import Content, check_place, write_files
 from medimage_client.client import CXRReportGen, ReportStream
 from medimage_client.constants import DEFAULT_REPORT_TIMEOUT_S
 from medimage_client.images.encoding import ImageInput
+from medimage_client.images.windowing import DicomWindow
 from medimage_client.reports.grammar import FindingParser, ParsedFinding
 from medimage_client.reports.report import Report
 from medimage_client.schema.reports import Mode
@@ -66,6 +67,7 @@ MEANING = {
     callback=lambda ctx, parameter, path: check_picture(path),
     help="Picture to write: the frontal image with its boxes, and the findings below it.",
 )
+@dicom_window_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of text.")
 @archive_options
 @server_options(timeout=DEFAULT_REPORT_TIMEOUT_S, what="the end of the report")
@@ -76,6 +78,7 @@ def report(
     prior: Path | str | None,
     picture: Path | None,
     as_json: bool,
+    dicom_window: DicomWindow,
     sources: Sources,
     url: str,
     api_key: str | None,
@@ -95,7 +98,7 @@ def report(
     images = images_of(study, sources, frontal, lateral, prior)
     with (
         CXRReportGen(url, api_key=api_key) as client,
-        client.stream(**images, **options, timeout=timeout) as stream,
+        client.stream(**images, **options, dicom_window=dicom_window, timeout=timeout) as stream,
     ):
         if as_json:
             for _ in stream:
@@ -110,7 +113,7 @@ def report(
     elif answer.status != "complete":
         click.echo(f"The report is {answer.status}: {MEANING[answer.status]}.", err=True)
     if picture is not None:
-        write_files({picture: render_picture(answer, images["frontal"], picture)})
+        write_files({picture: render_picture(answer, images["frontal"], picture, dicom_window)})
 
 
 def images_of(
@@ -142,10 +145,10 @@ def picture_format(path: Path) -> str | None:
     return Image.registered_extensions().get(path.suffix.lower())
 
 
-def render_picture(report: Report, frontal: ImageInput, path: Path) -> Content:
+def render_picture(report: Report, frontal: ImageInput, path: Path, dicom_window: DicomWindow) -> Content:
     file = BytesIO()
     try:
-        report.draw(frontal).save(file, picture_format(path))
+        report.draw(frontal, dicom_window=dicom_window).save(file, picture_format(path))
     except OSError as error:  # of Pillow, for a mode of pixels that the format does not have
         raise click.ClickException(f"cannot write {path}: {error}") from error
     return file.getbuffer()

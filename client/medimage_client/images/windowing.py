@@ -1,6 +1,6 @@
 """Grey values of any depth to 8 bits through a window."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from medimage_client.errors import InvalidInput
 
 Window = tuple[float, float]  # (low, high) in the units of the values: shown as 0 and 255
+DicomWindow = Literal["file", "percentile"] | Window  # the file's own, its 1st to 99th percentile, or (low, high)
 
 GREY_BITS = (8, 10, 12, 14, 16)  # what detectors and scanners deliver inside 16-bit files
 BAND_ROWS = 64  # of an image whose floats stay in the processor's cache
@@ -39,8 +40,26 @@ def apply_bit_range(values: NDArray[Any]) -> NDArray[np.uint8]:
     return levels
 
 
-def check_window(window: Window) -> None:
+def check_window(window: Window, name: str = "window") -> None:
     """Raise InvalidInput unless the window a caller gave is finite and increasing."""
-    low, high = window
+    try:
+        low, high = map(float, window)
+    except (TypeError, ValueError):
+        raise InvalidInput(f"{name} is not of two numbers; expected (low, high)") from None
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
-        raise InvalidInput(f"window is ({low}, {high}); expected two finite numbers, low < high")
+        raise InvalidInput(f"{name} is ({low:g}, {high:g}); expected two finite numbers, low < high")
+
+
+def check_dicom_window(window: DicomWindow) -> DicomWindow:
+    """The window for DICOM files that a caller gave, a list of two as a tuple.
+
+    Raises:
+        InvalidInput: none of those it can be.
+    """
+    if isinstance(window, str):
+        if window not in ("file", "percentile"):
+            raise InvalidInput("dicom_window is another text; expected 'file', 'percentile' or (low, high)")
+        return window
+    check_window(window, "dicom_window")
+    low, high = window
+    return float(low), float(high)

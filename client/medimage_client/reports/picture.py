@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from medimage_client.errors import InvalidInput
 from medimage_client.images.encoding import DEEP_MODES, ImageInput, encode_image, read_array
+from medimage_client.images.windowing import DicomWindow
 from medimage_client.reports.finding import Box, Finding
 
 Colour = tuple[int, int, int]
@@ -21,9 +22,9 @@ GOLDEN_ANGLE = 0.381966  # of the hue circle, from one finding to the next: no t
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 
-def draw_findings(findings: Sequence[Finding], image: ImageInput) -> Image.Image:
+def draw_findings(findings: Sequence[Finding], image: ImageInput, dicom_window: DicomWindow = "file") -> Image.Image:
     """See `Report.draw`."""
-    film = open_film(image)
+    film = open_film(image, dicom_window)
     size = film.size
     if film.width < MIN_WIDTH_PX:
         film = film.resize((MIN_WIDTH_PX, max(1, round(film.height * MIN_WIDTH_PX / film.width))))
@@ -35,10 +36,10 @@ def draw_findings(findings: Sequence[Finding], image: ImageInput) -> Image.Image
     return stack(film, draw_legend(findings, film.width, font))
 
 
-def open_film(image: ImageInput) -> Image.Image:
+def open_film(image: ImageInput, dicom_window: DicomWindow) -> Image.Image:
     """Any image as RGB, as the server sees it: the first frame, not turned by its EXIF orientation."""
     try:
-        film: Image.Image = Image.open(BytesIO(encode_image(image)))
+        film: Image.Image = Image.open(BytesIO(encode_image(image, dicom_window=dicom_window, advise_window=False)))
         film.load()
     except InvalidInput:
         raise

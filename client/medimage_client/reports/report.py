@@ -8,6 +8,7 @@ from PIL import Image
 from medimage_client.archive.choice import Choice
 from medimage_client.errors import ResponseError
 from medimage_client.images.encoding import ImageInput
+from medimage_client.images.windowing import DicomWindow
 from medimage_client.reports.finding import Finding, read_findings
 from medimage_client.reports.picture import draw_findings
 from medimage_client.schema.reports import Status
@@ -30,13 +31,16 @@ class Report:
         """All findings, one after the other."""
         return " ".join(finding.text for finding in self.findings)
 
-    def draw(self, image: ImageInput) -> Image.Image:
+    def draw(self, image: ImageInput, *, dicom_window: DicomWindow = "file") -> Image.Image:
         """The frontal image with numbered boxes, in a colour for each finding, and all findings below; RGB.
+
+        Args:
+            dicom_window: as the report was asked for.
 
         Raises:
             InvalidInput: not an image.
         """
-        return draw_findings(self.findings, image)
+        return draw_findings(self.findings, image, dicom_window)
 
 
 def read_report(output: str, status: str, choice: Choice | None = None) -> Report:

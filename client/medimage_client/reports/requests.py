@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from medimage_client.errors import InvalidInput, ResponseError
 from medimage_client.images.encoding import ImageInput, encode_image
+from medimage_client.images.windowing import DicomWindow
 from medimage_client.schema.reports import IMAGE_INPUTS, PARAMETERS, TEXT_INPUTS, ReportRequest
 from medimage_client.wire.connection import Connection, gather
 from medimage_client.wire.transport import Call, Outputs
@@ -24,22 +25,26 @@ SCORE_OUTPUTS = ("output",)  # the status is not Azure's
 
 
 async def infer_report(
-    connection: Connection, request: ReportRequest, outputs: tuple[str, ...], timeout: float | None
+    connection: Connection,
+    request: ReportRequest,
+    outputs: tuple[str, ...],
+    timeout: float | None,
+    dicom_window: DicomWindow = "file",
 ) -> Outputs:
     """These outputs of the whole answer to a study. Nothing of it is seen before, so it may be asked for again."""
     async with connection.slots:
-        call = await asyncio.to_thread(call_of, request, outputs)
+        call = await asyncio.to_thread(call_of, request, outputs, dicom_window)
         return await connection.infer(call, timeout=timeout)
 
 
 async def stream_report(
-    connection: Connection, request: ReportRequest, timeout: float | None
+    connection: Connection, request: ReportRequest, timeout: float | None, dicom_window: DicomWindow = "file"
 ) -> AsyncGenerator[Outputs, None]:
     """The responses of the streaming model: pieces of text, at last output and status.
 
     Closing it early cancels the request on the server.
     """
-    call = await asyncio.to_thread(call_of, request, STREAM_OUTPUTS)
+    call = await asyncio.to_thread(call_of, request, STREAM_OUTPUTS, dicom_window)
     async with aclosing(connection.stream(call, timeout=timeout)) as responses:
         async for outputs in responses:
             yield outputs
@@ -62,14 +67,14 @@ async def score_reports(connection: Connection, rows: Sequence[ReportRequest], t
     return await gather([output_of(n, row) for n, row in enumerate(rows)])
 
 
-def call_of(request: ReportRequest, output_names: tuple[str, ...]) -> Call:
+def call_of(request: ReportRequest, output_names: tuple[str, ...], dicom_window: DicomWindow = "file") -> Call:
     """The request of Triton; reads and encodes the images.
 
     Raises:
         InvalidInput: its column is that of the image at fault, `lateral_image: …`.
     """
     images = {name: image for name in IMAGE_INPUTS if (image := getattr(request, name)) is not None}
-    inputs = {name: tensor(encoded(name, image)) for name, image in images.items()}
+    inputs = {name: tensor(encoded(name, image, dicom_window)) for name, image in images.items()}
     inputs |= {name: tensor(text) for name in TEXT_INPUTS if (text := getattr(request, name))}
     if request.max_new_tokens is not None:
         inputs["max_new_tokens"] = np.array([request.max_new_tokens], dtype=np.int32)
@@ -77,9 +82,9 @@ def call_of(request: ReportRequest, output_names: tuple[str, ...]) -> Call:
     return Call(MODEL, inputs, output_names, parameters, decoupled=True)
 
 
-def encoded(column: str, image: ImageInput) -> bytes:
+def encoded(column: str, image: ImageInput, dicom_window: DicomWindow) -> bytes:
     try:
-        return encode_image(image)
+        return encode_image(image, dicom_window=dicom_window, advise_window=False)
     except InvalidInput as error:
         raise error.at(column=column) from error
 

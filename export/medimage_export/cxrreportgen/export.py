@@ -82,7 +82,10 @@ def export_cxrreportgen(
         repository,
         {("cxr_image_preprocessing", "pixels"): [size, size], ("cxr_image_encoder", "pixels"): [size, size]},
     )
-    change = config_change(repository, "cxrreportgen_stream", "onnx", precision=precision)
+    changes = [
+        config_change(repository, "cxrreportgen_stream", "onnx", precision=precision),
+        config_change(repository, "cxr_image_encoder", "onnx", precision="fp32" if precision == "int4" else precision),
+    ]
     with staging_folder(repository, MODELS) as staging:
         progress("image encoder")
         encoder = load_image_encoder(config, tensors)
@@ -122,7 +125,7 @@ def export_cxrreportgen(
             "parity": [asdict(row) for row in (*image_parity, *decoder_parity)],
         }
         write_json(folder / "manifest.json", manifest)
-        put_in_place(staging, repository, [change])
+        put_in_place(staging, repository, changes)
     return decoder_parity
 
 

@@ -81,12 +81,14 @@ class WindowAttention(nn.Module):
 
         qkv = self.qkv(x).reshape(-1, w * w, 3, self.heads, C // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B * windows, heads, w * w, C / heads)
-        scores = (q * (C // self.heads) ** -0.5) @ k.transpose(-1, -2)
-        x = (scores.softmax(-1) @ v).transpose(1, 2).reshape(-1, w * w, C)
-        x = self.proj(x)
+        x = self.proj(self.attended(q, k, v).transpose(1, 2).reshape(-1, w * w, C))
 
         x = x.reshape(B, rows, cols, w, w, C).transpose(2, 3).reshape(B, rows * w, cols * w, C)
         return x[:, :H, :W]
+
+    def attended(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        return scores.softmax(-1) @ v
 
 
 class ChannelAttention(nn.Module):

@@ -25,7 +25,9 @@ from medimage_export.onnx_writer import MICROSOFT, OnnxWriter
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Operators = Literal["onnxruntime", "standard"]  # standard: ONNX's own alone, for TensorRT
 
-OPSET = 20  # 17 brought LayerNormalization, 20 Gelu: both are one node for every runtime
+# 17 brought LayerNormalization and 20 Gelu, each one node. onnxruntime has a Gelu of its own, and up to 1.24 its CUDA
+# provider has no Pad of 19 or later: windows would be padded on the CPU, between copies.
+OPSETS: Mapping[Operators, int] = {"onnxruntime": 18, "standard": 20}
 CACHE_PAGE = 4096  # bytes; lines that far apart fall on one set of the L1 cache of today's x86 cores
 SPARE_COLUMNS = 16  # of float32: one cache line
 SPARE_VALUE = 16.0  # see EncoderWriter.spare_columns
@@ -55,7 +57,7 @@ class EncoderWriter(OnnxWriter):
         operators: Operators,
         integer_layers: Mapping[str, Quantization] | None = None,
     ) -> None:
-        super().__init__(path, opset=OPSET)
+        super().__init__(path, opset=OPSETS[operators])
         self.precision = precision
         self.operators = operators
         self.integer_layers = integer_layers or {}
@@ -94,7 +96,7 @@ class EncoderWriter(OnnxWriter):
         return self.node("LayerNormalization", [x, *parameters], name, axis=-1, epsilon=norm.eps)
 
     def gelu(self, x: str) -> str:
-        return self.node("Gelu", [x], f"{x}/gelu")
+        return self.node("Gelu", [x], f"{x}/gelu", domain=MICROSOFT if self.operators == "onnxruntime" else "")
 
     def quantized(self, x: str, layer: str) -> Quantized:
         """`x` in 8 bits, as the input of `layer`."""

@@ -79,7 +79,9 @@ def export_medimageinsight(
         parity, in_float32 = [], {}
         for encoder in encoders:
             folder = staging / encoder.name
-            feeds = encoder.parity_feeds if toolkit is None else with_largest_profile(encoder.parity_feeds)
+            feeds = encoder.parity_feeds
+            if toolkit is not None:
+                feeds = with_largest_profile(feeds, max_batch_size(repository, encoder.name))
             truth = truths(encoder.reference, encoder.reference.OUTPUTS, feeds)  # before a session takes memory, too
             if precision == "int8":
                 rows, in_float32[encoder.name] = write_int8(encoder, folder / "model.onnx", truth, BOUNDS["int8"])

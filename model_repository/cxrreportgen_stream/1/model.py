@@ -8,6 +8,7 @@ import triton_python_backend_utils as pb_utils
 
 from medimage_server import heartbeat
 from medimage_server.bls import infer
+from medimage_server.onnx_settings import ModelLoadError, cuda_options
 from medimage_server.reports.generator import GeneratorSettings, ReportGenerator, StudyRequest
 from medimage_server.reports.metrics import ReportMetrics
 from medimage_server.reports.streamed_answer import StreamedAnswer
@@ -26,7 +27,10 @@ class TritonPythonModel:
                 encode_images,
                 kind=args["model_instance_kind"],
                 device_id=int(args["model_instance_device_id"]),
+                cuda_options=cuda_options(config),
             )
+        except ModelLoadError as error:  # names the model
+            raise pb_utils.TritonModelException(str(error)) from error
         except (OSError, ValueError) as error:
             raise pb_utils.TritonModelException(f"{args['model_name']}: {error}") from error
         self.metrics = ReportMetrics(pb_utils, self.generator.scheduler, {"instance": args["model_instance_name"]})

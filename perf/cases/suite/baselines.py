@@ -68,13 +68,13 @@ def eager(encoder: nn.Module, device: str) -> Encode:
     return encode
 
 
-def compiled(encoder: nn.Module, device: str, inputs: tuple[np.ndarray, ...]) -> Encode:
-    """The module compiled by TorchInductor with its defaults for these inputs.
+def compiled(encoder: nn.Module, device: str, inputs: tuple[np.ndarray, ...], mode: str | None = None) -> Encode:
+    """The module compiled by TorchInductor for these inputs, with its defaults or in another mode.
 
     Raises:
         NotMeasured: there is no C++ compiler, or the module cannot be compiled.
     """
-    encode = eager(torch.compile(encoder, dynamic=False), device)
+    encode = eager(torch.compile(encoder, dynamic=False, mode=mode), device)
     try:
         encode(*inputs)
     except Exception as error:  # of almost any type, from a missing compiler to a bug of the backend

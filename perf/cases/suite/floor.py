@@ -5,7 +5,7 @@ best of them counts.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -25,12 +25,12 @@ SHAPES = ((14400, 256, 1024), (3600, 512, 2048), (900, 1024, 4096), (225, 2048, 
 MIN_SECONDS = 0.5
 
 
-def matrix_rates(device: Device) -> dict[str, float]:
-    """Best rate over SHAPES of each precision, in GFLOP/s (for int8, 10^9 integer operations a second)."""
+def matrix_rates(device: Device, shapes: Sequence[tuple[int, int, int]] = SHAPES) -> dict[str, float]:
+    """Best rate over the shapes of each precision, in GFLOP/s (for int8, 10^9 integer operations a second)."""
     images = max(device.image_batches)
-    shapes = [(images * tokens, width, mlp_width) for tokens, width, mlp_width in SHAPES]
+    products = [(images * tokens, width, mlp_width) for tokens, width, mlp_width in shapes]
     return {
-        precision: max(_rate(product, shape) for shape in shapes for product in _products(shape, precision, device))
+        precision: max(_rate(product, shape) for shape in products for product in _products(shape, precision, device))
         for precision in device.precisions
     }
 

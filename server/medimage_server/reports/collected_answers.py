@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from medimage_client.schema.reports import PARAMETERS
 from medimage_server import bls
 from medimage_server.errors import InferenceFailed, Unavailable, public_error, refusal
+from medimage_server.reports.caller import Caller
 from medimage_server.reports.periodic import Periodic
-from medimage_server.reports.streamed_answer import Caller
 from medimage_server.triton_workarounds import PARAMETER, file_of, models_folder, new_number
 
 log = logging.getLogger(__name__)

@@ -2,26 +2,29 @@
 
 A slot is one row of every KV buffer, and belongs to one answer at a time. Past and present keys are bound to the same
 memory by pointer, so nothing is copied: a prefill binds the row of its slot as a batch of one, a step the first n rows.
-What that node (onnxruntime 1.31, `com.microsoft.GroupQueryAttention`) asks for:
+What was bound is kept, because to bind some 130 tensors takes longer than anything else here. What that node
+(onnxruntime 1.31, `com.microsoft.GroupQueryAttention`) asks for:
 
 - several new tokens behind a past only in a batch of one: so prompts are prefilled one slot at a time, in any number of
   chunks, and single tokens are decoded for all slots together, each with its own length;
 - a row of the batch cannot be left out: a slot without an answer takes part with a token that nobody reads.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from medimage_server import cuda
+from medimage_server import cuda, cuda_memory
 from medimage_server.exported import exported_file
 from medimage_server.onnx_settings import open_session
 from medimage_server.reports.constraint import Logits
 from medimage_server.reports.embedding import Embeds
-from medimage_server.reports.memory import fit_slots, gigabytes
+from medimage_server.reports.memory import fit_slots, fit_slots_on_gpu
 from medimage_server.reports.placement import heed_positions, placed
 
 Integers = NDArray[np.int32] | NDArray[np.int64]
@@ -32,18 +35,22 @@ FLOAT_TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": n
 class Decoder:
     """The decoder and its slots. Not thread-safe: one thread runs it.
 
-    On the CPU the KV buffers are NumPy arrays, whose memory the system hands out only as it is touched. On a GPU they
+    On the CPU the KV buffers are a NumPy array, whose memory the system hands out only as it is touched. On a GPU they
     lie on the CUDA device, by the same code; no GPU has run it yet.
 
     Args:
         path: decoder.onnx as `medimage export cxrreportgen` writes it.
-        slots: answers at a time. On the CPU fewer if the KV cache would not fit in the free memory; on a GPU the
-            operator's number counts.
+        slots: answers at a time; fewer if the KV cache would not fit in the free memory.
+        gpu_slots: the same on a GPU; 0 for as many as on the CPU.
         max_length: tokens of one slot, prompt and answer together.
         long_rope: whether position ids may differ from the places of the tokens.
-        kind: instance kind that Triton chose, "CPU" or "GPU"; see `placement.placed`.
+        kind: of the Triton instance, see `placement.placed`.
         device_id: the CUDA device of a GPU instance.
+        cuda_options: of the CUDA provider.
         threads: of the CPU; 0 means one for each core.
+
+    Attributes:
+        is_on_gpu: where it runs; also of a GPU instance it may be the CPU.
 
     Raises:
         FileNotFoundError: the model was not exported yet.
@@ -55,10 +62,12 @@ class Decoder:
         path: Path,
         *,
         slots: int,
+        gpu_slots: int = 0,
         max_length: int,
         long_rope: bool = False,
         kind: str = "CPU",
         device_id: int = 0,
+        cuda_options: Mapping[str, str] = MappingProxyType({}),
         threads: int = 0,
     ) -> None:
         exported_file(path, "cxrreportgen")
@@ -68,34 +77,56 @@ class Decoder:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         try:
-            self._session = open_session(path.name, path, options, kind=kind, device_id=device_id)
+            self._session = open_session(
+                path.name, path, options, kind=kind, device_id=device_id, cuda_options=cuda_options
+            )
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise ValueError(f"{path}: onnxruntime cannot load it: {str(error).partition(chr(10))[0]}") from error
-        on_gpu = cuda.is_used_by(self._session)
-        self._device, self._device_id = ("cuda", device_id) if on_gpu else ("cpu", 0)
+        self.is_on_gpu = cuda.is_used_by(self._session)
+        self._device, self._device_id = ("cuda", device_id) if self.is_on_gpu else ("cpu", 0)
 
         inputs = {node.name: node for node in self._session.get_inputs()}
         outputs = {node.name: node for node in self._session.get_outputs()}
-        caches = [name for name in inputs if name.startswith("past_key_values.")]
+        self._caches = [name for name in inputs if name.startswith("past_key_values.")]
         try:
             self.dtype = FLOAT_TYPES[inputs["inputs_embeds"].type]
             self.hidden_size: int = inputs["inputs_embeds"].shape[2]
             self.vocabulary_size: int = outputs["logits"].shape[1]
-            _, self._kv_heads, _, self._head_dim = inputs[caches[0]].shape
+            _, self._kv_heads, _, self._head_dim = inputs[self._caches[0]].shape
         except (KeyError, IndexError, ValueError) as error:
             raise ValueError(f"{path}: not a decoder that `medimage export cxrreportgen` writes") from error
 
         self.max_length = max_length
         self._row_bytes = self._kv_heads * max_length * self._head_dim * np.dtype(self.dtype).itemsize
-        self.slots = slots if on_gpu else fit_slots(slots, len(caches) * self._row_bytes, max_length)
         try:
-            self._buffers = {name: self._allocate() for name in caches}
-        except Exception as error:  # see above
-            need = gigabytes(self.slots * len(caches) * self._row_bytes)
+            self._take_memory(path, (gpu_slots or slots) if self.is_on_gpu else slots)
+        except (OSError, MemoryError) as error:
             raise ValueError(
-                f"{path}: the KV cache of {self.slots} slots of {max_length} tokens, {need}, cannot be allocated on "
-                f"{self._device}:{self._device_id}: lower the parameter slots or max_length"
+                f"{path}: the KV cache of {max_length} tokens a slot cannot be allocated on "
+                f"{self._device}:{self._device_id} ({error}): lower the parameter {'gpu_' * self.is_on_gpu}slots or "
+                "max_length"
             ) from error
+        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}  # by first slot and number of rows
+
+    def _take_memory(self, path: Path, slots: int) -> None:
+        self._memory: object  # which lives as long as the bindings to its address
+        slot_bytes = len(self._caches) * self._row_bytes
+        if self.is_on_gpu:
+            self.slots = fit_slots_on_gpu(
+                slots,
+                slot_bytes,
+                self.max_length,
+                device_id=self._device_id,
+                weight_bytes=path.with_name(f"{path.name}.data").stat().st_size,
+            )
+            block = cuda_memory.DeviceMemory(self.slots * slot_bytes, self._device_id)
+            self._memory, self._address = block, block.address
+            self._logits = cuda_memory.pinned((self.slots, self.vocabulary_size), self._device_id)
+        else:
+            self.slots = fit_slots(slots, slot_bytes, self.max_length)
+            zeros = np.zeros(self.slots * slot_bytes, np.uint8)
+            self._memory, self._address = zeros, zeros.ctypes.data
+            self._logits = np.empty((self.slots, self.vocabulary_size), np.float32)
 
     def prefill(self, slot: int, embeds: Embeds, *, past: int, position_ids: NDArray[np.int64]) -> Logits:
         """Read the next tokens of a prompt into a slot.
@@ -106,7 +137,7 @@ class Decoder:
             position_ids: (S,), the row of the rope table for each.
 
         Returns:
-            (V,), after the last of them.
+            (V,), after the last of them; valid until the next call.
         """
         totals = np.array([past + len(embeds)])
         logits: Logits = self._run(slot, embeds[np.newaxis], totals, position_ids[np.newaxis])[0]
@@ -122,43 +153,37 @@ class Decoder:
             position_ids: (n,), the row of the rope table for each.
 
         Returns:
-            (n, V).
+            (n, V), valid until the next call.
         """
         return self._run(0, embeds[:, np.newaxis], lengths, position_ids[:, np.newaxis])
 
     def _run(self, first_slot: int, embeds: Embeds, totals: Integers, position_ids: NDArray[np.int64]) -> Logits:
         rows = len(embeds)
-        logits = np.empty((rows, self.vocabulary_size), np.float32)
-        small = {
-            "inputs_embeds": np.ascontiguousarray(embeds, self.dtype),
-            "position_ids": np.ascontiguousarray(position_ids),
-            "seqlens_k": (totals - 1).astype(np.int32),
-            "total_sequence_length": np.array(totals.max(), np.int32),
-        }
-        binding = self._session.io_binding()
-        for name, values in small.items():
-            binding.bind_cpu_input(name, values)
-        shape = (rows, self._kv_heads, self.max_length, self._head_dim)
-        for past, buffer in self._buffers.items():
-            place = (self._device, self._device_id, self.dtype, shape, _pointer(buffer) + first_slot * self._row_bytes)
-            binding.bind_input(past, *place)
-            binding.bind_output(past.replace("past_key_values", "present"), *place)
-        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        binding = self._bindings.get((first_slot, rows)) or self._bind_slots(first_slot, rows)
+        # Bound anew also where the shapes are the same: for a GPU it is by binding that they are copied there.
+        binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(embeds, self.dtype))
+        binding.bind_cpu_input("position_ids", np.ascontiguousarray(position_ids))
+        binding.bind_cpu_input("seqlens_k", (totals - 1).astype(np.int32))
+        binding.bind_cpu_input("total_sequence_length", np.array(totals.max(), np.int32))
         try:
             self._session.run_with_iobinding(binding)
             binding.synchronize_outputs()
         except Exception:  # see above
-            if self._device == "cuda":
+            if self.is_on_gpu:
                 cuda.give_up_if_lost("decoder.onnx", self._device_id)
             raise
-        return logits
+        return self._logits[:rows]
 
-    def _allocate(self) -> Any:
-        shape = (self.slots, self._kv_heads, self.max_length, self._head_dim)
-        if self._device == "cpu":
-            return np.zeros(shape, self.dtype)
-        return ort.OrtValue.ortvalue_from_shape_and_type(shape, self.dtype, self._device, self._device_id)
-
-
-def _pointer(buffer: Any) -> int:
-    return int(buffer.ctypes.data if isinstance(buffer, np.ndarray) else buffer.data_ptr())
+    def _bind_slots(self, first_slot: int, rows: int) -> ort.IOBinding:
+        """The KV cache of these slots, and the place of their logits."""
+        binding = self._session.io_binding()
+        shape = (rows, self._kv_heads, self.max_length, self._head_dim)
+        for index, past in enumerate(self._caches):
+            address = self._address + (index * self.slots + first_slot) * self._row_bytes
+            place = (self._device, self._device_id, self.dtype, shape, address)
+            binding.bind_input(past, *place)
+            binding.bind_output(past.replace("past_key_values", "present"), *place)
+        logits = self._logits[:rows]
+        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        self._bindings[first_slot, rows] = binding
+        return binding

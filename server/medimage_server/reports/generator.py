@@ -7,6 +7,7 @@ a slot is free for it; its tokens become text as they are decoded; and the whole
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -93,10 +94,12 @@ class GeneratorSettings:
     """What the operator chose in config.pbtxt."""
 
     slots: int
+    gpu_slots: int
     max_length: int  # 0 for what the model allows
     max_queue: int
     time_limit_s: int
     prefill_chunk: int
+    gpu_prefill_chunk: int
     intra_op_thread_count: int  # 0 for one for each core
 
     @classmethod
@@ -108,10 +111,12 @@ class GeneratorSettings:
         """
         return cls(
             slots=positive(parameters, "slots"),
+            gpu_slots=positive(parameters, "gpu_slots"),
             max_length=_whole(parameters, "max_length"),
             max_queue=positive(parameters, "max_queue"),
             time_limit_s=positive(parameters, "time_limit_s"),
             prefill_chunk=positive(parameters, "prefill_chunk"),
+            gpu_prefill_chunk=positive(parameters, "gpu_prefill_chunk"),
             intra_op_thread_count=_whole(parameters, "intra_op_thread_count"),
         )
 
@@ -123,6 +128,7 @@ class ReportGenerator:
         folder: what `medimage export cxrreportgen` wrote for the model `cxrreportgen_stream`.
         encode_images: called from several threads, may take its time. Its InvalidInput has the row of a bad image.
         kind, device_id: of the Triton instance, see Decoder.
+        cuda_options: of the decoder's CUDA provider.
 
     Raises:
         FileNotFoundError: the model was not exported yet.
@@ -137,6 +143,7 @@ class ReportGenerator:
         *,
         kind: str = "CPU",
         device_id: int = 0,
+        cuda_options: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._encode_images = encode_images
         self._model = shorten(GenerationSettings.read(folder / "generation.json"), settings.max_length)
@@ -145,10 +152,12 @@ class ReportGenerator:
         decoder = Decoder(
             folder / "decoder.onnx",
             slots=settings.slots,
+            gpu_slots=settings.gpu_slots,
             max_length=self._model.max_length,
             long_rope=self._model.long_rope is not None,
             kind=kind,
             device_id=device_id,
+            cuda_options=cuda_options,
             threads=settings.intra_op_thread_count,
         )
         self._embed = TokenEmbedding(folder / "embed_tokens.npy", decoder.dtype)
@@ -165,7 +174,7 @@ class ReportGenerator:
             self._embed,
             max_queue=settings.max_queue,
             time_limit_s=settings.time_limit_s,
-            prefill_chunk=settings.prefill_chunk,
+            prefill_chunk=settings.gpu_prefill_chunk if decoder.is_on_gpu else settings.prefill_chunk,
             long_rope=self._model.long_rope,
         )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from medimage_server import cuda, versions
+from medimage_server import cuda, cuda_memory, versions
 from medimage_server.exported import exported_json
 
 log = logging.getLogger(__name__)
@@ -18,16 +18,18 @@ FIRST_VERSION = (1, 24)  # of onnxruntime whose CUDA kernel takes position_ids
 
 
 def placed(decoder: Path, kind: str) -> str:
-    """The instance kind for a decoder's session: that of the instance, or "CPU" where its precision is none for CUDA.
+    """The kind for a decoder's session: "GPU" where the instance may have one and the precision is one for CUDA.
 
     Args:
         decoder: the exported file; the manifest beside it has the precision.
-        kind: instance kind that Triton chose, "CPU" or "GPU".
+        kind: of the Triton instance, "CPU" or "GPU"; "MODEL" leaves the choice to us: the first GPU, if there is one.
 
     Raises:
         FileNotFoundError, ValueError: there is no manifest, or it is not as it should be.
         ValueError: this onnxruntime is too old for the decoder on a GPU.
     """
+    if kind == "MODEL":
+        kind = "GPU" if cuda_memory.device_count() else "CPU"
     if kind != "GPU" or cuda.PROVIDER not in ort.get_available_providers():
         return kind
     with exported_json(decoder.with_name("manifest.json"), "cxrreportgen") as manifest:

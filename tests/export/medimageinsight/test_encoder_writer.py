@@ -81,7 +81,7 @@ def write_layers(path, layers, *, precision="fp32", operators="onnxruntime"):
     mlp, last = layers["mlp"], layers["last"]
     with EncoderWriter(path, precision=precision, operators=operators) as graph:
         x = graph.input("x", TensorProto.FLOAT, ["n", mlp[0].in_features])
-        x = graph.mlp(x, ("fc1", mlp[0]), lambda x: graph.node("Gelu", [x], "gelu"), ("fc2", mlp[2]))
+        x = graph.mlp(x, ("fc1", mlp[0]), graph.gelu, ("fc2", mlp[2]))
         x = graph.linear(graph.activation(x, "last", last.in_features), "last", last.weight, last.bias)
         graph.node("Identity", [x], graph.output("y", TensorProto.FLOAT, ["n", 8]))
 
@@ -94,10 +94,11 @@ def layers_of(width, *, bias):
 
 
 def widths_multiplied(path):
-    """Columns of the left side of each product."""
-    graph = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True, data_prop=True).graph
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in [*graph.value_info, *graph.input]}
-    return [shapes[node.input[0]][-1].dim_value for node in graph.node if node.op_type in ("Gemm", "MatMul")]
+    """Columns of the left side of each product, which are the rows of a right side that is not transposed."""
+    graph = onnx.load(path, load_external_data=False).graph
+    dims = {weight.name: weight.dims for weight in graph.initializer}
+    products = [node for node in graph.node if node.op_type in ("Gemm", "MatMul")]
+    return [dims[node.input[1]][1 if node.op_type == "Gemm" else 0] for node in products]
 
 
 def test_rows_that_onnxruntimes_fp32_product_reads_lie_no_whole_pages_apart(tmp_path):
@@ -105,6 +106,16 @@ def test_rows_that_onnxruntimes_fp32_product_reads_lie_no_whole_pages_apart(tmp_
     widths = widths_multiplied(tmp_path / "model.onnx")
     assert len(widths) == 3
     assert all(width > WIDE and width * 4 % 4096 for width in widths)
+
+
+@pytest.mark.parametrize(
+    ("operators", "opsets"), [("onnxruntime", {"": 18, "com.microsoft": 1}), ("standard", {"": 20})]
+)
+def test_opset_is_one_that_onnxruntimes_cuda_provider_pads_in_and_tensorrt_has_a_gelu_in(tmp_path, operators, opsets):
+    """tests/test_cuda_placement.py shows it, with a wheel of 1.23 or 1.24: of opset 19 and later Pad is on the CPU."""
+    write_layers(tmp_path / "model.onnx", layers_of(48, bias=True), operators=operators)
+    found = onnx.load(tmp_path / "model.onnx", load_external_data=False).opset_import
+    assert {entry.domain: entry.version for entry in found} == opsets
 
 
 @pytest.mark.parametrize(("precision", "operators"), [("fp32", "standard"), ("fp16", "onnxruntime")])

@@ -7,10 +7,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from medimage_server import cuda_memory
 from medimage_server.reports import memory
 from medimage_server.reports.decoder import Decoder
 from medimage_server.reports.generator import GeneratorSettings, ReportGenerator
-from medimage_server.reports.memory import fit_slots
+from medimage_server.reports.memory import fit_slots, fit_slots_on_gpu
 from tests.server.reports.small_model import write_small_model
 
 TOLERANCE = 1e-4  # on logits of about 1; another order of sums gives some 1e-6
@@ -93,7 +94,14 @@ def test_fast_decoding_without_position_ids_is_off_on_cuda_where_the_model_has_l
     monkeypatch.setattr(ort, "InferenceSession", noting)
     model = write_small_model(tmp_path, rope, "fp16")
     settings = GeneratorSettings(
-        slots=1, max_length=0, max_queue=1, time_limit_s=1, prefill_chunk=8, intra_op_thread_count=1
+        slots=1,
+        gpu_slots=1,
+        max_length=0,
+        max_queue=1,
+        time_limit_s=1,
+        prefill_chunk=8,
+        gpu_prefill_chunk=8,
+        intra_op_thread_count=1,
     )
     ReportGenerator(model.folder, settings, lambda images: None, kind=kind).close()
     assert seen == ["1" if (kind, rope) == ("GPU", "longrope") else "0"]
@@ -145,6 +153,19 @@ def test_precision_without_attention_on_cuda_runs_on_the_cpu_and_says_what_to_ex
     np.testing.assert_array_equal(prefill(decoder, 0, embeds), prefill(on_cpu, 0, embeds))
 
 
+@pytest.mark.parametrize(("devices", "asked"), [(2, ["CUDAExecutionProvider"]), (0, [])])
+def test_instance_that_may_choose_takes_the_first_gpu_if_there_is_one(
+    fp16_model, asked_providers, monkeypatch, caplog, devices, asked
+):
+    monkeypatch.setattr(cuda_memory, "device_count", lambda: devices)
+    Decoder(fp16_model.folder / "decoder.onnx", slots=1, max_length=64, kind="MODEL", threads=1)
+    ((*before, last),) = asked_providers
+    assert [provider for provider, options in before] == asked
+    assert [options for provider, options in before] == [{"device_id": 0}] * len(asked)
+    assert last == "CPUExecutionProvider"
+    assert len(caplog.messages) == len(asked)  # that CUDA does not load; nothing is said where there is no GPU
+
+
 @pytest.mark.parametrize("version", ["1.23.2", "1.9.0"])
 def test_gpu_with_an_onnxruntime_whose_attention_takes_no_positions_is_refused(
     fp16_model, asked_providers, monkeypatch, version
@@ -189,10 +210,25 @@ def test_file_that_is_no_graph_is_named(tmp_path):
 
 
 def test_gpu_without_the_memory_is_an_error_that_says_what_to_lower(model, monkeypatch):
-    """This onnxruntime has no CUDA, so it refuses any allocation there by an error of its own."""
+    """Nothing here has a CUDA driver, so there is none that gives memory."""
     monkeypatch.setattr(ort.InferenceSession, "get_providers", lambda session: ["CUDAExecutionProvider"])
-    with pytest.raises(ValueError, match=r"3 slots of 64 tokens, .* allocated on cuda:0: lower the parameter slots or"):
+    with pytest.raises(
+        ValueError,
+        match=r"of 64 tokens a slot cannot be allocated on cuda:0 \(libcuda.*\): lower the parameter gpu_slots or",
+    ):
         Decoder(model.folder / "decoder.onnx", slots=3, max_length=64, threads=1)
+
+
+def test_cache_is_bound_once_for_each_place_and_number_of_rows(model, decoder, monkeypatch):
+    made, make = [], decoder._session.io_binding
+    monkeypatch.setattr(decoder._session, "io_binding", lambda: made.append(1) or make())
+    for seed in range(3):
+        embeds = prompt(model, seed, 9)
+        close(prefill(decoder, 2, embeds, chunk=4), model.logits(embeds))
+        new = prompt(model, 10 + seed, 3)
+        logits = decoder.step(new, lengths=np.array([1, 1, 10]), position_ids=np.array([0, 0, 9]))
+        close(logits[2], model.logits(np.vstack([embeds, new[2:]])))
+    assert len(made) == 2
 
 
 def test_slots_that_do_not_fit_in_memory_are_fewer_and_logged(model, caplog, monkeypatch):
@@ -221,6 +257,36 @@ def test_memory_for_not_even_one_slot_is_an_error_that_says_what_to_lower(monkey
     monkeypatch.setattr(memory, "free_bytes", lambda: 3_000_000_000)
     with pytest.raises(ValueError, match=r"not even one \(3\.2 GB\) fits in the 3\.0 GB .* lower the parameter max_l"):
         fit_slots(8, 3_221_225_472, 6144)
+
+
+GB = 1_000_000_000
+MAIRA2, PHI3_MINI = (
+    (13.5 * GB, 3_221_225_472, 6144),
+    (7.6 * GB, 1_610_612_736, 4096),
+)  # weights and slot in fp16, tokens
+
+
+@pytest.mark.parametrize(
+    ("total_gb", "model", "slots"),
+    [(24.1, MAIRA2, 1), (42.3, MAIRA2, 5), (85, MAIRA2, 16), (24.1, PHI3_MINI, 4), (42.3, PHI3_MINI, 15)],
+)
+@pytest.mark.parametrize("others_gb", [1, 5], ids=["before", "after"])  # contexts of CUDA alone, or encoders in fp16
+def test_cards_of_24_40_and_80_gb_get_the_same_slots_whichever_model_loads_first(
+    monkeypatch, total_gb, model, slots, others_gb
+):
+    weights, slot_bytes, tokens = model
+    free = int(total_gb * GB - weights - others_gb * GB)
+    monkeypatch.setattr(cuda_memory, "free_and_total", lambda device: (free, int(total_gb * GB)))
+    fitting = fit_slots_on_gpu(16, slot_bytes, tokens, device_id=0, weight_bytes=int(weights))
+    assert fitting == slots
+    rest = free - fitting * slot_bytes
+    assert rest >= (10 - others_gb) * GB if fitting > 1 else rest >= 0.2 * free
+
+
+def test_gpu_with_memory_for_not_even_one_slot_is_named(monkeypatch):
+    monkeypatch.setattr(cuda_memory, "free_and_total", lambda device: (3 * GB, 24 * GB))
+    with pytest.raises(ValueError, match=r"not even one \(3\.2 GB\) fits in the 3\.0 GB that are free on GPU 1: lower"):
+        fit_slots_on_gpu(16, 3_221_225_472, 6144, device_id=1, weight_bytes=0)
 
 
 @pytest.mark.parametrize("files", [("memory.max", "memory.current"), ("limit", "usage")], ids=["v2", "v1"])

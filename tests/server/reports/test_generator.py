@@ -20,7 +20,14 @@ from tests.strict_reports import parse_strict
 
 WAIT_S = 30.0  # for what takes a fraction of a second
 SETTINGS = GeneratorSettings(
-    slots=3, max_length=0, max_queue=20, time_limit_s=30, prefill_chunk=64, intra_op_thread_count=1
+    slots=3,
+    gpu_slots=5,
+    max_length=0,
+    max_queue=20,
+    time_limit_s=30,
+    prefill_chunk=64,
+    gpu_prefill_chunk=96,
+    intra_op_thread_count=1,
 )
 IMAGE_TOKENS = 4
 
@@ -260,8 +267,8 @@ def test_closed_generator_refuses(model):
 def test_length_beyond_the_models_is_refused_at_load(model):
     settings = GeneratorSettings.read(
         {
-            **{"slots": "1", "max_length": "7000", "max_queue": "1", "time_limit_s": "1"},
-            **{"prefill_chunk": "1", "intra_op_thread_count": "1"},
+            **{"slots": "1", "gpu_slots": "1", "max_length": "7000", "max_queue": "1", "time_limit_s": "1"},
+            **{"prefill_chunk": "1", "gpu_prefill_chunk": "1", "intra_op_thread_count": "1"},
         }
     )
     with pytest.raises(ValueError, match=r"^parameter max_length is 7000; the model allows at most 6144$"):
@@ -273,9 +280,13 @@ def test_length_beyond_the_models_is_refused_at_load(model):
     [
         ({}, r"parameter slots is ''; expected a positive integer"),
         ({"slots": "0"}, r"parameter slots is '0'; expected a positive integer"),
-        ({"slots": "2", "max_length": "all"}, r"parameter max_length is 'all'; expected a whole number"),
+        ({"slots": "2"}, r"parameter gpu_slots is ''; expected a positive integer"),
+        (
+            {"slots": "2", "gpu_slots": "2", "max_length": "all"},
+            r"parameter max_length is 'all'; expected a whole number",
+        ),
     ],
-    ids=["missing", "zero", "text"],
+    ids=["missing", "zero", "missing of a GPU", "text"],
 )
 def test_bad_model_parameter_is_named(parameters, message):
     with pytest.raises(ValueError, match=message):

@@ -126,7 +126,7 @@ def running(decoder, *, embed=embed, **settings):
     try:
         yield scheduler
     finally:
-        decoder.gate.release(10**6)
+        decoder.gate.release(10**4)
         scheduler.close()
 
 
@@ -206,7 +206,7 @@ def test_waiting_prompts_are_read_one_after_the_other_in_order():
     with running(decoder) as scheduler:
         for caller in callers:
             scheduler.submit(caller.job)
-        decoder.gate.release(10**6)
+        decoder.gate.release(10**4)
         for caller in callers:
             caller.expect_whole_answer()
     assert [call[3] for call in decoder.calls] == [4, 4, 2] * 2

@@ -44,8 +44,9 @@ from tests.waiting import wait_until
 CLEAR_S = 10.0  # a fault is told, or is over, within so long
 SILENCE_S = 12.0  # of a Triton that is stopped: three checks in a row must fail, which takes eight to nine seconds
 RESTART_S = 60.0  # of Triton on a busy machine; 8 to 10 s on a free one
-PAUSE_S = 0.25  # of a caller between two requests, which leaves the machine to those that start
-CALM = 3  # good answers of each kind in a row: it has recovered
+# Of a caller between two requests, which leaves the machine to those that start; a report takes ten times the others.
+PAUSE_S = {"image": 0.25, "text": 0.25, "report": 1.5}
+CALM = 2  # good answers of each kind in a row: it has recovered
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +139,7 @@ class Load:
             except TimeoutError:
                 status = "hung"
             self.answers.append((kind, start, monotonic(), status))
-            sleep(PAUSE_S)
+            sleep(PAUSE_S[kind])
 
     def failures(self, since):
         return [

@@ -45,12 +45,21 @@ def image(repository):
 
 
 @pytest.fixture(scope="module")
-def served(repository, tmp_path_factory):
+def imported(tmp_path_factory):
+    """A file that comes about if modules are imported from its folder, which are there and are none."""
+    folder = tmp_path_factory.mktemp("serve")
+    for module in ("medimage_server/__init__.py", "json.py", "numpy/__init__.py"):
+        path = folder / module
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"open({str(folder / 'imported')!r}, 'a').write(__name__)\nraise SystemExit(3)\n")
+    return folder / "imported"
+
+
+@pytest.fixture(scope="module")
+def served(repository, imported):
     """`medimage serve` with the endpoint; each test leaves it healthy."""
     options = ["--repository", repository, "--score-port=0"]
-    with started(
-        "serve", *options, folder=tmp_path_factory.mktemp("serve") / "tmp", environment={"MEDIMAGE_KEYS": KEY}
-    ) as command:
+    with started("serve", *options, folder=imported.parent, environment={"MEDIMAGE_KEYS": KEY}) as command:
         yield command
 
 
@@ -95,6 +104,12 @@ def test_another_user_reaches_neither_triton_nor_what_it_shares(served, image):
     for region in regions:
         assert stat.S_IMODE(region.stat().st_mode) == 0o600
         assert "PermissionError" in as_nobody("open(sys.argv[1], 'rb')", region).stderr
+
+
+def test_nothing_is_imported_from_the_folder_where_it_is_started(served, imported):
+    """Others may write there: /tmp, a folder of a project."""
+    assert served.workers and served.stubs("cxrreportgen_stream")
+    assert not imported.exists()
 
 
 def test_own_client_reaches_it_by_its_socket(served):

@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -96,24 +95,6 @@ def test_what_a_killed_run_has_left_is_removed_by_the_next(repository, tmp_path)
         )
         assert not any(region.exists() for region in regions)
         assert not list((tmp_path / "first").glob("medimage-triton-*"))
-
-
-def test_nothing_is_imported_from_the_folder_where_it_is_started(repository, tmp_path):
-    """Others may write there: /tmp, a folder of a project."""
-    for module in ("medimage_server/__init__.py", "json.py", "numpy/__init__.py"):
-        path = tmp_path / module
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(f"open({str(tmp_path / 'imported')!r}, 'a').write(__name__)\nraise SystemExit(3)\n")
-    command = [Path(sys.executable).with_name("medimage"), "serve", "--repository", repository, "--score-port=0"]
-    with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        try:
-            lines = [process.stdout.readline() for _ in range(8)]
-        finally:
-            process.terminate()
-    assert any(line.startswith("limits: ") for line in lines)  # the workers run
-    assert not (tmp_path / "imported").exists()
 
 
 def test_second_server_runs_beside_the_first_with_its_chosen_models_only(triton, repository, tmp_path):
