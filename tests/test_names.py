@@ -17,12 +17,12 @@ RIGHT = {  # names that two modules are right to share, and why
     "OpenVINOMissing": "likewise",
     "find_checkpoint": "export has two models, whose packages are built alike",
     "read_config": "likewise",
+    "Stored": "values of a file's pixels, and objects in an archive",
     "Study": "the client's of DICOM, the server's of a prompt",
     "evaluate": "a command is named after the function that it calls",
     "score": "likewise",
 }
 SHARED = {"Connection", "Listener", "Report", "ReportRequest", "error_response", "read_report", "read_text"}
-SHARED |= {"Stored", "Table", "read_table", "text"}
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:

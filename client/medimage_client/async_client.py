@@ -364,7 +364,6 @@ class AsyncCXRReportGen:
             constrained=constrained,
         )
         request, choice = await with_images(request, study)
-        check_prior(request)
         outputs = await infer_report(self._connection, request, WHOLE_OUTPUTS, timeout, dicom_window)
         return report_of(outputs, choice)
 
@@ -443,13 +442,19 @@ def frontal_or_study(frontal: ImageInput | None, study: StudyInput | None) -> Im
 
 
 async def with_images(request: ReportRequest, study: StudyInput | None) -> tuple[ReportRequest, Choice | None]:
-    """The request with the images of its study, if it has one."""
+    """The request with the images of its study, if it has one.
+
+    Raises:
+        InvalidInput: as of `report_images`, or a report is given of a prior image that is not there.
+    """
     if study is None:
+        check_prior(request)
         return request, None
     images = await asyncio.to_thread(
         read_report_images, study, lateral=request.lateral_image, prior=request.prior_image
     )
     request = replace(request, frontal_image=images.frontal, lateral_image=images.lateral, prior_image=images.prior)
+    check_prior(request)
     return request, images.choice
 
 
@@ -462,7 +467,6 @@ async def stream_study(
 ) -> AsyncGenerator[Outputs | Choice, None]:
     """The choice of images, if one is made, and the responses of `stream_report`."""
     request, choice = await with_images(request, study)
-    check_prior(request)
     if choice is not None:
         yield choice
     async with aclosing(stream_report(connection, request, timeout, dicom_window)) as responses:

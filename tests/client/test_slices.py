@@ -171,7 +171,7 @@ async def test_few_images_are_in_memory_at_once(monkeypatch):
     reads, most = [], 0
     triton = FakeTriton()
 
-    def read():
+    def read(dicom_window):
         nonlocal most
         reads.append(1)
         answered = sum(len(values_of(call)) for call in triton.calls)
@@ -202,10 +202,10 @@ def test_nifti_is_sliced_as_dicom_would_be(tmp_path):
     affine = np.array([[-2, 0, 0, 30], [0, -1, 0, 8], [0, 0, -3, 7], [0, 0, 0, 1.0]])
     slices = read_nifti(saved(tmp_path / "v.nii.gz", array, affine), None)
     assert [one.name for one in slices] == [f"{tmp_path}/v.nii.gz#{z}" for z in range(3)]
-    top = np.asarray(slices[2].read())
+    top = np.asarray(slices[2].read("file"))
     assert top.shape == (5, 4)
     assert np.argwhere(top).tolist() == [[0, 3]]  # front is up, the patient's left is on the right
-    assert not np.asarray(slices[0].read()).any()
+    assert not np.asarray(slices[0].read("file")).any()
     # the upper left pixel: rightmost x = 30 and foremost y = 8 of NIfTI, which are -30 and -8 of DICOM
     assert [one.position for one in slices] == [(-30, -8, 1), (-30, -8, 4), (-30, -8, 7)]
 
@@ -242,4 +242,4 @@ def test_damaged_nifti_is_refused(tmp_path):
 
 def test_slice_of_a_single_image_is_its_file(tmp_path):
     (one,) = slices_of(read_studies(write(tmp_path, a=radiograph())), WhichSlices())
-    assert one.read() == (tmp_path / "a").read_bytes()
+    assert one.read("file") == (tmp_path / "a").read_bytes()

@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from medimage_client.archive.answers import QUIET, check_answer, errors_as_ours, is_not_ours, refused_store
 from medimage_client.archive.credentials import Credentials
 from medimage_client.archive.files import without_pixels
-from medimage_client.archive.studies import KEYWORDS, Instance, Studies, instance_of, text, unchecked_values
+from medimage_client.archive.studies import KEYWORDS, Instance, Studies, header_text, instance_of
 from medimage_client.constants import (
     ARCHIVE_PAGE,
     ARCHIVE_SILENCE_S,
@@ -36,6 +36,7 @@ from medimage_client.errors import (
     NotFound,
     ResponseError,
 )
+from medimage_client.images.dicom_elements import quiet
 from medimage_client.wire.retries import with_blocking_retries
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ class Archive:
             return client.retrieve_instance(study, series, instance, plain)
 
         dataset = self._ask(ask)
-        if text(dataset, "SOPInstanceUID") != instance:
+        if header_text(dataset, "SOPInstanceUID") != instance:
             raise ResponseError("the archive answered with another object than the one asked for", status=200)
         return file_of(dataset)
 
@@ -237,7 +238,7 @@ class Archive:
         stored: list[str] = []
         found: list[str] = []
         for n, dataset in enumerate(instances, start=1):
-            uid, study = text(dataset, "SOPInstanceUID"), text(dataset, "StudyInstanceUID")
+            uid, study = header_text(dataset, "SOPInstanceUID"), header_text(dataset, "StudyInstanceUID")
             if not uid or not study:
                 raise InvalidInput("has no SOP Instance UID or no Study Instance UID", place=f"object {n}")
             try:
@@ -266,7 +267,7 @@ class Archive:
                 return False
             if reasons:
                 raise ResponseError(refused_store(reasons[0]), status=200)
-            told = [text(item, "ReferencedSOPInstanceUID") for item in answer.get("ReferencedSOPSequence") or []]
+            told = [header_text(item, "ReferencedSOPInstanceUID") for item in answer.get("ReferencedSOPSequence") or []]
             if uid not in told and not is_there(client, study, uid):
                 raise ResponseError("the archive took the object and does not have it", status=200)
             return True
@@ -294,11 +295,11 @@ class Archive:
                     if uid in known or (resource.instance and uid != resource.instance):
                         continue
                     name = f"{place}/instances/{uid}"
-                    with unchecked_values():
+                    with quiet():
                         header = header_of(item)
                         known[uid] = instance_of(header, name=name, read=partial(self.retrieve, study, series, uid))
                     if known[uid] is None:
-                        left_out.append(f"{name}: {without_pixels(text(header, 'SOPClassUID'))}")
+                        left_out.append(f"{name}: {without_pixels(header_text(header, 'SOPClassUID'))}")
                 for uid in listed[series] - known.keys():
                     known[uid] = None
                     left_out.append(f"{place}/instances/{uid}: is listed and has no header")

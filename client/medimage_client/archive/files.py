@@ -12,10 +12,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from medimage_client.archive.studies import KEYWORDS, Instance, Studies, instance_of, text, texts, unchecked_values
+from medimage_client.archive.studies import KEYWORDS, Instance, Studies, header_text, header_texts, instance_of
 from medimage_client.constants import MAX_OBJECT_BYTES
 from medimage_client.errors import InvalidInput, MissingExtra
 from medimage_client.images.dicom import DICOM_HEAD_BYTES, is_dicom
+from medimage_client.images.dicom_elements import quiet
 from medimage_client.images.encoding import read_path
 
 if TYPE_CHECKING:
@@ -131,8 +132,8 @@ def files_of_dicomdir(path: Path) -> list[Path]:
 
     folder = path.parent.resolve()
     try:
-        with unchecked_values():
-            names = [texts(record, "ReferencedFileID") for record in dcmread(path).DirectoryRecordSequence]
+        with quiet():
+            names = [header_texts(record, "ReferencedFileID") for record in dcmread(path).DirectoryRecordSequence]
     except Exception as error:  # of pydicom, of almost any type
         raise InvalidInput(f"{path} is a DICOMDIR that cannot be read ({type(error).__name__})") from None
     files = [folder.joinpath(*parts) for parts in names if parts]
@@ -144,11 +145,11 @@ def files_of_dicomdir(path: Path) -> list[Path]:
 def read_member(name: str, opened: Callable[[], BinaryIO], whole: Callable[[], bytes]) -> Instance | str:
     """The instance, or why there is none."""
     try:
-        with opened() as file, unchecked_values():
+        with opened() as file, quiet():
             header = read_header(file)
             if header is None:
                 return "is no DICOM object"
-            return instance_of(header, name=name, read=whole) or without_pixels(text(header, "SOPClassUID"))
+            return instance_of(header, name=name, read=whole) or without_pixels(header_text(header, "SOPClassUID"))
     except InvalidInput as error:
         return error.reason
     except OSError as error:
@@ -178,7 +179,7 @@ def read_header(file: BinaryIO) -> Dataset | None:
         if header.file_meta.get("MediaStorageSOPClassUID") == DICOMDIR:
             header.SOPClassUID = DICOMDIR
             return header
-        return header if text(header, "SOPInstanceUID") and text(header, "SOPClassUID") else None
+        return header if header_text(header, "SOPInstanceUID") and header_text(header, "SOPClassUID") else None
 
 
 def without_pixels(sop_class: str) -> str:

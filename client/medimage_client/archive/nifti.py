@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from medimage_client.archive.slices import Slice, WhichSlices
 from medimage_client.constants import PERCENTILES
 from medimage_client.errors import InvalidInput, MissingExtra
-from medimage_client.images.windowing import apply_window
+from medimage_client.images.windowing import DicomWindow, Window, apply_window
 
 SUFFIXES = (".nii", ".nii.gz")
 LPS = (-1, -1, 1)  # from NIfTI's axes, to the right, the front and the head, to DICOM's
@@ -59,6 +59,6 @@ def read_nifti(path: Path, which: WhichSlices | None) -> list[Slice]:
     ]
 
 
-def axial(volume: NDArray[np.float32], z: int, window: tuple[float, float]) -> NDArray[np.uint8]:
+def axial(volume: NDArray[np.float32], z: int, window: Window, _: DicomWindow) -> NDArray[np.uint8]:
     """(x, y, z) to the right, the front and the head -> (rows from front to back, columns from right to left)."""
     return apply_window(volume[::-1, ::-1, z].T, window)

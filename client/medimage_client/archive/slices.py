@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from medimage_client.archive.studies import Instance, Series, Studies
 from medimage_client.errors import InvalidInput
 from medimage_client.images.encoding import ImageInput, encode_image
+from medimage_client.images.windowing import DicomWindow
 
 WHICH = re.compile(r"(?P<all>all)|every=(?P<every>[1-9][0-9]{0,5})|centre=(?P<centre>[0-9]{1,6})")
 
@@ -24,7 +26,7 @@ class Slice:
     sop_uid: str = ""
     frame: int | None = None  # of a multi-frame object, from 0
     position: tuple[float, ...] | None = None  # (3,) mm in the patient, x to the left, y to the back, z to the head
-    read: Callable[[], ImageInput] = field(repr=False, compare=False)
+    read: Callable[[DicomWindow], ImageInput] = field(repr=False, compare=False)  # the window is for frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,5 +88,11 @@ def slice_of(instance: Instance, frame: int | None) -> Slice:
         sop_uid=instance.sop_uid,
         frame=frame,
         position=instance.position if frame is None or frame >= len(positions) else positions[frame],
-        read=instance.read if frame is None else lambda: encode_image(instance.read(), frame=frame),
+        read=partial(read_frame, instance, frame),
     )
+
+
+def read_frame(instance: Instance, frame: int | None, dicom_window: DicomWindow) -> bytes:
+    """The object, which is shown when it is embedded; of several frames one as it is shown."""
+    file = instance.read()
+    return file if frame is None else encode_image(file, frame=frame, dicom_window=dicom_window)

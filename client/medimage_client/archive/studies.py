@@ -5,9 +5,7 @@ An instance knows where its object is and reads it when asked: a study of 300 sl
 
 from __future__ import annotations  # pydicom's types, without importing it
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -52,7 +50,6 @@ KEYWORDS = (
     "PerFrameFunctionalGroupsSequence",
 )
 SNOMED = ("SCT", "SRT", "SNM3", "99SDM", "")  # Coding Scheme Designators, the latter ones of older objects
-CHECKING = threading.RLock()
 PARALLEL = 1e-3  # orientations that differ by less are one: cosines are written with six digits
 
 
@@ -180,18 +177,6 @@ def number_key(number: int | None) -> tuple[bool, int]:
     return (number is None, number or 0)
 
 
-@contextmanager
-def unchecked_values() -> Iterator[None]:
-    """pydicom without its checks of values: it logs and warns of a bad one with its text, which may be a patient's.
-
-    Its setting is the process's, so one thread at a time reads headers, which takes a millisecond each.
-    """
-    from pydicom.config import disable_value_validation
-
-    with CHECKING, disable_value_validation():
-        yield
-
-
 def instance_of(header: Dataset, *, name: str, read: Callable[[], bytes]) -> Instance | None:
     """The instance of a header, of a file or of an archive's metadata; None if the object has no pixels.
 
@@ -204,26 +189,26 @@ def instance_of(header: Dataset, *, name: str, read: Callable[[], bytes]) -> Ins
     frames = items(header, "PerFrameFunctionalGroupsSequence")
     frame = next(iter(frames), None)
     code = next(iter(items(header, "ViewCodeSequence")), None)
-    acquired = text(header, "AcquisitionDate") or text(header, "ContentDate") or text(header, "StudyDate")
-    time = text(header, "AcquisitionTime") or text(header, "ContentTime") or text(header, "StudyTime")
+    acquired = header_text(header, "AcquisitionDate", "ContentDate", "StudyDate")
+    time = header_text(header, "AcquisitionTime", "ContentTime", "StudyTime")
     described = ("SeriesDescription", "ProtocolName", "AcquisitionDeviceProcessingDescription")
     return Instance(
         name=name,
         read=read,
-        study_uid=text(header, "StudyInstanceUID"),
-        series_uid=text(header, "SeriesInstanceUID"),
-        sop_uid=text(header, "SOPInstanceUID"),
-        sop_class_uid=text(header, "SOPClassUID"),
-        modality=text(header, "Modality"),
-        view=text(header, "ViewPosition"),
+        study_uid=header_text(header, "StudyInstanceUID"),
+        series_uid=header_text(header, "SeriesInstanceUID"),
+        sop_uid=header_text(header, "SOPInstanceUID"),
+        sop_class_uid=header_text(header, "SOPClassUID"),
+        modality=header_text(header, "Modality"),
+        view=header_text(header, "ViewPosition"),
         view_code=snomed_code(code),
-        laterality=text(header, "ImageLaterality") or text(header, "Laterality"),
-        body_part=text(header, "BodyPartExamined"),
-        descriptions=tuple(value for keyword in described if (value := text(header, keyword))),
-        image_type=texts(header, "ImageType"),
-        date=text(header, "StudyDate"),
+        laterality=header_text(header, "ImageLaterality", "Laterality"),
+        body_part=header_text(header, "BodyPartExamined"),
+        descriptions=tuple(value for keyword in described if (value := header_text(header, keyword))),
+        image_type=header_texts(header, "ImageType"),
+        date=header_text(header, "StudyDate"),
         acquired=acquired + time if acquired else "",
-        patient_id=text(header, "PatientID"),
+        patient_id=header_text(header, "PatientID"),
         series_number=whole(header, "SeriesNumber"),
         number=whole(header, "InstanceNumber"),
         rows=rows,
@@ -237,9 +222,9 @@ def instance_of(header: Dataset, *, name: str, read: Callable[[], bytes]) -> Ins
 
 def snomed_code(code: Dataset | None) -> str:
     """Its value; empty for codes of a vendor, which mean nothing to others."""
-    if code is None or text(code, "CodingSchemeDesignator") not in SNOMED:
+    if code is None or header_text(code, "CodingSchemeDesignator") not in SNOMED:
         return ""
-    return text(code, "CodeValue")
+    return header_text(code, "CodeValue")
 
 
 def place_of_image(
@@ -271,12 +256,12 @@ def items(header: Dataset, keyword: str) -> list[Dataset]:
     return list(value) if hasattr(value, "__iter__") and not isinstance(value, str) else []
 
 
-def text(header: Dataset, keyword: str) -> str:
-    """A value as text without white space around it, the first of several."""
-    return next(iter(texts(header, keyword)), "")
+def header_text(header: Dataset, *keywords: str) -> str:
+    """The first value of the first element that has one, as text without white space around it."""
+    return next((value for keyword in keywords for value in header_texts(header, keyword) if value), "")
 
 
-def texts(header: Dataset, keyword: str) -> tuple[str, ...]:
+def header_texts(header: Dataset, keyword: str) -> tuple[str, ...]:
     value = value_of(header, keyword)
     if value is None:
         return ()
@@ -286,7 +271,7 @@ def texts(header: Dataset, keyword: str) -> tuple[str, ...]:
 
 def whole(header: Dataset, keyword: str) -> int | None:
     try:
-        return int(text(header, keyword))
+        return int(header_text(header, keyword))
     except ValueError:
         return None
 

@@ -52,7 +52,7 @@ class Reading:
         self._slots = asyncio.Semaphore(DEFAULT_CONCURRENCY)  # groups in memory
         self._failure: MedImageError | None = None
 
-    async def read(self, items: Sequence[Item], refused: list[str]) -> dict[int, ImageInput]:
+    async def read(self, items: Sequence[Item], dicom_window: DicomWindow, refused: list[str]) -> dict[int, ImageInput]:
         """Images by index; the others are refused."""
         images: dict[int, ImageInput] = {}
         for index, item in enumerate(items):
@@ -63,7 +63,7 @@ class Reading:
                 refused.append(f"{item.name}: is not read, for the archive failed before")
                 continue
             try:
-                images[index] = await asyncio.to_thread(item.read)
+                images[index] = await asyncio.to_thread(item.read, dicom_window)
             except MedImageError as error:
                 refused.append(f"{item.name}: {error}")
                 if not isinstance(error, InvalidInput | NotFound) and error.status != 200:
@@ -75,7 +75,7 @@ class Reading:
     ) -> EmbeddedItems:
         async with self._slots:
             refused: list[str] = []
-            images = await self.read(items, refused)
+            images = await self.read(items, dicom_window, refused)
             kept = [items[index] for index in images]
             return await embed_group(client, kept, list(images.values()), resize, dicom_window, refused)
 

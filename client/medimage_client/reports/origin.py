@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from medimage_client.archive.studies import unchecked_values
 from medimage_client.errors import InvalidInput, MissingExtra
 from medimage_client.images.dicom import is_dicom
 from medimage_client.images.dicom_elements import describe, quiet, whole
@@ -171,8 +170,10 @@ def tidy(header: Dataset) -> None:
 @contextmanager
 def discreet() -> Iterator[None]:
     """Nothing of a patient is logged, warned of or refused for its value by pydicom and highdicom."""
+    from pydicom.config import disable_value_validation
+
     log = logging.getLogger("highdicom")
-    with quiet(), unchecked_values():  # one thread at a time
+    with quiet(), disable_value_validation():  # one thread at a time
         level = log.level
         log.setLevel(logging.CRITICAL + 1)
         try:
