@@ -35,9 +35,18 @@ OF_TRITON = {"triton_python_backend_utils"}  # which the server has, not a packa
 WHERE = {  # what the client imports beyond its base, and where
     "click": "cli/",
     "dicomweb-client": "archive/dicomweb.py",
-    "nibabel": "archive/nifti.py",
+    "highdicom": ("reports/origin.py", "reports/secondary_capture.py", "reports/structured_report.py"),
     "imagecodecs": "images/dicom_codecs.py",
-    "pydicom": ("images/dicom", "archive/"),
+    "nibabel": "archive/nifti.py",
+    "pydicom": (
+        "archive/",
+        "cli/report.py",
+        "images/dicom",
+        "reports/origin.py",
+        "reports/report.py",
+        "reports/secondary_capture.py",
+        "reports/structured_report.py",
+    ),
     "requests": ("archive/answers.py", "archive/dicomweb.py"),
     "pyarrow": "cli/embed.py",
     "rouge-score": "reports/evaluation.py",
@@ -46,6 +55,7 @@ WHERE = {  # what the client imports beyond its base, and where
 NOT_IMPORTED = {
     "nvidia-pytriton": "brings Triton's own files",
     "openvino": "named by its module, if it is there",
+    "pyjpegls": "of highdicom",
     "mypy": "a command",
     "pydicom-data": "public files, found by its module",
     "ruff": "a command",

@@ -23,6 +23,7 @@ RIGHT = {  # names that two modules are right to share, and why
     "score": "likewise",
 }
 SHARED = {"Connection", "Listener", "Report", "ReportRequest", "error_response", "read_report", "read_text"}
+SHARED |= {"Stored", "Table", "read_table", "text"}
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:

@@ -33,14 +33,13 @@ from medimage_client.errors import InvalidInput
 from medimage_client.images.encoding import ImageInput, encode_image
 from medimage_client.images.resize import Resize
 from medimage_client.images.windowing import DicomWindow, Window
-from medimage_client.reports.report import Report, read_report
+from medimage_client.reports.report import Report, report_of
 from medimage_client.reports.requests import (
     MODEL,
     WHOLE_OUTPUTS,
     infer_report,
     score_reports,
     stream_report,
-    text_of,
 )
 from medimage_client.reports.stream import AsyncReportStream
 from medimage_client.schema.embeddings import Answer, Layout, RequestParams, read_request
@@ -366,7 +365,7 @@ class AsyncCXRReportGen:
         )
         request, choice = await with_images(request, study)
         outputs = await infer_report(self._connection, request, WHOLE_OUTPUTS, timeout, dicom_window)
-        return read_report(text_of(outputs, "output"), text_of(outputs, "status"), choice)
+        return report_of(outputs, choice)
 
     def stream(
         self,
@@ -468,6 +467,7 @@ async def stream_study(
 ) -> AsyncGenerator[Outputs | Choice, None]:
     """The choice of images, if one is made, and the responses of `stream_report`."""
     request, choice = await with_images(request, study)
+    check_prior(request)
     if choice is not None:
         yield choice
     async with aclosing(stream_report(connection, request, timeout, dicom_window)) as responses:

@@ -1,8 +1,6 @@
 """Read a Triton model repository before Triton does, so that its mistakes get one clear line each."""
 
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -10,6 +8,7 @@ from google.protobuf import text_format  # type: ignore[import-untyped]  # proto
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from medimage_server.errors import LaunchError
+from medimage_server.exported import Export
 
 # What Triton opens in a version folder where the config names nothing else, by the config's backend or platform.
 LARGE_FILE_BYTES = 2**20
@@ -50,7 +49,7 @@ class ServedModels:
     def changed(self) -> set[str]:
         return {name for name, state in self._states.items() if self._state(name) != state}
 
-    def exports(self) -> dict[str, "Export"]:
+    def exports(self) -> dict[str, Export]:
         """What the manifests say, by the model in whose folder `medimage export` leaves one."""
         found = {name: Export.read(path) for name in self.names for path in self._files(name, "manifest.json")}
         return {name: export for name, export in found.items() if export is not None}
@@ -71,29 +70,6 @@ class ServedModels:
     def _files(self, name: str, pattern: str) -> list[Path]:
         found = (self.repository / name).glob(f"[0-9]*/{pattern}")
         return [path for path in found if path.is_file() and path.parent.name != "__pycache__"]
-
-
-@dataclass(frozen=True, slots=True)
-class Export:
-    """What was exported."""
-
-    precision: str
-    format: str
-    checkpoint: str  # the name of its file or folder
-    checkpoint_sha256: str | None  # None of random weights
-
-    @classmethod
-    def read(cls, manifest: Path) -> "Export | None":
-        """None of a manifest that is not one of ours."""
-        try:
-            values = json.loads(manifest.read_text(encoding="utf-8"))
-            source = values["checkpoint"]
-            return cls(values["precision"], values["format"], source["weights"], source.get("sha256"))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def to_json(self) -> dict[str, str | None]:
-        return asdict(self)
 
 
 def changed_line(models: Iterable[str]) -> str:

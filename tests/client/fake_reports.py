@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from medimage_client.errors import MedImageError
+from medimage_client.schema.reports import ModelIdentity
 from medimage_client.wire.transport import Call, Outputs
 
 PIECES = ("<obj>Heart ", "is normal.</obj><obj>Opa", "city. <box><x1><y2><x3><y4></box></ob", "j>")
 TEXT = "".join(PIECES)
 OUTPUT = '[["Heart is normal.", null], ["Opacity.", [[0.015, 0.025, 0.035, 0.045]]]]'
+
+
+MODEL = ModelIdentity(checkpoint="maira-2", checkpoint_sha256="5a" * 32, precision="fp16", version="0.1.0")
 
 
 def texts(**values: str) -> Outputs:
@@ -38,6 +42,7 @@ class FakeReports:
     pieces: Sequence[str] = PIECES
     output: str | None = OUTPUT  # None: the call's indication as the one finding
     status: str | None = "complete"  # None: a stream ends without its report
+    model: ModelIdentity | None = None  # None: of a server that does not tell
     broken: MedImageError | None = None
     hang: bool = False
     wait_for_in_flight: int = 1
@@ -57,7 +62,8 @@ class FakeReports:
 
     def _report(self, call: Call) -> Outputs:
         output = json.dumps([[sent(call).get("indication"), None]]) if self.output is None else self.output
-        return texts(output=output, status=self.status)
+        model = {} if self.model is None else {"model": self.model.to_json()}
+        return texts(output=output, status=self.status, **model)
 
     async def infer(self, call: Call, *, timeout: float) -> Outputs:
         self._begin(call, timeout)

@@ -21,7 +21,7 @@ from medimage_client.archive.dicomweb import Resource
 from medimage_client.cli.group import medimage
 from medimage_client.images.encoding import encode_image
 from tests.client.dicom_studies import ct_slice, file_of, radiograph, text_object, uid
-from tests.client.fake_reports import FakeReports, sent
+from tests.client.fake_reports import MODEL, FakeReports, sent
 from tests.client.fake_triton import FakeTriton
 from tests.waiting import wait_until
 
@@ -174,3 +174,22 @@ def test_client_reads_the_archive_with_the_credentials_of_the_environment(url, m
     with CXRReportGen("grpc://unused", transport=FakeReports()) as client:
         report = client.report(study=f"dicomweb+{url}/studies/{uid(1)}", prior=f"dicomweb+{url}/studies/{uid(2)}")
     assert [one.sop_uid for one in report.choice.images] == [uid(1, 1, 1), uid(1, 1, 2), uid(2, 1, 1)]
+
+
+def test_report_is_found_in_the_archive_once_beside_its_images(url, archive, tmp_path, monkeypatch):
+    reports = FakeReports(model=MODEL)
+    monkeypatch.setattr("medimage_client.wire.triton.Endpoint.connect", lambda endpoint, *, shared_memory: reports)
+    command = ("report", f"dicomweb+{url}/studies/{uid(1)}", "--store", "--sr", tmp_path / "report.dcm")
+    done = run(*command, "--secondary-capture", tmp_path / "picture.dcm")
+    assert done.exit_code == 0, done.stderr
+    written = {name: dcmread(tmp_path / f"{name}.dcm") for name in ("report", "picture")}
+    for name, modality in (("report", "SR"), ("picture", "OT")):
+        (found,) = archive.query({"ModalitiesInStudy": modality})
+        assert (found, written[name].Modality) == (uid(1), modality)
+        result = written[name]
+        stored = dcmread(BytesIO(archive.retrieve(uid(1), result.SeriesInstanceUID, result.SOPInstanceUID)))
+        assert stored == result
+    assert "already; --again stores another" in run(*command).stderr
+    assert "Stored the structured report" in run(*command, "--again").stderr
+    # what was stored is none of the images that the next report takes
+    assert {len(sent(call).keys() & {"frontal_image", "lateral_image", "prior_image"}) for call in reports.calls} == {2}

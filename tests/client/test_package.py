@@ -14,6 +14,7 @@ def test_exported_names_are_sorted_and_exist():
 def test_import_needs_no_extra_and_loads_no_wire():
     blocked = (
         "click",
+        "highdicom",
         "pydicom",
         "dicomweb_client",
         "requests",

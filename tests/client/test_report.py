@@ -9,6 +9,7 @@ from PIL import Image
 from medimage_client import Box, Finding, InvalidInput, Report, ResponseError
 from medimage_client.reports.picture import colour_of, wrap
 from medimage_client.reports.report import read_report
+from medimage_client.schema.reports import ModelIdentity, read_identity
 
 SIZES = [(518, 518), (2500, 2048), (2048, 2500), (2021, 1777), (1777, 2021), (333, 1000), (1000, 333), (7, 5), (1, 3)]
 BINS = [(index + 0.5) / 100 for index in range(100)]
@@ -113,6 +114,22 @@ def test_output_of_another_form_is_refused_without_its_text(output):
 def test_unknown_status_is_refused():
     with pytest.raises(ResponseError, match="unknown status of a report"):
         read_report("[]", "done")
+
+
+MODEL = '{"checkpoint": "maira-2", "checkpoint_sha256": null, "precision": "fp32", "version": "0.1.0", "later": 5}'
+
+
+def test_report_has_the_model_that_wrote_it_where_the_server_tells():
+    told = ModelIdentity(checkpoint="maira-2", checkpoint_sha256=None, precision="fp32", version="0.1.0")
+    assert read_report("[]", "complete", MODEL).model == told
+    assert read_identity(told.to_json()) == told
+    assert read_report("[]", "complete").model is None
+
+
+@pytest.mark.parametrize("model", ["", "5", "[]", "{}", MODEL.replace('"fp32"', "null"), MODEL.replace("null", "5")])
+def test_model_of_another_form_is_refused(model):
+    with pytest.raises(ResponseError, match="the output model is not the JSON of an object with the texts"):
+        read_report("[]", "complete", model)
 
 
 def test_repr_shows_no_clinical_text():

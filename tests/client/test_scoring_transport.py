@@ -20,7 +20,7 @@ from medimage_client.images.encoding import encode_image
 from medimage_client.wire.scoring import ScoringEndpoint
 from medimage_client.wire.scoring_messages import read_events
 from tests.client.azure_samples import read_report_requests, read_request
-from tests.client.fake_reports import OUTPUT, PIECES
+from tests.client.fake_reports import MODEL, OUTPUT, PIECES
 from tests.client.http_server import serving
 from tests.client.scoring_server import REPORT_EVENTS, SCALING_FACTOR, WAIT_S, Endpoint, Handler, event
 
@@ -596,6 +596,15 @@ def test_report_comes_with_its_status_and_in_pieces(reports, endpoint, film):
     assert stream.report == report
     endpoint.events = (event("row", row=0, output="[]", status="truncated"), event("end"))
     assert reports.report(film).status == "truncated"
+    assert reports.report(film).model is None
+
+
+def test_report_of_an_endpoint_tells_its_model(reports, endpoint, film):
+    endpoint.events = (event("row", row=0, output="[]", status="complete", model=MODEL.to_json()), event("end"))
+    assert reports.report(film).model == MODEL
+    endpoint.events = (event("row", row=0, output="[]", status="complete", model=5), event("end"))
+    with pytest.raises(errors.ResponseError, match="not a scoring endpoint"):
+        reports.report(film)
 
 
 EVENTS = b"".join(REPORT_EVENTS)

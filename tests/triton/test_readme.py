@@ -18,10 +18,12 @@ from PIL import Image
 from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_export.phantoms.chest_study import TEST_SEEDS, chest_study
 from medimage_server.listening import choose_ports
+from tests.client.radiographs import radiograph
 from tests.examples import examples
 from tests.paths import PHANTOM_CHECKPOINT, REPORT_CHECKPOINT, ROOT
 
 README, CLIENT, COMMANDS = "README.md", "docs/client.md", "docs/cli.md"
+AS_DICOM, SR_COMMANDS = "docs/structured_reports.md", "## From the command line"
 ENDPOINT, MODELS, QUICK_START = "docs/endpoint.md", "docs/models.md", "docs/quickstart.md"
 WAIT_S = 120.0  # for any one command
 KEY = "a-key-for-the-readme"
@@ -42,6 +44,9 @@ def workplace(unexported, tmp_path_factory):
     study = chest_study(TEST_SEEDS[0])
     for name, view in (("frontal", study.frontal), ("lateral", study.lateral)):
         Image.fromarray(view).save(folder / f"{name}.png")
+        height, width = view.shape
+        number = 1 if name == "frontal" else 2
+        (folder / f"{name}.dcm").write_bytes(radiograph((width, height), number=number, PixelData=view.tobytes()))
     columns = ["frontal_image", "lateral_image", "indication", "technique", "comparison"]
     images = [encodebytes((folder / f"{name}.png").read_bytes()).decode() for name in ("frontal", "lateral")]
     request = {
@@ -129,6 +134,8 @@ PYTHON = {  # page, heading and number of an example, what it prints below it
     "medimageinsight": (CLIENT, "## MedImageInsight", 0),
     "report": (CLIENT, "## CXRReportGen", 0),
     "nvidia": (MODELS, "### gRPC with NVIDIA's own client", 0),
+    "structured-report": (AS_DICOM, "## From Python", 0),
+    "boxes": (AS_DICOM, "## Where the boxes are", 0),
     "readme-embeddings": (README, "## Python", 0),
     "readme-report": (README, "## Python", 1),
 }
@@ -158,8 +165,8 @@ def test_other_precisions_are_exported(run, workplace, unexported):
     "command",
     [
         line
-        for heading in ("## Embeddings and labels", "## Reports")
-        for block in examples(COMMANDS, heading)
+        for page, heading in ((COMMANDS, "## Embeddings and labels"), (COMMANDS, "## Reports"), (AS_DICOM, SR_COMMANDS))
+        for block in examples(page, heading)
         for line in block.splitlines()
     ],
 )

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from http.client import HTTPConnection
+from importlib.metadata import version
 from io import BytesIO
 from types import SimpleNamespace
 
@@ -22,7 +23,14 @@ from PIL import Image
 from tokenizers import Tokenizer
 from tritonclient.utils import InferenceServerException
 
-from medimage_export.cxrreportgen.checkpoint import load_image_encoder, load_reference_decoder, open_checkpoint
+from medimage_client import CXRReportGen
+from medimage_client.schema.reports import ModelIdentity
+from medimage_export.cxrreportgen.checkpoint import (
+    load_image_encoder,
+    load_reference_decoder,
+    open_checkpoint,
+    weights_sha256,
+)
 from medimage_export.cxrreportgen.export import export_cxrreportgen
 from medimage_server.launcher import run_triton
 from medimage_server.reports.chest_xray import resize_and_crop, stretch_grey
@@ -213,6 +221,22 @@ def test_generate_stream_sends_the_same_as_server_sent_events(triton):
     events = [json.loads(line.removeprefix("data: ")) for line in body.split("\n\n") if line]
     names = ("text_output", "output", "status")
     assert [{name: event[name] for name in names if name in event} for event in events] == expected
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_report_names_the_checkpoint_that_wrote_it(triton, checkpoint, scheme):
+    port = triton.server.grpc_port if scheme == "grpc" else triton.server.http_port
+    with CXRReportGen(f"{scheme}://127.0.0.1:{port}") as client:
+        model = client.report(png(0), max_new_tokens=3).model
+        with client.stream(png(0), max_new_tokens=3) as written:
+            assert len([*written]) > 0
+        assert written.report.model == model
+    assert model == ModelIdentity(
+        checkpoint=checkpoint.name,
+        checkpoint_sha256=weights_sha256(checkpoint),
+        precision="fp32",
+        version=version("medimage-triton"),
+    )
 
 
 @pytest.mark.parametrize("transport", [grpc, http], ids=["grpc", "http"])

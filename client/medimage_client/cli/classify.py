@@ -40,8 +40,8 @@ from medimage_client.images.windowing import DicomWindow
 @click.option("--template", default="{}", show_default=True, help="Text around each label, which replaces {}.")
 @click.option("--multilabel", is_flag=True, help="Rate each label independently; otherwise each row sums to 1.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@archive_options
 @dicom_window_option
+@archive_options
 @transfer_options
 @server_options(timeout=DEFAULT_TIMEOUT_S)
 def classify(

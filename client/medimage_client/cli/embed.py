@@ -44,8 +44,8 @@ UIDS = ("study_uid", "series_uid", "sop_uid")
     callback=lambda ctx, parameter, path: check_output(path),
     help="File to write: .npy, .npz or .parquet.",
 )
-@archive_options
 @dicom_window_option
+@archive_options
 @transfer_options
 @server_options(timeout=DEFAULT_TIMEOUT_S)
 def embed(

@@ -1,14 +1,15 @@
 """`medimage report`: a chest X-ray study to its findings, as they are written."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from PIL import Image
 
+from medimage_client.archive.dicomweb import Archive, Resource, is_dicomweb
 from medimage_client.archive.report_images import is_name, is_study, report_images
 from medimage_client.archive.sources import Sources
 from medimage_client.cli.options import SOURCE, SourceType, archive_options, dicom_window_option, server_options
@@ -18,8 +19,13 @@ from medimage_client.constants import DEFAULT_REPORT_TIMEOUT_S
 from medimage_client.images.encoding import ImageInput
 from medimage_client.images.windowing import DicomWindow
 from medimage_client.reports.grammar import FindingParser, ParsedFinding
+from medimage_client.reports.origin import read_images
 from medimage_client.reports.report import Report
+from medimage_client.reports.requests import request_of
 from medimage_client.schema.reports import Mode
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 
 class ImageType(SourceType):
@@ -67,6 +73,35 @@ MEANING = {
     callback=lambda ctx, parameter, path: check_picture(path),
     help="Picture to write: the frontal image with its boxes, and the findings below it.",
 )
+@click.option(
+    "--sr",
+    "structured_report",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    callback=lambda ctx, parameter, path: check_result(path),
+    help="DICOM structured report to write. The images have to be DICOM files.",
+)
+@click.option(
+    "--secondary-capture",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    callback=lambda ctx, parameter, path: check_result(path),
+    help="The picture as a DICOM Secondary Capture to write, for viewers without structured reports.",
+)
+@click.option(
+    "--store",
+    "is_stored",
+    is_flag=True,
+    help="Store the structured report in the archive that STUDY is in, and with --secondary-capture the picture.",
+)
+@click.option(
+    "--store-to",
+    metavar="ARCHIVE",
+    help="Store them in another archive, dicomweb+https://host/dicom-web.",
+)
+@click.option(
+    "--again",
+    is_flag=True,
+    help="Give DICOM results new UIDs. Otherwise the same study, checkpoint and options make the same UIDs.",
+)
 @dicom_window_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of text.")
 @archive_options
@@ -77,6 +112,11 @@ def report(
     lateral: Path | str | None,
     prior: Path | str | None,
     picture: Path | None,
+    structured_report: Path | None,
+    secondary_capture: Path | None,
+    is_stored: bool,
+    store_to: str | None,
+    again: bool,
     as_json: bool,
     dicom_window: DicomWindow,
     sources: Sources,
@@ -91,14 +131,20 @@ def report(
     dicomweb+https://… of DICOM images: then the frontal image, the lateral one and the earlier study's are chosen, and
     standard error says which and why.
 
-    Boxes are x_min, y_min, x_max, y_max in fractions of the square that the model
-    sees, the middle of the image. With --json the object has `output`, [[text, null or boxes], …] as Azure's endpoint
-    answers, and `status`: complete, truncated or malformed. If the report is not complete, standard error says so.
+    Boxes are x_min, y_min, x_max, y_max in fractions of the square that the model sees, the middle of the image. With
+    --json the object has `output`, [[text, null or boxes], …] as Azure's endpoint answers, and `status`: complete,
+    truncated or malformed. If the report is not complete, standard error says so.
     """
-    images = images_of(study, sources, frontal, lateral, prior)
+    archive = archive_for(study, is_stored, store_to, sources)
+    has_results = structured_report is not None or secondary_capture is not None or archive is not None
+    if again and not has_results:
+        raise click.UsageError("--again is for --sr, --secondary-capture and --store")
+    asked = images_of(study, sources, frontal, lateral, prior) | options
+    if has_results:
+        read_images(request_of(**asked))  # refuses before the work
     with (
         CXRReportGen(url, api_key=api_key) as client,
-        client.stream(**images, **options, dicom_window=dicom_window, timeout=timeout) as stream,
+        client.stream(**asked, dicom_window=dicom_window, timeout=timeout) as stream,
     ):
         if as_json:
             for _ in stream:
@@ -113,7 +159,40 @@ def report(
     elif answer.status != "complete":
         click.echo(f"The report is {answer.status}: {MEANING[answer.status]}.", err=True)
     if picture is not None:
-        write_files({picture: render_picture(answer, images["frontal"], picture, dicom_window)})
+        write_files({picture: render_picture(answer, asked["frontal"], picture, dicom_window)})
+    results = {}
+    if structured_report is not None or archive is not None:
+        results["structured report"] = answer.structured_report(**asked, dicom_window=dicom_window, again=again)
+    if secondary_capture is not None:
+        results["secondary capture"] = answer.secondary_capture(**asked, dicom_window=dicom_window, again=again)
+    places = {"structured report": structured_report, "secondary capture": secondary_capture}
+    write_files({place: dicom_file(results[name]) for name, place in places.items() if place is not None})
+    if archive is not None:
+        store(results, archive)
+
+
+def archive_for(study: Path | str, is_stored: bool, store_to: str | None, sources: Sources) -> Archive | None:
+    """Where results go: to the archive named, or to the study's."""
+    if is_stored and store_to is not None:
+        raise click.UsageError("--store and --store-to are both given; expected one")
+    if store_to is not None:
+        return sources.archive(Resource.parse(store_to).url)
+    if not is_stored:
+        return None
+    if not isinstance(study, str) or not is_dicomweb(study):
+        raise click.BadParameter("STUDY is in no archive; name one with --store-to", param_hint="--store")
+    return sources.archive(study)
+
+
+def store(results: Mapping[str, "Dataset"], archive: Archive) -> None:
+    """Store what the archive does not have, and say on standard error what became of each."""
+    done = archive.store(results.values())
+    for name, result in results.items():
+        uid = str(result.SOPInstanceUID)
+        if uid in done.found:
+            click.echo(f"The archive has the {name} {uid} already; --again stores another.", err=True)
+        else:
+            click.echo(f"Stored the {name} {uid}.", err=True)
 
 
 def images_of(
@@ -131,8 +210,15 @@ def images_of(
     return {"frontal": study, "lateral": lateral, "prior": prior}
 
 
-def check_picture(path: Path | None) -> Path | None:
+def check_result(path: Path | None) -> Path | None:
     """Refuse before the work what could not be written after it."""
+    if path is not None:
+        check_place(path)
+    return path
+
+
+def check_picture(path: Path | None) -> Path | None:
+    """As `check_result`, with the suffix."""
     if path is None:
         return None
     if picture_format(path) not in Image.SAVE:
@@ -151,6 +237,12 @@ def render_picture(report: Report, frontal: ImageInput, path: Path, dicom_window
         report.draw(frontal, dicom_window=dicom_window).save(file, picture_format(path))
     except OSError as error:  # of Pillow, for a mode of pixels that the format does not have
         raise click.ClickException(f"cannot write {path}: {error}") from error
+    return file.getbuffer()
+
+
+def dicom_file(result: "Dataset") -> Content:
+    file = BytesIO()
+    result.save_as(file, enforce_file_format=True)
     return file.getbuffer()
 
 

@@ -28,12 +28,17 @@ def draw_findings(findings: Sequence[Finding], image: ImageInput, dicom_window: 
     size = film.size
     if film.width < MIN_WIDTH_PX:
         film = film.resize((MIN_WIDTH_PX, max(1, round(film.height * MIN_WIDTH_PX / film.width))))
-    font = ImageFont.load_default(max(MIN_FONT_SIZE_PX, 2 * film.width // LINE_LENGTH))
+    font = font_of(film.width)
     draw = ImageDraw.Draw(film)
     for number, finding in enumerate(findings, start=1):
         for box in finding.boxes:
             draw_box(draw, box.to_original_exact(*size), str(number), colour_of(number), font)
     return stack(film, draw_legend(findings, film.width, font))
+
+
+def font_of(width: int) -> Font:
+    """For a picture of that width."""
+    return ImageFont.load_default(max(MIN_FONT_SIZE_PX, 2 * width // LINE_LENGTH))
 
 
 def open_film(image: ImageInput, dicom_window: DicomWindow) -> Image.Image:

@@ -1,17 +1,32 @@
 """A chest X-ray report as the client returns it."""
 
-from dataclasses import dataclass
-from typing import cast, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from PIL import Image
 
 from medimage_client.archive.choice import Choice
-from medimage_client.errors import ResponseError
+from medimage_client.errors import InvalidInput, MedImageError, ResponseError
 from medimage_client.images.encoding import ImageInput
 from medimage_client.images.windowing import DicomWindow
 from medimage_client.reports.finding import Finding, read_findings
+from medimage_client.reports.origin import Origin, read_images
 from medimage_client.reports.picture import draw_findings
-from medimage_client.schema.reports import Status
+from medimage_client.reports.requests import request_of, text_of
+from medimage_client.reports.secondary_capture import secondary_capture
+from medimage_client.reports.structured_report import structured_report
+from medimage_client.schema.reports import ModelIdentity, ReportRequest, Status, read_identity
+from medimage_client.wire.transport import Outputs
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+NO_MODEL = (
+    "the server did not tell which checkpoint wrote the report, and a DICOM result has to; expected a Triton with "
+    "cxrreportgen_stream of this version"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +39,7 @@ class Report:
 
     findings: tuple[Finding, ...]
     status: Status
+    model: ModelIdentity | None = None  # what wrote it; None where the server does not tell
     choice: Choice | None = None  # of the images, where they were chosen of a study
 
     @property
@@ -42,8 +58,77 @@ class Report:
         """
         return draw_findings(self.findings, image, dicom_window)
 
+    def structured_report(
+        self,
+        frontal: ImageInput | None = None,
+        *,
+        dicom_window: DicomWindow = "file",
+        again: bool = False,
+        **study: Any,
+    ) -> "Dataset":
+        """The report as a DICOM Comprehensive SR: a measurement group a finding, boxes in pixels of the frontal image.
 
-def read_report(output: str, status: str, choice: Choice | None = None) -> Report:
+        It follows TID 1500 of DICOM PS3.16. Patient and study are those of the frontal image. `save_as` of what is
+        returned writes the file. Needs the extra `archive`.
+
+        Args:
+            frontal: the DICOM file that the report was asked with; None for the images that were chosen of a study.
+            dicom_window: as in `draw`.
+            again: give it a UID that no other has. Otherwise the UID is always the same of the same images, checkpoint,
+                precision and options, so that an archive holds a result once.
+            study: what else the report was asked with, as in `CXRReportGen.report`. Images have to be DICOM files.
+
+        Raises:
+            InvalidInput: an image is no DICOM file, or of another patient.
+            MissingExtra: highdicom is not installed.
+            MedImageError: the server did not tell its model.
+        """
+        origin = self._origin(self._request(frontal, study), dicom_window, again)
+        return structured_report(self.findings, self.status, origin)
+
+    def secondary_capture(
+        self,
+        frontal: ImageInput | None = None,
+        *,
+        dicom_window: DicomWindow = "file",
+        again: bool = False,
+        **study: Any,
+    ) -> "Dataset":
+        """What `draw` gives, with a notice that it is research output, as a DICOM Secondary Capture Image.
+
+        For viewers that show no structured reports. Arguments and errors are those of `structured_report`.
+        """
+        request = self._request(frontal, study)
+        origin = self._origin(request, dicom_window, again)  # before the drawing: it names the image at fault
+        return secondary_capture(self.draw(request.frontal_image, dicom_window=dicom_window), origin)
+
+    def _request(self, frontal: ImageInput | None, study: Mapping[str, Any]) -> ReportRequest:
+        """What the report was asked with."""
+        if frontal is not None:
+            return request_of(frontal, **study)
+        if self.choice is None:
+            raise InvalidInput("frontal is None; expected the DICOM file, as the images were not chosen of a study")
+        others = {"lateral": self.choice.lateral, "prior": self.choice.prior}
+        chosen = {name: image.read() for name, image in others.items() if image is not None and name not in study}
+        return request_of(self.choice.frontal.read(), **chosen, **study)
+
+    def _origin(self, request: ReportRequest, dicom_window: DicomWindow, again: bool) -> Origin:
+        if self.model is None:
+            raise MedImageError(NO_MODEL)
+        return Origin(read_images(request), request, self.model, dicom_window, token_hex() if again else None)
+
+
+def report_of(outputs: Outputs, choice: Choice | None = None) -> Report:
+    """The report in the last outputs of a server, which may have no `model`.
+
+    Raises:
+        ResponseError: see `read_report`.
+    """
+    model = text_of(outputs, "model") if "model" in outputs else None
+    return replace(read_report(text_of(outputs, "output"), text_of(outputs, "status"), model), choice=choice)
+
+
+def read_report(output: str, status: str, model: str | None = None) -> Report:
     """A report from the server's `output`, the JSON of `[[text, null | [[x_min, y_min, x_max, y_max], …]], …]`.
 
     Raises:
@@ -51,4 +136,4 @@ def read_report(output: str, status: str, choice: Choice | None = None) -> Repor
     """
     if status not in get_args(Status):
         raise ResponseError(f"unknown status of a report; expected one of {list(get_args(Status))}", status=200)
-    return Report(read_findings(output), cast(Status, status), choice)
+    return Report(read_findings(output), cast(Status, status), None if model is None else read_identity(model))

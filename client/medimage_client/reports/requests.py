@@ -21,6 +21,7 @@ from medimage_client.wire.transport import Call, Outputs
 MODEL = "cxrreportgen_stream"
 WHOLE_OUTPUTS = ("output", "status")
 STREAM_OUTPUTS = ("text_output", *WHOLE_OUTPUTS)
+MODEL_OUTPUT = "model"  # which older servers lack
 SCORE_OUTPUTS = ("output",)  # the status is not Azure's
 
 
@@ -67,6 +68,13 @@ async def score_reports(connection: Connection, rows: Sequence[ReportRequest], t
     return await gather([output_of(n, row) for n, row in enumerate(rows)])
 
 
+def request_of(
+    frontal: ImageInput, *, lateral: ImageInput | None = None, prior: ImageInput | None = None, **options: Any
+) -> ReportRequest:
+    """A request from the arguments of `CXRReportGen.report`."""
+    return ReportRequest(frontal_image=frontal, lateral_image=lateral, prior_image=prior, **options)
+
+
 def call_of(request: ReportRequest, output_names: tuple[str, ...], dicom_window: DicomWindow = "file") -> Call:
     """The request of Triton; reads and encodes the images.
 
@@ -79,7 +87,7 @@ def call_of(request: ReportRequest, output_names: tuple[str, ...], dicom_window:
     if request.max_new_tokens is not None:
         inputs["max_new_tokens"] = np.array([request.max_new_tokens], dtype=np.int32)
     parameters = {name: value for name in PARAMETERS if (value := getattr(request, name))}
-    return Call(MODEL, inputs, output_names, parameters, decoupled=True)
+    return Call(MODEL, inputs, output_names, parameters, decoupled=True, optional_names=(MODEL_OUTPUT,))
 
 
 def encoded(column: str, image: ImageInput, dicom_window: DicomWindow) -> bytes:

@@ -6,7 +6,7 @@ from typing import Self
 
 from medimage_client.archive.choice import Choice
 from medimage_client.errors import MedImageError, ResponseError
-from medimage_client.reports.report import Report, read_report
+from medimage_client.reports.report import Report, report_of
 from medimage_client.reports.requests import text_of
 from medimage_client.wire.transport import Outputs
 
@@ -34,8 +34,7 @@ class AsyncReportStream:
                     self._choice = outputs
                     continue
                 if "status" in outputs:
-                    output, status = (text_of(outputs, name) for name in ("output", "status"))
-                    self._report = read_report(output, status, self._choice)
+                    self._report = report_of(outputs, self._choice)
                 piece = text_of(outputs, "text_output") if "text_output" in outputs else ""
                 if piece:
                     return piece

@@ -10,12 +10,14 @@ On top of what `table.py` says:
 - there are no params, so any is refused: it would have no effect.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from medimage_client.errors import InvalidInput
+from medimage_client.errors import InvalidInput, ResponseError
 from medimage_client.images.encoding import ImageInput
+from medimage_client.schema.json_text import decode_json
 from medimage_client.schema.table import check_text, read_image, read_table, read_text, short
 
 Mode = Literal["grounded", "findings", "phrase"]
@@ -72,6 +74,38 @@ class ReportRequest:
 
 
 OPTIONS = tuple(option.name for option in fields(ReportRequest))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelIdentity:
+    """What wrote a report."""
+
+    checkpoint: str  # the name of its folder
+    checkpoint_sha256: str | None  # of its weights, in hexadecimal; None of random ones
+    precision: str  # it was exported in
+    version: str  # of the medimage-triton that served it
+
+    def to_json(self) -> str:
+        """The text of the output `model`."""
+        return json.dumps(asdict(self))
+
+
+def read_identity(text: str) -> ModelIdentity:
+    """The model of an output `model`, which may have more in it.
+
+    Raises:
+        ResponseError: it lacks something, or is not JSON.
+    """
+    names = [name.name for name in fields(ModelIdentity)]
+    try:
+        values = decode_json(text.encode())
+        model = ModelIdentity(**{name: values[name] for name in names})
+    except (KeyError, TypeError, ValueError):
+        model = None
+    texts = [] if model is None else [model.checkpoint, model.checkpoint_sha256 or "", model.precision, model.version]
+    if model is None or not all(isinstance(text, str) for text in texts):
+        raise ResponseError(f"the output model is not the JSON of an object with the texts {names}", status=200)
+    return model
 
 
 def is_report_request(request: Mapping[str, Any]) -> bool:

@@ -186,7 +186,9 @@ def read_event(name: bytes, data: bytes) -> Outputs:
         case b"text":
             return text_outputs(read_object(data), text_output="text")
         case b"row":
-            return text_outputs(read_object(data), output="output", status="status")
+            values = read_object(data) or {}
+            model = {"model": "model"} if "model" in values else {}
+            return text_outputs(values, output="output", status="status", **model)
     return {}
 
 

@@ -22,6 +22,7 @@ class Call:
     output_names: Sequence[str]
     parameters: Mapping[str, int]  # a bool stays one
     decoupled: bool = False  # the model's answer is a stream of responses
+    optional_names: Sequence[str] = ()  # outputs that are taken from a stream where it has them
 
 
 class Transport(Protocol):
@@ -34,7 +35,7 @@ class Transport(Protocol):
         """
 
     def stream(self, call: Call, *, timeout: float) -> AsyncGenerator[Outputs, None]:
-        """The responses of a decoupled model, each with those of the call's outputs that it has.
+        """The responses of a decoupled model, each with those of the call's outputs that it has, also optional ones.
 
         To close it before its end cancels the request on the server.
         """

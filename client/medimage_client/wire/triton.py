@@ -167,7 +167,7 @@ class GrpcTransport(TritonTransport):
                         await drain_stream(responses, self._rpc_error)
                     raise stream_error(error.message(), has_begun=has_begun)
                 has_begun = True
-                arrays = {name: result.as_numpy(name) for name in call.output_names}
+                arrays = {name: result.as_numpy(name) for name in (*call.output_names, *call.optional_names)}
                 yield {name: array for name, array in arrays.items() if array is not None}
         except self._rpc_error as error:  # which tritonclient lets through here
             raise self._failure(InferenceServerException(error.details(), status=str(error.code()))) from None
@@ -213,7 +213,7 @@ class HttpTransport(TritonTransport):
                         raise refusal(response.status, await response.read())
                     async for line in response.content:
                         if line.startswith(EVENT):
-                            yield read_event(line.removeprefix(EVENT), call.output_names)
+                            yield read_event(line.removeprefix(EVENT), (*call.output_names, *call.optional_names))
                 finally:
                     response.close()  # and the connection, unless the response has come to its end
         except self._failures as error:

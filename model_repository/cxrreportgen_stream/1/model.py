@@ -8,6 +8,7 @@ import triton_python_backend_utils as pb_utils
 
 from medimage_server import heartbeat
 from medimage_server.bls import infer
+from medimage_server.exported import report_model
 from medimage_server.onnx_settings import ModelLoadError, cuda_options
 from medimage_server.reports.generator import GeneratorSettings, ReportGenerator, StudyRequest
 from medimage_server.reports.metrics import ReportMetrics
@@ -33,13 +34,14 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(str(error)) from error
         except (OSError, ValueError) as error:
             raise pb_utils.TritonModelException(f"{args['model_name']}: {error}") from error
+        self.model = report_model(version_folder)
         self.metrics = ReportMetrics(pb_utils, self.generator.scheduler, {"instance": args["model_instance_name"]})
 
     def execute(self, requests):
         """Hand the requests over; they are answered by the generator's threads, from which this returns at once."""
         for request in requests:
             parameters = json.loads(request.parameters())
-            answer = StreamedAnswer(pb_utils, request, parameters)
+            answer = StreamedAnswer(pb_utils, request, parameters, model=self.model)
             try:
                 tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
                 self.generator.submit(StudyRequest.from_tensors(tensors, parameters), answer)

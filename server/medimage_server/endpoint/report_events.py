@@ -1,7 +1,8 @@
 """Reports as they are written, as server-sent events (WHATWG HTML, section 9.2).
 
     event: text    data: {"row": 0, "text": "<obj>The heart"}           a piece of a row's answer
-    event: row     data: {"row": 0, "output": "<JSON text>", "status": "complete"}    the row is done
+    event: row     data: {"row": 0, "output": "<JSON text>", "status": "complete", "model": "<JSON text>"}
+                                                                         the row is done; model where Triton tells it
     event: end     data: {}                                              all rows are
     event: error   data: {"row": 0, "message": "...", "status": 424, ...}    there will be nothing more; row and column
                                                                          at fault, if it was one
@@ -53,8 +54,8 @@ async def report_events(
                 if text := text_of(outputs, "text_output") if "text_output" in outputs else "":
                     await put(event("text", row=row, text=text))
                 if "status" in outputs:
-                    output, status = text_of(outputs, "output"), text_of(outputs, "status")
-                    await put(event("row", row=row, output=output, status=status))
+                    ending = {name: text_of(outputs, name) for name in ("output", "status", "model") if name in outputs}
+                    await put(event("row", row=row, **ending))
                     is_done = True
         if not is_done:
             raise ResponseError("the stream ended before its report", status=200)

@@ -13,7 +13,7 @@ from medimage_client.schema import embeddings, reports
 from medimage_client.schema.embeddings import Layout
 from medimage_server.endpoint.keys import KEYS_VARIABLE
 from medimage_server.errors import LaunchError
-from medimage_server.model_repository import Export
+from medimage_server.exported import Export
 
 MB = 2**20
 

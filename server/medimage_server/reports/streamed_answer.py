@@ -23,10 +23,13 @@ class StreamedAnswer:
         pb_utils: the module triton_python_backend_utils, which there is only inside Triton.
         request: the InferenceRequest; only its sender is kept.
         parameters: of the request.
+        model: what the output `model` tells; None for no such output.
     """
 
-    def __init__(self, pb_utils: Any, request: Any, parameters: Mapping[str, object]) -> None:
-        self._pb_utils = pb_utils
+    def __init__(
+        self, pb_utils: Any, request: Any, parameters: Mapping[str, object], *, model: str | None = None
+    ) -> None:
+        self._pb_utils, self._model = pb_utils, model
         self._request_id, self._caller = request.request_id(), Caller(pb_utils, request)
         self._parameters = parameters
         self._is_call = number_of(parameters) is not None
@@ -36,7 +39,8 @@ class StreamedAnswer:
             self._caller.send(self._response(text_output=delta))
 
     def end(self, delta: str, report: FinishedReport) -> None:
-        self._caller.finish(self._response(text_output=delta, output=report.output, status=report.status))
+        model = {} if self._model is None else {"model": self._model}
+        self._caller.finish(self._response(text_output=delta, output=report.output, status=report.status, **model))
 
     def fail(self, error: Exception) -> None:
         public = public_error(self._pb_utils, error, self._request_id)

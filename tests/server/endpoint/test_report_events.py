@@ -13,7 +13,7 @@ from medimage_client.schema.reports import ReportRequest
 from medimage_client.wire.connection import Connection
 from medimage_server.endpoint import report_events as module
 from medimage_server.endpoint.report_events import event, report_events, with_comments
-from tests.client.fake_reports import OUTPUT, PIECES, TEXT, FakeReports, sent
+from tests.client.fake_reports import MODEL, OUTPUT, PIECES, TEXT, FakeReports, sent
 from tests.client.fake_triton import grey
 from tests.waiting import soon, until
 
@@ -79,6 +79,11 @@ async def test_pieces_of_a_row_come_in_order_then_its_report_then_the_end():
 async def test_status_is_that_of_the_report(status):
     told, _ = await collected(events_of(FakeReports(status=status), study()))
     assert told[-2] == ("row", {"row": 0, "output": OUTPUT, "status": status})
+
+
+async def test_model_is_told_where_triton_tells_it():
+    told, _ = await collected(events_of(FakeReports(model=MODEL), study()))
+    assert told[-2] == ("row", {"row": 0, "output": OUTPUT, "status": "complete", "model": MODEL.to_json()})
 
 
 async def test_no_rows_are_an_end():

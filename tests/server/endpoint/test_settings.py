@@ -19,7 +19,7 @@ from medimage_server.endpoint.settings import MAX_ROWS, MODELS, EndpointSettings
 from medimage_server.endpoint.worker_pool import bound, endpoint_services
 from medimage_server.endpoint.worker_process import WorkerServer
 from medimage_server.errors import LaunchError
-from medimage_server.model_repository import Export
+from medimage_server.exported import Export
 from medimage_server.supervisor import running
 from tests.server.endpoint.asgi import SETTINGS
 from tests.waiting import until

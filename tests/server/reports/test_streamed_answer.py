@@ -35,6 +35,17 @@ def test_caller_gets_each_delta_and_the_findings_at_the_end():
     assert sender.answered.is_set()
 
 
+def test_model_is_told_with_the_findings():
+    request = Request({})
+    answer = StreamedAnswer(fake_triton(), request, {}, model="{}")
+    answer.text("Clear ")
+    answer.end("lungs.", REPORT)
+    assert [texts(response) for response in request.sender.sent] == [
+        {"text_output": "Clear "},
+        {"text_output": "lungs.", "output": "[]", "status": "complete", "model": "{}"},
+    ]
+
+
 def test_call_gets_the_end_alone_and_its_errors_named():
     answer, sender = streamed(CALL)
     answer.text("Clear ")
