@@ -137,6 +137,15 @@ def test_frames_are_slices_in_the_order_of_their_positions(run, tmp_path):
     assert first.frame is None
 
 
+def test_frames_are_shown_by_the_window_that_is_asked_for(run, tmp_path):
+    write(tmp_path / "mf", a=enhanced([0, 1, 2]))
+    output = tmp_path / "out.npz"
+    options = ["--slices", "all", "--dicom-window", f"0,{2 * STEP}", "--output", output]
+    assert run("embed", tmp_path / "mf", *options).exit_code == 0
+    with np.load(output) as arrays:
+        assert arrays["vectors"].argmax(axis=1).tolist() == [0, 128, 255]
+
+
 def test_archive_that_fails_in_the_middle_costs_what_was_not_read_alone(run, volume, tmp_path, monkeypatch):
     """The fourth slice and those after it; what is embedded is written."""
     reads = []
