@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
@@ -83,6 +84,10 @@ def stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
             for task in unfinished:
                 task.cancel()
             await asyncio.gather(*unfinished, return_exceptions=True)
+        with suppress(
+            TimeoutError
+        ):  # what holds connections, see wire/connection.py; in a forked child nothing else does
+            await asyncio.wait_for(loop.shutdown_asyncgens(), CLOSING_TIME_S)
         loop.stop()
 
     asyncio.run_coroutine_threadsafe(finish(), loop)

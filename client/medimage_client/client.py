@@ -118,9 +118,9 @@ class MedImageInsight(SynchronousClient):
     """MedImageInsight on a Triton server or behind a scoring URI.
 
     The methods are those of `AsyncMedImageInsight`, without `await`; arguments, results and errors are described there.
-    Several threads may share a client; a forked process needs its own. gRPC does not survive a fork after its first
-    call: fork earlier, start processes with `spawn`, or use HTTP. Close a client with `close()` or a `with` block;
-    otherwise it is closed when it is collected or the interpreter exits.
+    Several threads may share a client; over HTTP a forked process may go on with it, by connections of its own. gRPC
+    does not survive a fork after its first call: fork earlier, start processes with `spawn`, or use HTTP. Close a
+    client with `close()` or a `with` block; otherwise it is closed when it is collected or the interpreter exits.
 
     Raises:
         InvalidInput: the url or an option is not valid.

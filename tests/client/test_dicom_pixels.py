@@ -276,6 +276,22 @@ def test_value_of_an_unknown_kind_is_not_shown():
     assert "DOE" not in str(refused.value)
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR", "ignore:The value length")
+@pytest.mark.parametrize("name", ["SOPClassUID", "TransferSyntaxUID"])
+def test_uid_that_is_none_is_not_shown(name):
+    """It may be the rest of a damaged file."""
+    ds = compressed(ramp(), [b"1234"], "1.2.840.10008.1.2.4.100")
+    if name == "SOPClassUID":
+        del ds.PixelData
+        ds.SOPClassUID = "1.2.DOE^JANE"
+        file = file_of(ds)
+    else:
+        file = file_of(ds).replace(b"1.2.840.10008.1.2.4.100", b"1.2.DOE^JANE.8.1.2.4.100"[:23])
+    with pytest.raises(InvalidInput, match="unknown") as refused:
+        encode_image(file)
+    assert "DOE" not in str(refused.value)
+
+
 def test_pydicom_logs_and_warns_of_nothing():
     """Its words quote values: here of a window, as easily of a name."""
     code = """
@@ -297,6 +313,11 @@ def test_kinds_of_faults_that_people_reported(case):
     got = decoded(encode_image(path))
     assert got.ndim == 2
     assert len(np.unique(got)) > 200
+
+
+def test_pixels_that_are_white_space_as_text_are_no_empty_element():
+    ds = dicom(np.full((4, 4), 0x20, np.uint8), WindowCenter=128, WindowWidth=256)
+    assert shown(ds).tolist() == np.full((4, 4), 0x20).tolist()
 
 
 def test_sequence_of_frames_without_groups_is_no_fault():

@@ -352,3 +352,51 @@ def test_client_made_in_a_forked_child_does_not_hang(http_url):
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(FORK), http_url]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (finished.stdout, finished.stderr, finished.returncode) == ("3\n0\n3\n", "", 0)
+
+
+INHERITED = """
+    import os, sys, time
+    from medimage_client import MedImageInsight
+
+    client = MedImageInsight(sys.argv[1], timeout=10)
+    embed = lambda text: int(client.embed_texts([text]).argmax())
+    embed("a")
+    child = os.fork()
+    if child == 0:
+        print(embed("abcd"), flush=True)
+        if sys.argv[2] == "close":
+            client.close()
+        sys.exit()  # with all that an interpreter does at its end
+    status = os.waitpid(child, 0)[1]
+    began = time.monotonic()
+    print(status, embed("abc"), time.monotonic() - began < 5)
+"""
+
+
+@pytest.mark.parametrize("end", ["close", "forget"])
+def test_client_used_in_a_forked_child_harms_no_call_of_its_parent(http_url, end):
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(INHERITED), http_url, end]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (finished.stdout, finished.stderr, finished.returncode) == ("4\n0 3 True\n", "", 0)
+
+
+TWO_LOOPS = """
+    import asyncio, sys
+    from medimage_client import AsyncMedImageInsight
+
+    clients = [AsyncMedImageInsight(url) for url in sys.argv[1:]]
+
+    async def embed(length):  # many at once, which wait for a slot
+        for client in clients:
+            texts = ["x" * n for n in range(1, 200)] + ["y" * length]
+            print(int((await client.embed_texts(texts))[-1].argmax()))
+
+    for length in (3, 5, 7):
+        asyncio.run(embed(length))
+"""
+
+
+def test_asynchronous_client_works_in_one_event_loop_after_the_other(grpc_url, http_url):
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(TWO_LOOPS), grpc_url, http_url]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (finished.stdout, finished.stderr, finished.returncode) == ("3\n3\n5\n5\n7\n7\n", "", 0)

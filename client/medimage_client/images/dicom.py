@@ -33,7 +33,7 @@ from medimage_client.images.dicom_colour import (
     read_palette,
     show_colour,
 )
-from medimage_client.images.dicom_elements import describe, quiet, text
+from medimage_client.images.dicom_elements import describe, quiet, text, uid_name
 from medimage_client.images.dicom_grey import frame_attributes, show_grey
 from medimage_client.images.dicom_pixels import PIXEL_ELEMENTS, image_layout, read_stored
 from medimage_client.images.windowing import DicomWindow
@@ -125,10 +125,8 @@ def show(dataset: Dataset, window: DicomWindow, frame: int | None) -> NDArray[np
 
 def check_object(dataset: Dataset) -> None:
     """Refuse what is no image, by its name."""
-    from pydicom.uid import UID
-
     sop_class = text(dataset, "SOPClassUID") or text(getattr(dataset, "file_meta", None), "MediaStorageSOPClassUID")
-    kind = UID(sop_class).name if sop_class else "an object without SOP Class UID (0008,0016)"
+    kind = uid_name(sop_class) if sop_class else "an object without SOP Class UID (0008,0016)"
     if sop_class == WITHOUT_PIXELS:
         kind = "Media Storage Directory Storage, a DICOMDIR"
     if sop_class and sop_class.startswith(MASKS):

@@ -131,6 +131,7 @@ def expand_segments(dataset: Dataset, colour: str, *, is_little: bool, is_signed
     from pydicom import Dataset
     from pydicom.dataset import FileMetaDataset
     from pydicom.pixels.processing import apply_color_lut
+    from pydicom.uid import UID
 
     keyword = f"{colour}PaletteColorLookupTableDescriptor"
     descriptor = read_descriptor(dataset, keyword, is_little=is_little, is_signed=is_signed)
@@ -138,7 +139,7 @@ def expand_segments(dataset: Dataset, colour: str, *, is_little: bool, is_signed
         raise InvalidInput(f"is a DICOM file in palette colours without {describe(keyword)}")
     one = Dataset()
     one.file_meta = FileMetaDataset()
-    one.file_meta.TransferSyntaxUID = transfer_syntax(dataset)
+    one.file_meta.TransferSyntaxUID = UID(transfer_syntax(dataset))
     segments = dataset[f"Segmented{colour}PaletteColorLookupTableData"]
     for name in COLOURS:  # three of a kind, of which one is used
         setattr(one, f"{name}PaletteColorLookupTableDescriptor", [descriptor.n_entries & 0xFFFF, 0, descriptor.bits])

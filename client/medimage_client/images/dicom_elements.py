@@ -54,7 +54,7 @@ def values(dataset: Dataset | None, keyword: str) -> list[Any]:
             value = dataset[keyword].value
     except Exception as error:  # pydicom converts a value when it is asked for, and raises almost any type
         raise unreadable(keyword) from error
-    if value is None or (isinstance(value, str | bytes) and not value.strip()):
+    if value is None or value == b"" or (isinstance(value, str) and not value.strip()):
         return []
     if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
         return [value]
@@ -65,6 +65,14 @@ def text(dataset: Dataset | None, keyword: str) -> str:
     """Its first value as text in upper case, without the spaces around it; "" if there is none."""
     found = values(dataset, keyword)
     return str(found[0]).strip().upper() if found else ""
+
+
+def uid_name(uid: str) -> str:
+    """What DICOM calls a UID; the UID itself if it is another, and "unknown" for what is none."""
+    from pydicom.uid import UID
+
+    with quiet():
+        return UID(uid).name if UID(uid).is_valid else "unknown"
 
 
 def numbers(dataset: Dataset, keyword: str) -> list[float]:

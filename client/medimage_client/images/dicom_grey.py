@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 from medimage_client.constants import PERCENTILES
 from medimage_client.errors import InvalidInput
 from medimage_client.images.dicom_elements import describe, items, number, numbers, text, values
-from medimage_client.images.dicom_pixels import Layout, Stored, transfer_syntax
+from medimage_client.images.dicom_pixels import EXPLICIT_BIG, Layout, Stored, transfer_syntax
 from medimage_client.images.dicom_tables import read_lookup_table
 from medimage_client.images.windowing import DicomWindow, Window, apply_window
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-BIG_ENDIAN = "1.2.840.10008.1.2.2"  # Explicit VR Big Endian
 BLACK, WHITE = 0, 255
 
 # Functional group macros of enhanced multi-frame objects, and what each holds instead of the top level (PS3.3 C.7.6.16)
@@ -30,7 +29,7 @@ OTHER_WINDOW = "dicom_window 'percentile' or (low, high) shows it in another way
 
 
 def is_little_endian(dataset: Dataset) -> bool:
-    return bool(transfer_syntax(dataset) != BIG_ENDIAN)
+    return transfer_syntax(dataset) != EXPLICIT_BIG
 
 
 def frame_attributes(dataset: Dataset, index: int) -> Dataset:

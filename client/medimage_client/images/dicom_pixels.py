@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from medimage_client.errors import InvalidInput
 from medimage_client.images import dicom_codecs
-from medimage_client.images.dicom_elements import describe, number, numbers, quiet, text, values, whole, wrong
+from medimage_client.images.dicom_elements import describe, number, numbers, quiet, text, uid_name, values, whole, wrong
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -22,8 +22,8 @@ FLOAT_BITS = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}
 GREY = ("MONOCHROME1", "MONOCHROME2")
 ONE_SAMPLE = (*GREY, "PALETTE COLOR")
 THREE_SAMPLES = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
-# Implicit and Explicit VR Little Endian, Deflated Explicit VR Little Endian, Explicit VR Big Endian
-NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
+IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
+NATIVE = (IMPLICIT_LITTLE, EXPLICIT_LITTLE, "1.2.840.10008.1.2.1.99", EXPLICIT_BIG)  # the third of a deflated file
 DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"  # Deflated Image Frame Compression
 RLE = "1.2.840.10008.1.2.5"
 PADDING = {"PixelData": ("PixelPaddingValue", "PixelPaddingRangeLimit"),
@@ -135,27 +135,22 @@ def read_stored(dataset: Dataset, layout: Layout, index: int) -> Stored:
     if not data:
         raise InvalidInput(f"is a DICOM file whose {describe(layout.element)} is empty; expected the pixels")
     syntax = transfer_syntax(dataset)
+    name = uid_name(syntax)
     head = None
     if syntax in NATIVE:
         cells = read_native(dataset, layout, index)
     elif syntax == RLE:
-        cells = read_with_pydicom(dataset, layout, index, syntax.name)
+        cells = read_with_pydicom(dataset, layout, index, name)
+    elif syntax == DEFLATED_FRAMES:
+        cells = read_deflated(encapsulated_frame(dataset, layout, index, name), layout)
+    elif syntax in dicom_codecs.SYNTAXES:
+        frame = encapsulated_frame(dataset, layout, index, name)
+        cells, head = dicom_codecs.decode(frame, syntax, name, layout.rows, layout.columns, layout.samples)
     else:
-        frame = encapsulated_frame(dataset, layout, index, syntax.name)
-        if syntax == DEFLATED_FRAMES:
-            cells = read_deflated(frame, layout)
-        elif syntax in (
-            *dicom_codecs.JPEG,
-            *dicom_codecs.JPEG_LS,
-            *dicom_codecs.JPEG_2000,
-            *dicom_codecs.HIGH_THROUGHPUT,
-        ):
-            cells, head = dicom_codecs.decode(frame, syntax, syntax.name, layout.rows, layout.columns, layout.samples)
-        else:
-            raise InvalidInput(
-                f"is a DICOM file compressed as {syntax.name}, {describe('TransferSyntaxUID')}, which is not read; "
-                "expected RLE, JPEG, JPEG-LS, JPEG 2000 or no compression"
-            )
+        raise InvalidInput(
+            f"is a DICOM file compressed as {name}, {describe('TransferSyntaxUID')}, which is not read; expected RLE, "
+            "JPEG, JPEG-LS, JPEG 2000 or no compression"
+        )
     if layout.is_float:
         return Stored(cells, find_padding(dataset, layout, cells, cells))
     stored = stored_bits(cells, layout, head, is_lossy=syntax in dicom_codecs.LOSSY)
@@ -163,19 +158,17 @@ def read_stored(dataset: Dataset, layout: Layout, index: int) -> Stored:
     return Stored(stored, is_padding, None if head is None else head.is_ybr)
 
 
-def transfer_syntax(dataset: Dataset) -> Any:
-    """pydicom's UID of it; what a file without one was read as, if that is not compressed."""
-    from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-
+def transfer_syntax(dataset: Dataset) -> str:
+    """Its UID; of a file without one what it was read as, if it is not compressed."""
     stated = values(getattr(dataset, "file_meta", None), "TransferSyntaxUID")
     if stated:
-        return UID(stated[0])
+        return str(stated[0])
     if getattr(dataset[PIXEL_ELEMENTS[0]], "is_undefined_length", False) if PIXEL_ELEMENTS[0] in dataset else False:
         raise InvalidInput(f"is a compressed DICOM file without {describe('TransferSyntaxUID')}, which says how")
     is_implicit, is_little = dataset.original_encoding
     if is_implicit:
-        return ImplicitVRLittleEndian
-    return ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
+        return IMPLICIT_LITTLE
+    return EXPLICIT_LITTLE if is_little else EXPLICIT_BIG
 
 
 def read_native(dataset: Dataset, layout: Layout, index: int) -> NDArray[Any]:
@@ -196,10 +189,11 @@ def read_with_pydicom(dataset: Dataset, layout: Layout, index: int, name: str) -
     from pydicom import Dataset
     from pydicom.dataset import FileMetaDataset
     from pydicom.pixels.utils import pixel_array
+    from pydicom.uid import UID
 
     whole_header = Dataset()  # with what the file leaves out
     whole_header.file_meta = FileMetaDataset()
-    whole_header.file_meta.TransferSyntaxUID = transfer_syntax(dataset)
+    whole_header.file_meta.TransferSyntaxUID = UID(transfer_syntax(dataset))
     whole_header.Rows, whole_header.Columns = layout.rows, layout.columns
     whole_header.SamplesPerPixel, whole_header.PhotometricInterpretation = layout.samples, layout.photometric
     whole_header.NumberOfFrames = layout.n_frames

@@ -1,9 +1,13 @@
 """A connection to a server, and the bounds that hold over all calls of a client."""
 
 import asyncio
+import ctypes
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary, WeakSet
 
 from medimage_client.errors import InvalidInput, RequestTimeout, TransportError, Unavailable
 from medimage_client.wire.retries import with_retries
@@ -15,15 +19,44 @@ from medimage_client.wire.triton_workarounds import DeferredTransport
 T = TypeVar("T")
 
 
+class LoopConnection:
+    """What belongs to one event loop: the transport and the slots.
+
+    A transport made here is closed with the loop: `asyncio.run` and its kin close the asynchronous generators that are
+    open (PEP 525), and one of those holds it.
+    """
+
+    def __init__(self, transport: Transport, concurrency: int, *, is_given: bool) -> None:
+        self.transport = transport
+        self.slots = asyncio.Semaphore(concurrency)
+        self._holder = None if is_given else hold(transport)
+        if self._holder is not None:
+            with suppress(StopIteration):  # runs to its `yield`, with nothing to wait for
+                self._holder.__anext__().send(None)
+
+    async def close(self) -> None:
+        if self._holder is not None:
+            await self._holder.aclose()
+
+
+async def hold(transport: Transport) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        await transport.close()
+
+
 class Connection:
-    """Made by the first call, and by the next one after `close`.
+    """Made by the first call in an event loop, and by the next one after `close`.
+
+    A forked child makes its own.
 
     Args:
         connect: makes the transport, see `connector`.
         timeout: seconds for one request with its retries.
         retries: attempts after the first.
         concurrency: requests in flight, of those that hold one of `slots`.
-        transport: one to begin with.
+        transport: one to begin with, of whatever event loop.
 
     Raises:
         InvalidInput: an option is not valid.
@@ -43,16 +76,26 @@ class Connection:
                 f"timeout={timeout}, retries={retries}, concurrency={concurrency}; expected timeout > 0, retries >= 0 "
                 "and concurrency >= 1"
             )
-        self.slots = asyncio.Semaphore(concurrency)
         self._connect = connect
         self._timeout = timeout
         self._retries = retries
-        self._transport = transport
+        self._concurrency = concurrency
+        self._given = transport
+        self._by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopConnection] = WeakKeyDictionary()
+        CONNECTIONS.add(self)
 
     async def close(self) -> None:
-        transport, self._transport = self._transport, None
-        if transport is not None:
-            await transport.close()
+        given, self._given = self._given, None
+        connection = self._by_loop.pop(asyncio.get_running_loop(), None)
+        if given is not None:
+            await given.close()
+        if connection is not None:
+            await connection.close()
+
+    @property
+    def slots(self) -> asyncio.Semaphore:
+        """One for each call under way, of the running event loop."""
+        return self._of_loop().slots
 
     async def is_ready(self, models: Sequence[str]) -> bool:
         try:
@@ -106,9 +149,36 @@ class Connection:
         return await with_retries(attempt, retries=self._retries, timeout=self._timeout if timeout is None else timeout)
 
     def _connected(self) -> Transport:
-        if self._transport is None:
-            self._transport = self._connect()
-        return self._transport
+        return self._of_loop().transport
+
+    def _of_loop(self) -> LoopConnection:
+        loop = asyncio.get_running_loop()
+        connection = self._by_loop.get(loop)
+        if connection is None:
+            transport = self._connect() if self._given is None else self._given
+            is_given = transport is self._given
+            connection = self._by_loop[loop] = LoopConnection(transport, self._concurrency, is_given=is_given)
+        return connection
+
+    def leave_to_parent(self) -> None:
+        """In a forked child, forget the connections without closing them.
+
+        The child has the parent's sockets and, on Linux, its very epoll: to close them here would take them out of
+        that, and the parent's next call would wait for ever. So they are never freed, not even at the end.
+        """
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(dict(self._by_loop)))
+        self._by_loop = WeakKeyDictionary()
+
+
+CONNECTIONS: WeakSet[Connection] = WeakSet()
+
+
+def leave_connections_to_parent() -> None:
+    for connection in list(CONNECTIONS):
+        connection.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=leave_connections_to_parent)
 
 
 def connector(url: str, *, api_key: str | None, shared_memory: bool) -> Callable[[], Transport]:
