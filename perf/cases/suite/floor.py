@@ -26,7 +26,7 @@ MIN_SECONDS = 0.5
 
 
 def matrix_rates(device: Device, shapes: Sequence[tuple[int, int, int]] = ()) -> dict[str, float]:
-    """Best rate over the shapes, by default SHAPES, of each precision, in GFLOP/s (for int8, 10^9 operations a second)."""
+    """Best rate over the shapes, or SHAPES, of each precision, in GFLOP/s (for int8, 10^9 operations a second)."""
     images = max(device.image_batches)
     products = [(images * tokens, width, mlp_width) for tokens, width, mlp_width in shapes or SHAPES]
     return {
