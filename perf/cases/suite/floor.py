@@ -25,10 +25,10 @@ SHAPES = ((14400, 256, 1024), (3600, 512, 2048), (900, 1024, 4096), (225, 2048, 
 MIN_SECONDS = 0.5
 
 
-def matrix_rates(device: Device, shapes: Sequence[tuple[int, int, int]] = SHAPES) -> dict[str, float]:
-    """Best rate over the shapes of each precision, in GFLOP/s (for int8, 10^9 integer operations a second)."""
+def matrix_rates(device: Device, shapes: Sequence[tuple[int, int, int]] = ()) -> dict[str, float]:
+    """Best rate over the shapes, or SHAPES, of each precision, in GFLOP/s (for int8, 10^9 operations a second)."""
     images = max(device.image_batches)
-    products = [(images * tokens, width, mlp_width) for tokens, width, mlp_width in shapes]
+    products = [(images * tokens, width, mlp_width) for tokens, width, mlp_width in shapes or SHAPES]
     return {
         precision: max(_rate(product, shape) for shape in products for product in _products(shape, precision, device))
         for precision in device.precisions
