@@ -98,4 +98,10 @@ def events_of(question: Question, transport: BalancedTransport, *, timeout: floa
 
 def connection_over(transport: BalancedTransport, timeout: float) -> Connection:
     """One for each request: its bound on calls at once is then the request's own."""
-    return Connection(lambda: transport, timeout=timeout, retries=NO_RETRIES, concurrency=CALLS_PER_REQUEST)
+    return Connection(
+        lambda: transport,
+        timeout=timeout,
+        retries=NO_RETRIES,
+        concurrency=CALLS_PER_REQUEST,
+        transport=transport,  # which other requests have, too: it does not end with this one
+    )

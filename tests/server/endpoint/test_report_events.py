@@ -43,7 +43,7 @@ def parsed(events):
 
 
 def events_of(reports, *requests):
-    connection = Connection(lambda: reports, timeout=20.0, retries=0, concurrency=4)
+    connection = Connection(lambda: reports, timeout=20.0, retries=0, concurrency=4, transport=reports)
     return report_events(connection, requests, concurrency=CONCURRENCY)
 
 
