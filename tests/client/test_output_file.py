@@ -28,7 +28,7 @@ from medimage_client.cli.output_file import write_files
 @click.argument("path", type=click.Path(path_type=Path))
 def write(path):
     render = RENDERERS.get(path.suffix, lambda path, *_: {path: bytes(2**20)})
-    write_files(render(path, ["a"] * 300, np.random.default_rng(0).random((300, 1024), np.float32)))
+    write_files(render(path, {"name": ["a"] * 300}, np.random.default_rng(0).random((300, 1024), np.float32)))
 
 write()
 """
