@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from medimage_client.archive.studies import KEYWORDS, Instance, Studies, header_text, header_texts, instance_of
 from medimage_client.constants import MAX_OBJECT_BYTES
 from medimage_client.errors import InvalidInput, MissingExtra
-from medimage_client.images.dicom import DICOM_HEAD_BYTES, is_dicom
+from medimage_client.images.dicom import DICOM_HEAD_BYTES, DICOMDIR, is_dicom
 from medimage_client.images.dicom_elements import quiet
 from medimage_client.images.encoding import read_path
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 Member = tuple[str, Callable[[], BinaryIO], Callable[[], bytes]]  # name, how to open it, how to read it whole
-DICOMDIR = "1.2.840.10008.1.3.10"  # Media Storage Directory Storage
 ZIP_HEADS = (b"PK\x03\x04", b"PK\x05\x06")  # of a member, and of a zip without any
 ENCRYPTED = 0x1  # a flag of a zip's member
 

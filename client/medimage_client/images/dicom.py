@@ -49,7 +49,7 @@ NO_PREAMBLE = re.compile(
     rb"[\x02\x08]\x00[\x00-\x60]\x00([A-Z]{2}|..\x00\x00)|\x00[\x02\x08]\x00[\x00-\x60][A-Z]{2}", re.DOTALL
 )
 MASKS = "1.2.840.10008.5.1.4.1.1.66."  # SOP classes of segmentations start so
-WITHOUT_PIXELS = "1.2.840.10008.1.3.10"  # Media Storage Directory, a DICOMDIR
+DICOMDIR = "1.2.840.10008.1.3.10"  # Media Storage Directory Storage
 
 # What pydicom raises for damaged or incomplete files. Its texts quote the file's values, so none is passed on.
 PYDICOM_ERRORS = (AttributeError, EOFError, IndexError, KeyError, NotImplementedError, OSError, OverflowError,
@@ -127,7 +127,7 @@ def check_object(dataset: Dataset) -> None:
     """Refuse what is no image, by its name."""
     sop_class = text(dataset, "SOPClassUID") or text(getattr(dataset, "file_meta", None), "MediaStorageSOPClassUID")
     kind = uid_name(sop_class) if sop_class else "an object without SOP Class UID (0008,0016)"
-    if sop_class == WITHOUT_PIXELS:
+    if sop_class == DICOMDIR:
         kind = "Media Storage Directory Storage, a DICOMDIR"
     if sop_class and sop_class.startswith(MASKS):
         raise InvalidInput(f"is a DICOM file of {kind}, whose pixels are a mask; expected the image that it is of")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -93,6 +93,20 @@ class Origin:
             "salt": self.salt,
         }
         return str(generate_uid(entropy_srcs=[json.dumps(made_of, sort_keys=True)]))
+
+    def attributes(self, kind: str, series_number: int) -> dict[str, Any]:
+        """What highdicom asks of a result of a kind, which is alone in its series: its UIDs and who made it."""
+        return {
+            "series_instance_uid": self.uid(kind, "series"),
+            "series_number": series_number,
+            "series_description": SERIES_DESCRIPTION,
+            "sop_instance_uid": self.uid(kind),
+            "instance_number": 1,
+            "manufacturer": MANUFACTURER,
+            "manufacturer_model_name": ALGORITHM,
+            "software_versions": self.model.version,
+            "specific_character_set": UTF_8,
+        }
 
 
 def read_images(request: ReportRequest) -> tuple[Dataset, ...]:

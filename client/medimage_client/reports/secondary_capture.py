@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
-from medimage_client.reports.origin import ALGORITHM, MANUFACTURER, NOTICE, SERIES_DESCRIPTION, UTF_8, Origin, discreet
+from medimage_client.reports.origin import ALGORITHM, NOTICE, Origin, discreet
 from medimage_client.reports.picture import BLACK, WHITE, font_of, stack, wrap
 
 if TYPE_CHECKING:
@@ -45,16 +45,8 @@ def secondary_capture(picture: Image.Image, origin: Origin) -> Dataset:
             bits_allocated=8,
             coordinate_system="PATIENT",
             patient_orientation=("L", "F"),  # asked for here; see below
-            series_instance_uid=origin.uid(KIND, "series"),
-            series_number=SERIES_NUMBER,
-            sop_instance_uid=origin.uid(KIND),
-            instance_number=1,
-            manufacturer=MANUFACTURER,
-            manufacturer_model_name=ALGORITHM,
-            software_versions=origin.model.version,
-            series_description=SERIES_DESCRIPTION,
-            specific_character_set=UTF_8,
             transfer_syntax_uid=ExplicitVRLittleEndian,
+            **origin.attributes(KIND, SERIES_NUMBER),
         )
         capture.ConversionType = "WSD"  # made by a workstation
         setattr(capture, "PatientOrientation", frontal.get("PatientOrientation") or "")  # noqa: B010  # typed as a list

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from medimage_client.errors import InvalidInput
 from medimage_client.reports.finding import Box, Finding
-from medimage_client.reports.origin import ALGORITHM, MANUFACTURER, NOTICE, SERIES_DESCRIPTION, UTF_8, Origin, discreet
+from medimage_client.reports.origin import ALGORITHM, MANUFACTURER, NOTICE, Origin, discreet
 from medimage_client.schema.reports import ModelIdentity, Status
 
 if TYPE_CHECKING:
@@ -43,16 +43,8 @@ def structured_report(findings: Sequence[Finding], status: Status, origin: Origi
         document = ComprehensiveSR(
             evidence=origin.images,
             content=content(findings, origin)[0],
-            series_instance_uid=origin.uid(KIND, "series"),
-            series_number=SERIES_NUMBER,
-            sop_instance_uid=origin.uid(KIND),
-            instance_number=1,
-            manufacturer=MANUFACTURER,
-            manufacturer_model_name=ALGORITHM,
-            software_versions=origin.model.version,
-            series_description=SERIES_DESCRIPTION,
             is_complete=status == "complete",
-            specific_character_set=UTF_8,
+            **origin.attributes(KIND, SERIES_NUMBER),
         )
         if status != "complete":
             document.CompletionFlagDescription = PARTIAL[status]
