@@ -46,22 +46,23 @@ def report_images(
         InvalidInput: as of `choose`, or an image cannot be read.
         MedImageError: an archive fails.
     """
-    is_named = {name: isinstance(image, str) and is_name(image) for name, image in (("l", lateral), ("p", prior))}
+    lateral_name = lateral if isinstance(lateral, str) and is_name(lateral) else None
+    prior_name = prior if isinstance(prior, str) and is_name(prior) else None
     if isinstance(study, Choice):
         choice = study
-        if frontal is not None or any(is_named.values()):
+        if frontal is not None or lateral_name or prior_name:
             raise InvalidInput("study is a choice already; expected no names of images beside it")
     else:
         studies = study if isinstance(study, Studies) else sources.read(study)
         choice = choose(
             studies,
             frontal=frontal,
-            lateral=str(lateral) if is_named["l"] else ("none" if lateral is not None else None),
-            prior=str(prior) if is_named["p"] else ("none" if prior is not None else None),
+            lateral=lateral_name or (None if lateral is None else "none"),
+            prior=prior_name or (None if prior is None else "none"),
         )
-    if lateral is not None and not is_named["l"]:
+    if lateral is not None and lateral_name is None:
         choice = overruled(choice, "lateral", "lateral: as given")
-    if prior is not None and not is_named["p"]:
+    if prior is not None and prior_name is None:
         choice = overruled(choice, "prior", "prior: as given")
         if is_study(prior):
             try:
@@ -73,8 +74,8 @@ def report_images(
             choice = replace(overruled(choice, "prior", f"prior: {reason}"), prior=image)
     return ReportImages(
         frontal=choice.frontal.read(),
-        lateral=choice.lateral.read() if choice.lateral else (None if is_named["l"] else lateral),
-        prior=choice.prior.read() if choice.prior else (None if is_named["p"] else prior),
+        lateral=choice.lateral.read() if choice.lateral else (None if lateral_name else lateral),
+        prior=choice.prior.read() if choice.prior else (None if prior_name else prior),
         choice=choice,
     )
 
