@@ -1,6 +1,7 @@
 """Reports as server-sent events, read by a parser of its own, over reports in memory."""
 
 import asyncio
+import gc
 import json
 import re
 from contextlib import aclosing
@@ -10,9 +11,9 @@ import pytest
 
 from medimage_client.errors import InvalidInput, MedImageError, ResponseError, ServerError
 from medimage_client.schema.reports import ReportRequest
-from medimage_client.wire.connection import Connection
 from medimage_server.endpoint import report_events as module
 from medimage_server.endpoint.report_events import event, report_events, with_comments
+from medimage_server.endpoint.scoring import connection_over
 from tests.client.fake_reports import MODEL, OUTPUT, PIECES, TEXT, FakeReports, sent
 from tests.client.fake_triton import grey
 from tests.waiting import soon, until
@@ -43,8 +44,7 @@ def parsed(events):
 
 
 def events_of(reports, *requests):
-    connection = Connection(lambda: reports, timeout=20.0, retries=0, concurrency=4, transport=reports)
-    return report_events(connection, requests, concurrency=CONCURRENCY)
+    return report_events(connection_over(reports, 20.0), requests, concurrency=CONCURRENCY)
 
 
 async def collected(events):
@@ -84,6 +84,16 @@ async def test_status_is_that_of_the_report(status):
 async def test_model_is_told_where_triton_tells_it():
     told, _ = await collected(events_of(FakeReports(model=MODEL), study()))
     assert told[-2] == ("row", {"row": 0, "output": OUTPUT, "status": "complete", "model": MODEL.to_json()})
+
+
+async def test_transport_is_there_for_the_next_request():
+    reports = FakeReports()
+    for _ in range(2):
+        told, _ = await collected(events_of(reports, study()))
+        assert told[-1] == ("end", {})
+        gc.collect()  # the connection of the request
+        await soon()
+    assert reports.closed == 0
 
 
 async def test_no_rows_are_an_end():
