@@ -106,7 +106,7 @@ def serve(
                 "Triton",
                 lambda: spawn_triton(served, listening, run, text_cache_mb=text_cache_mb, locked_apis=locked_apis),
             )
-            (server,) = held.enter_context(running([triton]))
+            (server,) = held.enter_context(running([triton], tell=tell))
             banner, pool = triton_banner(server, served), None
             if score_port is not None:
                 settings = settings.serving(server.models, served.exports())

@@ -41,6 +41,10 @@ class LaunchError(Exception):
     """A server cannot be started, or goes on no more; says what is wrong and what to do."""
 
 
+class StuckStart(LaunchError):
+    """A server's start that came to a standstill by chance: it will not end, and the next one may well."""
+
+
 # the name of the code in pb_utils.TritonError
 CODES = {InvalidInput: "INVALID_ARG", InferenceFailed: "INTERNAL", Unavailable: "UNAVAILABLE", Cancelled: "CANCELLED"}
 

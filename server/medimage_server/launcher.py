@@ -1,5 +1,6 @@
 """Start Triton over a model repository, watch it, and end it with all that it has started."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -8,28 +9,29 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic
 
 import grpc  # type: ignore[import-untyped]  # grpcio has no types
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from medimage_server import heartbeat, signals, versions
-from medimage_server.errors import LaunchError
+from medimage_server.errors import LaunchError, StuckStart
 from medimage_server.installation import cache_options, compose_backends, environment, find_triton, python_backends
 from medimage_server.listening import Ports, Sockets, choose_ports
 from medimage_server.model_repository import ServedModels, changed_line, check_served, with_parts
-from medimage_server.processes import children, end_group, exit_of, parent_of
+from medimage_server.processes import awaited_by, children, end_group, exit_of, parent_of
 from medimage_server.run_folder import PREFIX, SCRATCH, RunFolder, regions, remove_regions, run_folder
+from medimage_server.supervisor import Service, running
 
 START_TIMEOUT_S = 600.0  # generous: full-size weights may come from a slow disk, and a crash is noticed at once
 STOP_TIMEOUT_S = 40.0  # Triton itself gives requests in flight 30 s (--exit-timeout-secs)
 CLEAR_UP_S = 2.0  # for a guard to end what a dead Triton has left
-POLL_S = 0.1
 ANSWER_S = 1.0  # to a question whether it is there
 # Time of no sign of life after which a process counts as hung: of a Python model, which beats each second, and of
 # Triton, which is asked again and again.
 MODEL_SILENT_S = 15.0
 TRITON_SILENT_S = 30.0
+STUCK_S = 30.0  # of a wait in Triton's start that does not end; see triton_workarounds.py
 
 # Triton has no switch for an API; it can only ask for a header of a certain value. So it asks for one that no request
 # can carry: neither HTTP/2 nor gRPC has header names with a space, and neither has HTTP/1 values with a line feed.
@@ -63,6 +65,7 @@ class TritonServer:
         self._configs = served.configs
         self._where = f"see {log}" if log else "see its log above"
         self._deadline = monotonic() + START_TIMEOUT_S
+        self._looked_at, self._standstill = monotonic(), heartbeat.Silence(STUCK_S)
         self._channel = grpc.insecure_channel(
             listening.url.removeprefix("grpc://"),
             [("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", 500)],
@@ -103,12 +106,14 @@ class TritonServer:
 
         Raises:
             LaunchError: it never will.
+            StuckStart: it never will, and another start may well.
         """
         code = self.process.poll()
         if code is not None:
             raise LaunchError(f"Triton ended with exit code {code} before it was ready; {self._where}")
         if monotonic() > self._deadline:
             raise LaunchError(f"Triton was not ready after {START_TIMEOUT_S:.0f} s; {self._where}")
+        self._check_progress()
         try:
             # it listens when all models have been loaded or have failed
             if not self._triton.ServerLive(service_pb2.ServerLiveRequest(), timeout=ANSWER_S).live:
@@ -176,6 +181,15 @@ class TritonServer:
             remove_regions(self._run.region_prefix)
             assert self.process.stdin is not None
             self.process.stdin.close()
+
+    def _check_progress(self) -> None:
+        """Raises StuckStart where Triton waits for what never comes; see triton_workarounds.py."""
+        if monotonic() - self._looked_at < heartbeat.LOOK_S:
+            return
+        self._looked_at = monotonic()
+        waits = [wait for pid in children(self.process.pid) for wait in [*children(pid, ended=True), *awaited_by(pid)]]
+        if self._standstill.lasts(waits or None):
+            raise StuckStart(f"Triton came to a standstill as it loaded its models; {self._where}")
 
     def _find_loaded(self) -> None:
         """Keep of the models those that are ready and whose parts are.
@@ -287,10 +301,10 @@ def run_triton(
     served = ServedModels(repository, models)
     wanted = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
     ports = Ports("127.0.0.1", **choose_ports("127.0.0.1", wanted))
-    with run_folder() as run, spawn_triton(served, ports, run, text_cache_mb=text_cache_mb, log=log) as server:
-        while not server.is_ready():
-            sleep(POLL_S)
-        yield server
+    with run_folder() as run:
+        triton = Service("Triton", lambda: spawn_triton(served, ports, run, text_cache_mb=text_cache_mb, log=log))
+        with running([triton], tell=logging.getLogger(__name__).warning) as (server,):
+            yield server
 
 
 @contextmanager

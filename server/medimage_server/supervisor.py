@@ -5,11 +5,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from time import monotonic, sleep
 from typing import Generic, NoReturn, Protocol, TypeVar
 
-from medimage_server.errors import LaunchError
+from medimage_server.errors import LaunchError, StuckStart
 
 FIRST_DELAY_S = 0.5  # before a server is started again; doubles with each failure
 MAX_DELAY_S = 30.0
 HEALTHY_S = 60.0  # a server that ran so long has its failures forgotten
+MAX_STUCK_STARTS = 3
 POLL_S = 0.1
 
 
@@ -25,6 +26,7 @@ class Running(Protocol):
 
         Raises:
             LaunchError: it never will.
+            StuckStart: it never will, and another start may well.
         """
 
     def failure(self) -> str | None:
@@ -56,22 +58,28 @@ class Service(Generic[R]):
         self._ready_since = 0.0
         self._failures = 0
 
-    def start(self) -> None:
-        """Raises LaunchError if it cannot be started."""
+    def become_ready(self, tell: Callable[[str], object]) -> bool:
+        """Whether it is ready now; it is started if it has not been, and once more where its start got stuck.
+
+        Raises:
+            LaunchError: it cannot be started, or never will be ready.
+        """
+        try:
+            if self.server is None and monotonic() >= self._due:
+                self._start()
+            if not self.is_ready and self.server is not None and self.server.is_ready():
+                self.is_ready, self._ready_since = True, monotonic()
+        except StuckStart as error:
+            if self._failures + 1 >= MAX_STUCK_STARTS:
+                raise
+            self._give_up(f"did not start: {error}; next try in", tell)
+        return self.is_ready
+
+    def _start(self) -> None:
         try:
             self.server = self._context.enter_context(self._run())
         except OSError as error:  # of a full disk, or of too many processes
             raise LaunchError(str(error)) from error
-
-    def become_ready(self) -> bool:
-        """Whether it is ready now.
-
-        Raises:
-            LaunchError: it never will be.
-        """
-        if not self.is_ready and self.server is not None and self.server.is_ready():
-            self.is_ready, self._ready_since = True, monotonic()
-        return self.is_ready
 
     def ask_to_end(self) -> None:
         if self.server is not None:
@@ -95,15 +103,13 @@ class Service(Generic[R]):
                 if not restart:
                     raise LaunchError(f"{self.name} {failure}; see its log above")
                 self._give_up(f"{failure}; starting it again in", tell)
-        elif monotonic() >= self._due:
-            try:
-                if self.server is None:
-                    self.start()
-                if self.become_ready():
-                    assert self.server is not None
-                    tell("; not served: ".join([f"{self.name} is ready again", *self.server.left_out]))
-            except LaunchError as error:
-                self._give_up(f"did not start: {error}; next try in", tell)
+            return
+        try:
+            if self.become_ready(tell):
+                assert self.server is not None
+                tell("; not served: ".join([f"{self.name} is ready again", *self.server.left_out]))
+        except LaunchError as error:
+            self._give_up(f"did not start: {error}; next try in", tell)
 
     def _give_up(self, what: str, tell: Callable[[str], object]) -> None:
         delay_s = self._delay_s()
@@ -121,10 +127,16 @@ class Service(Generic[R]):
 
 
 @contextmanager
-def running(services: Sequence[Service[R]], *, before_end: Callable[[], object] = lambda: None) -> Iterator[list[R]]:
+def running(
+    services: Sequence[Service[R]],
+    *,
+    tell: Callable[[str], object] = lambda line: None,
+    before_end: Callable[[], object] = lambda: None,
+) -> Iterator[list[R]]:
     """The services, all of them ready, for the block; after it they are ended, all at once.
 
     Args:
+        tell: is given a line for each start that got stuck.
         before_end: is called first when the block is left.
 
     Raises:
@@ -134,8 +146,7 @@ def running(services: Sequence[Service[R]], *, before_end: Callable[[], object] 
         try:
             for service in services:
                 stack.callback(service.stop)  # also when its start is broken off
-                service.start()
-            while not all([service.become_ready() for service in services]):
+            while not all([service.become_ready(tell) for service in services]):
                 sleep(POLL_S)
             yield [service.server for service in services if service.server is not None]
         finally:

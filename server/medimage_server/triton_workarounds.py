@@ -11,6 +11,7 @@ here is switched by it. A workaround can go when what shows the fault passes wit
 | BLS has no cancel | 2.51 | 2.57 | python_backend#398 | `is_given_up`, below | test_reports.py |
 | lost process | 2.51 | not known | server#8604 | launcher.py | test_endpoint_faults.py |
 | no model.py | 2.51 | not known | none | model_repository.py | a start of Triton without one |
+| stuck start | 2.51 | not known | none | launcher.py | test_launcher.py |
 | late request | 2.51 | not known | none | text_tokenizer/config.pbtxt | perf/NOTES.md |
 
 Steps go on: the end of a call is not passed on to the steps of an ensemble that have begun, not even to one that still
@@ -27,6 +28,10 @@ ready (newer ones do the latter, server#8552). Requests to it fail from then on,
 of Triton is started again.
 
 No model.py: Triton does not fail on it but waits for ever for the process that cannot start.
+
+Stuck start: while a model is loaded its process must show within each second that it runs. One that could not, on a
+busy machine, is given up, but as it lives its end is waited for, without a limit. So is the first word of a process
+that has ended before it. The launcher sees either from outside, and starts Triton again.
 
 Late request: Triton at times overlooks a request that comes just as the only instance gets free, until it looks again
 after 500 ms: 4 of 600 requests one after the other on a busy machine, none with two instances.

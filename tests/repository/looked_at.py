@@ -25,11 +25,11 @@ class LookedAt(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 
 @contextmanager
-def launched(triton):
+def launched(triton, command=("sleep", "60")):
     """What has started `triton`, over a process that does nothing."""
     with grpc_serving(triton) as url:
         port = int(url.rpartition(":")[2])
-        process = subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE, start_new_session=True)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         run = SimpleNamespace(path=None, region_prefix="none-of-this-name-")
         served = SimpleNamespace(faults={}, configs={}, changed=list)
         with closing(TritonServer(process, Ports("127.0.0.1", port, port, None), run, served, ["a"], None)) as server:

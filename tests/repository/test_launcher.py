@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from medimage_export.repository import copy_unexported
+from medimage_server import launcher
 from medimage_server.endpoint.worker_pool import bound
-from medimage_server.errors import LaunchError
+from medimage_server.errors import LaunchError, StuckStart
 from medimage_server.installation import (
     cache_options,
     compose_backends,
@@ -32,9 +33,11 @@ from medimage_server.model_repository import (
     read_configs,
     with_parts,
 )
+from medimage_server.processes import children
 from tests.paths import REPOSITORY, ROOT
 from tests.repository.looked_at import LookedAt, launched
 from tests.repository.onnx_models import write_text_encoder
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -349,3 +352,14 @@ def test_signal_within_a_look_is_acted_on_when_triton_has_answered():
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60.0)
     last = ended.stderr.splitlines()[-1]  # before it, gRPC may write that the server's end was seen
     assert (ended.returncode, ended.stdout, last) == (1, "answered\n", "signalled")
+
+
+def test_start_in_which_a_process_has_ended_unseen_is_stuck(monkeypatch):
+    """Triton waits for the first word of a Python model's process without a limit."""
+    monkeypatch.setattr(launcher, "STUCK_S", 0.0)
+    unseen = "import os, time; os.fork() or os._exit(0); time.sleep(60)"
+    guard = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {unseen!r}])"
+    with launched(LookedAt(), (sys.executable, "-c", guard)) as server:
+        wait_until(lambda: any(children(pid, ended=True) for pid in children(server.process.pid)))
+        with pytest.raises(StuckStart, match=r"^Triton came to a standstill as it loaded its models; see its log"):
+            wait_until(server.is_ready)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from medimage_server import supervisor
-from medimage_server.errors import LaunchError
+from medimage_server.errors import LaunchError, StuckStart
 from medimage_server.processes import children, exit_of, parent_of
 from medimage_server.supervisor import HEALTHY_S, MAX_DELAY_S, Service, running, watch
 
@@ -209,6 +209,37 @@ def test_first_start_that_the_system_refuses_is_a_launch_error():
 
     with pytest.raises(LaunchError, match=r"No space left on device: '/tmp/x'"), running([Service("a server", fail)]):
         pass
+
+
+@dataclass(frozen=True)
+class Stuck(Child):
+    def is_ready(self):
+        raise StuckStart("it is stuck")
+
+
+def stuck_times(n, server):
+    """Starts of `server`, of which the first n get stuck."""
+
+    @contextmanager
+    def run():
+        with server.run() as child:
+            yield Stuck(child.process) if len(server.processes) <= n else child
+
+    return Service("a server", run)
+
+
+def test_first_start_that_gets_stuck_is_begun_again():
+    said, server = [], Children()
+    with running([stuck_times(2, server)], tell=said.append) as (child,):
+        assert child.process is server.processes[2]
+    assert said == [f"a server did not start: it is stuck; next try in {delay} s" for delay in ("0.5", "1")]
+
+
+def test_start_that_always_gets_stuck_is_given_up():
+    server = Children()
+    with pytest.raises(LaunchError, match=r"^it is stuck$"), running([stuck_times(9, server)]):
+        pass
+    assert len(server.processes) == 3
 
 
 def test_without_restart_one_end_is_the_end_of_all():

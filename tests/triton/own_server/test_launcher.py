@@ -11,6 +11,7 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
+from medimage_server import launcher
 from medimage_server.launcher import run_triton
 from tests.triton.commands import ANY_PORT, END_S, MEDIMAGE, started
 from tests.triton.processes import command_line, descendants, executable, is_running, shared_memory
@@ -121,3 +122,37 @@ def test_refused_requests_do_not_keep_the_server_from_ending(repository, tmp_pat
             client.infer("medimageinsight", [bytes_input(name, [row]) for name, row in rows.items()])
         server.ask_to_end()
         assert server.process.wait(END_S) == 0
+
+
+STOPPED_ONCE = """
+import os, pathlib, signal, subprocess
+
+class TritonPythonModel:
+    def initialize(self, args):
+        seen = pathlib.Path({seen!r})
+        if not seen.exists():  # as on a machine that gives it no processor
+            seen.touch()
+            subprocess.Popen(["sh", "-c", f"sleep 2.5; kill -CONT {{os.getpid()}}"])
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    def execute(self, requests):
+        return []
+"""
+
+
+def test_start_that_got_stuck_is_begun_again(tmp_path, monkeypatch, caplog):
+    """Triton gives up a process that shows no life for a second while it is loaded, and waits for its end for ever."""
+    monkeypatch.setattr(launcher, "STUCK_S", 1.5)
+    (tmp_path / "models/late/1").mkdir(parents=True)
+    (tmp_path / "models/late/1/model.py").write_text(STOPPED_ONCE.format(seen=str(tmp_path / "seen")))
+    (tmp_path / "models/late/config.pbtxt").write_text(
+        'name: "late"\nbackend: "python"\ninput { name: "a" data_type: TYPE_INT32 dims: 1 }\n'
+        'output { name: "b" data_type: TYPE_INT32 dims: 1 }\ninstance_group { kind: KIND_CPU }\n'
+    )
+    with run_triton(tmp_path / "models", log=tmp_path / "log") as server:
+        assert server.models == ("late",)
+    (said,) = caplog.messages
+    assert said == (
+        f"Triton did not start: Triton came to a standstill as it loaded its models; see {tmp_path}/log; "
+        "next try in 0.5 s"
+    )
