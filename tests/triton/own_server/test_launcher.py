@@ -58,7 +58,13 @@ def test_serve_fails_when_its_triton_is_killed_and_leaves_no_shared_memory(repos
     assert not [region for region in regions if region.exists()]
 
 
-@pytest.mark.parametrize("after", ["tritonserver", "triton_python_backend_stub"], ids=["at-once", "models-loading"])
+@pytest.mark.parametrize(
+    "after",
+    [
+        pytest.param("tritonserver", id="at-once", marks=pytest.mark.soak),
+        pytest.param("triton_python_backend_stub", id="models-loading"),
+    ],
+)
 def test_killed_while_triton_starts_it_leaves_nothing(repository, tmp_path, after):
     """SIGTERM to Triton alone would leave the processes of models that are just being loaded."""
     command = [*MEDIMAGE, "serve", "--repository", repository, "--score-port=0"]
@@ -109,17 +115,17 @@ def test_second_server_runs_beside_the_first_with_its_chosen_models_only(triton,
     assert triton.grpc.is_server_ready()
 
 
-@pytest.mark.parametrize("bad", ["image", "text"])
-def test_refused_requests_do_not_keep_the_server_from_ending(repository, tmp_path, bad):
+def test_refused_requests_do_not_keep_the_server_from_ending(repository, tmp_path):
     """A fan-out ensemble never released a request of which one branch failed, see medimageinsight/config.pbtxt."""
-    rows = {"image": (repository / "image_preprocessing/warmup/drawing").read_bytes()[4:], "text": b"heart"}
-    rows[bad] = b"\xff"  # neither an image nor UTF-8
+    drawing = (repository / "image_preprocessing/warmup/drawing").read_bytes()[4:]
+    bad = b"\xff"  # neither an image nor UTF-8
     with (
         run_triton(repository, models=["medimageinsight"], log=tmp_path / "log") as server,
         grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client,
     ):
-        with pytest.raises(InferenceServerException, match="row 0: "):
-            client.infer("medimageinsight", [bytes_input(name, [row]) for name, row in rows.items()])
+        for image, text in ((bad, b"heart"), (drawing, bad)):
+            with pytest.raises(InferenceServerException, match="row 0: "):
+                client.infer("medimageinsight", [bytes_input("image", [image]), bytes_input("text", [text])])
         server.ask_to_end()
         assert server.process.wait(END_S) == 0
 

@@ -144,8 +144,10 @@ def slow_down(step, repository):
 
 @pytest.mark.parametrize(
     ("slow_step", "leave_the_queue"),
-    [("image_preprocessing", 2 * 2), ("image_encoder", 2 * 16)],  # two instances, one request each; batches of 16
-    ids=["image_preprocessing", "image_encoder"],
+    [
+        pytest.param("image_preprocessing", 2 * 2, id="image_preprocessing", marks=pytest.mark.soak),  # two instances
+        pytest.param("image_encoder", 2 * 16, id="image_encoder"),  # batches of 16
+    ],
 )
 def test_full_queue_on_the_image_path_refuses_serves_on_and_lets_the_server_end(
     repository, tmp_path, monkeypatch, slow_step, leave_the_queue

@@ -174,6 +174,7 @@ def test_it_is_not_ready_from_the_end_of_its_triton_until_its_successor_answers(
     assert served.triton != triton
 
 
+@pytest.mark.soak
 def test_hung_process_of_a_model_is_noticed_and_triton_started_again(served, image):
     stub = served.stubs("image_encoder")[0]
     os.kill(stub, signal.SIGSTOP)
