@@ -266,7 +266,12 @@ def header_texts(header: Dataset, keyword: str) -> tuple[str, ...]:
     if value is None:
         return ()
     values = [value] if isinstance(value, str) or not hasattr(value, "__iter__") else value
-    return tuple(str(one).strip() for one in values)
+    return tuple(printable(str(one)).strip() for one in values)
+
+
+def printable(text: str) -> str:
+    """Without what a terminal would act on or cannot show; a header may hold anything."""
+    return text if text.isprintable() else "".join(char if char.isprintable() else " " for char in text)
 
 
 def whole(header: Dataset, keyword: str) -> int | None:
