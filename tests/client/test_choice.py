@@ -281,3 +281,19 @@ def test_command_names_the_images_that_it_cannot_tell_apart(run, reports, tmp_pa
     single = run("report", tmp_path / "film", "--lateral", uid(1, 1, 2))
     assert (single.exit_code, reports.calls) == (2, [])
     assert f"{uid(1, 1, 2)} is for a study; STUDY is a single image" in single.stderr
+
+
+def test_image_is_not_taken_twice_and_frontal_is_not_none(tmp_path):
+    objects = (radiograph(1, 1, ViewPosition="PA"), radiograph(1, 2, ViewPosition="LL"))
+    one = uid(1, 1, 2)
+    with pytest.raises(InvalidInput, match=rf"image 2 of series 1 \({one}\) is taken for two of frontal, lateral and"):
+        chosen(tmp_path, *objects, frontal=one, lateral=one)
+    with pytest.raises(InvalidInput, match="is taken for two"):
+        chosen(tmp_path, *objects, prior=uid(1, 1, 1))
+    with pytest.raises(InvalidInput, match="frontal is none; a report needs a frontal image"):
+        chosen(tmp_path, *objects, frontal="none")
+    with (
+        CXRReportGen("grpc://unused", transport=FakeReports()) as client,
+        pytest.raises(InvalidInput, match="is taken for two"),
+    ):
+        client.report(study=tmp_path, prior=tmp_path)
