@@ -176,7 +176,7 @@ def read_header(file: BinaryIO) -> Dataset | None:
             raise
         except Exception:  # of pydicom, of almost any type
             return None
-        if header.file_meta.get("MediaStorageSOPClassUID") == DICOMDIR:
+        if header_text(header.file_meta, "MediaStorageSOPClassUID") == DICOMDIR:
             header.SOPClassUID = DICOMDIR
             return header
         return header if header_text(header, "SOPInstanceUID") and header_text(header, "SOPClassUID") else None
