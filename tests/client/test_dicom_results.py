@@ -24,7 +24,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from medimage_client import Box, CXRReportGen, Finding, InvalidInput, MedImageError, MissingExtra, Report
+from medimage_client import Box, CXRReportGen, Finding, InvalidInput, MedImageError, MissingExtra, Report, ResponseError
 from medimage_client.archive.dicomweb import Stored
 from medimage_client.archive.sources import Sources
 from medimage_client.cli.group import medimage
@@ -479,6 +479,12 @@ class FakeArchive:
 
     def __init__(self):
         self.objects = {}
+        self.is_closed = False
+
+    def has(self, study, instance):
+        if self.is_closed:
+            raise ResponseError("HTTP 401, the archive refuses the credentials or needs some", status=401)
+        return instance in self.objects
 
     def store(self, instances):
         known = {result.SOPInstanceUID: result for result in instances}
@@ -510,6 +516,14 @@ def test_command_stores_results_once_and_again_when_asked(run, archives):
     assert len(archive.objects) == 2
     assert run("frontal.dcm", *to, "--again").exit_code == 0
     assert len(archive.objects) == 3
+
+
+def test_command_asks_the_archive_before_the_work(run, reports, archives):
+    archives["http://127.0.0.1:8042/d"] = FakeArchive()
+    archives["http://127.0.0.1:8042/d"].is_closed = True
+    result = run("frontal.dcm", "--store-to", "dicomweb+http://127.0.0.1:8042/d")
+    assert (result.exit_code, reports.calls) == (1, [])
+    assert result.stderr == "Error: HTTP 401, the archive refuses the credentials or needs some\n"
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,9 @@ def report(
     check_apart({"--picture": picture, "--sr": structured, "--secondary-capture": capture}, files)
     asked = images | options
     request = request_of(**asked)
-    headers = read_images(request) if has_results else ()  # refuses before the work
+    headers = read_images(request) if has_results else ()  # refuses before the work, and so does the next
+    if archive is not None:
+        archive.has(headers[0].StudyInstanceUID, headers[0].SOPInstanceUID)
     with (
         CXRReportGen(url, api_key=api_key) as client,
         client.stream(**asked, dicom_window=dicom_window, timeout=timeout) as stream,
