@@ -297,3 +297,14 @@ def test_image_is_not_taken_twice_and_frontal_is_not_none(tmp_path):
         pytest.raises(InvalidInput, match="is taken for two"),
     ):
         client.report(study=tmp_path, prior=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")  # pydicom's, as the files are made
+def test_dates_of_older_objects_are_in_order_with_others_and_what_is_none_is_absent(tmp_path):
+    objects = [
+        radiograph(n, 1, ViewPosition="PA", StudyDate=date, AcquisitionDate=date)
+        for n, date in enumerate(("2025.12.01", "20250601", "unknown", "2026.01.02"), start=1)
+    ]
+    choice = chosen(tmp_path, *objects)
+    assert (choice.frontal.study_uid, choice.prior.study_uid) == (uid(4), uid(1))
+    assert [study.date for study in read_studies(tmp_path).studies] == ["", "20250601", "20251201", "20260102"]

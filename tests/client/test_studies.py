@@ -202,7 +202,7 @@ def test_nothing_of_a_patient_is_in_a_repr_or_a_log(folder, caplog):
     with disable_value_validation():
         write(folder, bad=radiograph(1, 7, PatientID="4711" * 20, StudyDate="Jane Doe", ViewPosition="Doe" * 9))
     found = read_studies(folder)  # pydicom would warn of each value, which the tests would fail at
-    assert "Jane Doe" in [one.date for one in found.instances]
+    assert "Doe" * 9 in [one.view for one in found.instances]
     assert not re.search("4711|Doe|Jane|20260102", caplog.text)
     assert not re.search("4711|Jane|20260102", repr(found))
 
