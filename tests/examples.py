@@ -30,6 +30,7 @@ RUN = {
     ("docs/structured_reports.md", "## Where the boxes are"): 1,
     ("docs/endpoint.md", "## Start it"): 3,
     ("docs/endpoint.md", "### The documentation's sample"): 1,
+    ("docs/endpoint.md", "### Code with MLClient"): 2,
     ("docs/endpoint.md", "### curl to the endpoint"): 2,
     ("docs/endpoint.md", "### The Python client against the endpoint"): 1,
     ("docs/models.md", "### curl"): 2,

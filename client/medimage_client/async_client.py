@@ -38,6 +38,7 @@ from medimage_client.reports.requests import (
     MODEL,
     WHOLE_OUTPUTS,
     infer_report,
+    request_of,
     score_reports,
     stream_report,
 )
@@ -350,10 +351,11 @@ class AsyncCXRReportGen:
                 image can be told in the study.
             MedImageError: any other failure.
         """
-        request = ReportRequest(
-            frontal_image=frontal_or_study(frontal, study),
-            lateral_image=lateral,
-            prior_image=prior,
+        request = request_before(
+            study,
+            frontal,
+            lateral=lateral,
+            prior=prior,
             indication=indication,
             technique=technique,
             comparison=comparison,
@@ -390,10 +392,11 @@ class AsyncCXRReportGen:
         Arguments and errors are those of `report`. The request is sent when the first piece is read; errors of
         images, of an archive and of the server are raised there. Closing the stream cancels the request on the server.
         """
-        request = ReportRequest(
-            frontal_image=frontal_or_study(frontal, study),
-            lateral_image=lateral,
-            prior_image=prior,
+        request = request_before(
+            study,
+            frontal,
+            lateral=lateral,
+            prior=prior,
             indication=indication,
             technique=technique,
             comparison=comparison,
@@ -403,8 +406,6 @@ class AsyncCXRReportGen:
             max_new_tokens=max_new_tokens,
             constrained=constrained,
         )
-        if study is None:
-            check_prior(request)
         return AsyncReportStream(stream_study(self._connection, request, study, timeout, dicom_window))
 
     async def score(self, request: Request, *, timeout: float | None = None) -> list[dict[str, str]]:
@@ -430,15 +431,17 @@ class AsyncCXRReportGen:
         return render_reports(await score_reports(self._connection, studies, timeout))
 
 
-def frontal_or_study(frontal: ImageInput | None, study: StudyInput | None) -> ImageInput:
-    """The frontal image; an empty one as long as a study has not told its own."""
+def request_before(study: StudyInput | None, frontal: ImageInput | None, **options: Any) -> ReportRequest:
+    """The request; with an empty frontal image as long as a study has not told its own."""
     if study is None:
-        return cast(ImageInput, frontal)  # None is refused with the rest of the request
+        request = request_of(cast(ImageInput, frontal), **options)  # None is refused with the rest of the request
+        check_prior(request)
+        return request
     if frontal is not None:
         raise InvalidInput(
             "frontal and study are both given; choose(read_studies(…), frontal=UID) overrules the choice"
         )
-    return b""
+    return request_of(b"", **options)
 
 
 async def with_images(request: ReportRequest, study: StudyInput | None) -> tuple[ReportRequest, Choice | None]:
@@ -448,7 +451,6 @@ async def with_images(request: ReportRequest, study: StudyInput | None) -> tuple
         InvalidInput: as of `report_images`, or a report is given of a prior image that is not there.
     """
     if study is None:
-        check_prior(request)
         return request, None
     images = await asyncio.to_thread(
         read_report_images, study, lateral=request.lateral_image, prior=request.prior_image

@@ -42,4 +42,5 @@ PERCENTILES = (1.0, 99.0)  # black and white of a DICOM file without a window, a
 DEFAULT_ARCHIVE_TIMEOUT_S = 300.0  # one request with its retries; a multi-frame object of 1 GiB at 50 Mbit/s takes 170
 ARCHIVE_SILENCE_S = 60.0  # without a byte, after which a request is made again
 ARCHIVE_PAGE = 100  # results of a search in one answer
-MAX_OBJECT_BYTES = 2**30  # of one answer, which is held in memory several times
+MAX_OBJECT_BYTES = 2**30  # of one answer, which is held in memory several times; and of what a DICOM file inflates to
+MAX_FRAME_PX = 178_956_970  # rows x columns of a DICOM frame, where Pillow's own bound for other files is

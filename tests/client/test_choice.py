@@ -281,3 +281,30 @@ def test_command_names_the_images_that_it_cannot_tell_apart(run, reports, tmp_pa
     single = run("report", tmp_path / "film", "--lateral", uid(1, 1, 2))
     assert (single.exit_code, reports.calls) == (2, [])
     assert f"{uid(1, 1, 2)} is for a study; STUDY is a single image" in single.stderr
+
+
+def test_image_is_not_taken_twice_and_frontal_is_not_none(tmp_path):
+    objects = (radiograph(1, 1, ViewPosition="PA"), radiograph(1, 2, ViewPosition="LL"))
+    one = uid(1, 1, 2)
+    with pytest.raises(InvalidInput, match=rf"image 2 of series 1 \({one}\) is taken for two of frontal, lateral and"):
+        chosen(tmp_path, *objects, frontal=one, lateral=one)
+    with pytest.raises(InvalidInput, match="is taken for two"):
+        chosen(tmp_path, *objects, prior=uid(1, 1, 1))
+    with pytest.raises(InvalidInput, match="frontal is none; a report needs a frontal image"):
+        chosen(tmp_path, *objects, frontal="none")
+    with (
+        CXRReportGen("grpc://unused", transport=FakeReports()) as client,
+        pytest.raises(InvalidInput, match="is taken for two"),
+    ):
+        client.report(study=tmp_path, prior=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")  # pydicom's, as the files are made
+def test_dates_of_older_objects_are_in_order_with_others_and_what_is_none_is_absent(tmp_path):
+    objects = [
+        radiograph(n, 1, ViewPosition="PA", StudyDate=date, AcquisitionDate=date)
+        for n, date in enumerate(("2025.12.01", "20250601", "unknown", "2026.01.02"), start=1)
+    ]
+    choice = chosen(tmp_path, *objects)
+    assert (choice.frontal.study_uid, choice.prior.study_uid) == (uid(4), uid(1))
+    assert [study.date for study in read_studies(tmp_path).studies] == ["", "20250601", "20251201", "20260102"]

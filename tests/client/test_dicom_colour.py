@@ -182,3 +182,21 @@ def test_supplemental_palette_colours_some_values_of_a_grey_image():
 
 def test_percentiles_leave_colour_as_it_is():
     assert_colour(colour(RGB, "RGB"), RGB, 0, dicom_window="percentile")
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [
+        [0, 1, 0, *[1, 65535, 65535] * 20_000],  # of which pydicom would make a list of 1.3 billion
+        [0, 1, 0, *[2, 65535, 0, 0] * 1000],  # which repeat themselves
+        [0, 1, 0, *[0, 0] * 40, *[2, 65535, 3, 0] * 40],  # which repeat what is of no length
+    ],
+    ids=["linear", "indirect", "empty"],
+)
+def test_few_segments_that_stand_for_a_huge_palette_are_not_expanded(segments):
+    ds = dicom(GREY, PhotometricInterpretation="PALETTE COLOR")
+    for name in ("Red", "Green", "Blue"):
+        setattr(ds, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        setattr(ds, f"Segmented{name}PaletteColorLookupTableData", np.uint16(segments).tobytes())
+    with pytest.raises(InvalidInput, match=r"Segmented Red Palette Color Lookup Table Data \(0028,1221\) is damaged"):
+        shown(ds)

@@ -319,3 +319,23 @@ def test_sign_of_12_bits_in_a_cell_of_16_is_extended():
     ds = dicom((values & 0xFFF).astype(np.uint16), BitsStored=12, WindowCenter=0, WindowWidth=4096)
     ds.PixelRepresentation = 1
     assert_grey(ds, EXPECTED)
+
+
+@pytest.mark.parametrize("slope", ["1e308", "-1e298"])
+def test_rescale_beyond_what_can_be_shown_is_named(slope):
+    """Of most values it would make infinity, and black and white of the rest."""
+    with pytest.raises(InvalidInput, match=r"Rescale Slope \(0028,1053\) makes values beyond 1e\+300"):
+        shown(ramp(RescaleSlope=slope, RescaleIntercept=0))
+
+
+def test_float_pixels_beyond_what_can_be_shown_are_named():
+    ds = dicom(np.array([[-1.7e308, 0, 1.7e308]]))
+    ds.add_new(0x7FE00009, "OD", ds.PixelData)
+    del ds.PixelData, ds.BitsStored, ds.HighBit, ds.PixelRepresentation
+    with pytest.raises(InvalidInput, match=r"Double Float Pixel Data \(7FE0,0009\) makes values beyond"):
+        shown(ds)
+
+
+def test_window_beyond_all_values_warns_of_nothing():
+    with pytest.raises(InvalidInput, match="Window Center"):
+        shown(ramp(WindowCenter="1e308", WindowWidth="1e308"))

@@ -27,7 +27,7 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from medimage_client import InvalidInput, MissingExtra
+from medimage_client import InvalidInput, MissingExtra, read_studies
 from medimage_client.images.dicom import is_dicom
 from medimage_client.images.encoding import encode_image
 from tests.client.dicom_files import RAMP, assert_grey, big_endian, compressed, dicom, file_of, item, shown, u16, window
@@ -326,3 +326,26 @@ def test_sequence_of_frames_without_groups_is_no_fault():
     ds.PerFrameFunctionalGroupsSequence = Sequence([])
     assert_grey(ds, EXPECTED)
     assert shown(dicom(u16(7, 7, 7))).tolist() == [[0, 0, 0]]
+
+
+def test_few_bytes_that_stand_for_a_huge_frame_are_not_decoded():
+    ds = compressed(dicom(RAMP), [imagecodecs.jpegls_encode(np.zeros((8, 8), np.uint16))], "1.2.840.10008.1.2.4.80")
+    ds.Rows = ds.Columns = 20_000
+    with pytest.raises(InvalidInput) as refused:
+        encode_image(file_of(ds))
+    assert str(refused.value) == (
+        "is a DICOM file of 20000 x 20000 pixels, as Columns (0028,0011) and Rows (0028,0010) say; expected at most "
+        "178956970 in all"
+    )
+
+
+def test_deflated_file_is_not_inflated_beyond_its_bound(monkeypatch, tmp_path):
+    ds = dicom(RAMP)
+    ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    file = file_of(ds)
+    assert np.asarray(Image.open(BytesIO(encode_image(file)))).shape == (64, 64)
+    monkeypatch.setattr("medimage_client.images.dicom.MAX_OBJECT_BYTES", 2**12)
+    with pytest.raises(InvalidInput, match=r"is a deflated DICOM file of more than 0 MiB"):
+        encode_image(file)
+    (tmp_path / "large").write_bytes(file)
+    assert read_studies(tmp_path).left_out == (f"{tmp_path}/large: is a deflated DICOM file of more than 0 MiB",)

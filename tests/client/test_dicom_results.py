@@ -7,6 +7,8 @@ import sys
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from unittest.mock import Mock
+from zipfile import ZipFile
 
 import highdicom.sr
 import numpy as np
@@ -18,15 +20,16 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import (
     ComprehensiveSRStorage,
     ComputedRadiographyImageStorage,
+    DigitalXRayImageStorageForPresentation,
     SecondaryCaptureImageStorage,
 )
 
-from medimage_client import Box, CXRReportGen, Finding, InvalidInput, MedImageError, MissingExtra, Report
+from medimage_client import Box, CXRReportGen, Finding, InvalidInput, MedImageError, MissingExtra, Report, ResponseError
 from medimage_client.archive.dicomweb import Stored
 from medimage_client.archive.sources import Sources
 from medimage_client.cli.group import medimage
 from medimage_client.images.encoding import encode_image
-from medimage_client.reports.origin import NOTICE
+from medimage_client.reports.origin import NOTICE, read_header
 from medimage_client.reports.picture import colour_of
 from tests.client.fake_reports import MODEL, FakeReports
 from tests.client.radiographs import STUDY, radiograph
@@ -476,6 +479,12 @@ class FakeArchive:
 
     def __init__(self):
         self.objects = {}
+        self.is_closed = False
+
+    def has(self, study, instance):
+        if self.is_closed:
+            raise ResponseError("HTTP 401, the archive refuses the credentials or needs some", status=401)
+        return instance in self.objects
 
     def store(self, instances):
         known = {result.SOPInstanceUID: result for result in instances}
@@ -509,6 +518,14 @@ def test_command_stores_results_once_and_again_when_asked(run, archives):
     assert len(archive.objects) == 3
 
 
+def test_command_asks_the_archive_before_the_work(run, reports, archives):
+    archives["http://127.0.0.1:8042/d"] = FakeArchive()
+    archives["http://127.0.0.1:8042/d"].is_closed = True
+    result = run("frontal.dcm", "--store-to", "dicomweb+http://127.0.0.1:8042/d")
+    assert (result.exit_code, reports.calls) == (1, [])
+    assert result.stderr == "Error: HTTP 401, the archive refuses the credentials or needs some\n"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -526,7 +543,7 @@ def test_command_stores_a_file_nowhere_without_an_archive(run, reports, archives
     assert result.exit_code == 2
     assert "STUDY is in no archive; name one with --store-to" in result.stderr
     result = run("frontal.dcm", "--store-to", "https://host/dicom-web")
-    assert (result.exit_code, "is no DICOMweb source" in result.stderr) == (1, True)
+    assert (result.exit_code, "expected an archive, dicomweb+https://host/dicom-web" in result.stderr) == (2, True)
     assert (reports.calls, archives) == ([], {})
 
 
@@ -541,3 +558,35 @@ def test_results_of_a_study_are_of_the_images_chosen(tmp_path):
     assert document.SOPInstanceUID == report.structured_report(files[0], lateral=files[1]).SOPInstanceUID
     with pytest.raises(InvalidInput, match="frontal is None; expected the DICOM file"):
         GROUNDED.structured_report()
+
+
+@pytest.mark.parametrize(
+    ("args", "option", "what"),
+    [
+        (["frontal.dcm", "--sr", "frontal.dcm"], "--sr", "an image of the report"),
+        (["frontal.dcm", "--prior", "prior.dcm", "--sr", "./prior.dcm"], "--sr", "an image of the report"),
+        (["frontal.dcm", "--lateral", "link.dcm", "--sr", "prior.dcm"], "--sr", "an image of the report"),
+        (["study", "--secondary-capture", "study/frontal.dcm"], "--secondary-capture", "an image of the report"),
+        (["study.zip", "--sr", "study.zip"], "--sr", "an image of the report"),
+        (["frontal.dcm", "--sr", "x.dcm", "--secondary-capture", "x.dcm"], "--secondary-capture", "the place of --sr"),
+        (["frontal.dcm", "--picture", "x.png", "--sr", "x.png"], "--sr", "the place of --picture"),
+    ],
+)
+def test_command_takes_no_place_of_an_image_or_of_another_result(run, reports, tmp_path, args, option, what):
+    for name in ("prior.dcm", "study/frontal.dcm"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(radiograph(ViewPosition="PA"))
+    (tmp_path / "link.dcm").symlink_to("prior.dcm")
+    with ZipFile(tmp_path / "study.zip", "w") as study:
+        study.write(tmp_path / "study" / "frontal.dcm", "frontal.dcm")
+    result = run(*args)
+    assert (result.exit_code, what in result.stderr, option in result.stderr) == (2, True, True)
+    assert reports.calls == []
+    assert {dcmread(path).SOPClassUID for path in tmp_path.rglob("*.dcm")} == {DigitalXRayImageStorageForPresentation}
+
+
+def test_command_reads_the_headers_once_for_all_results(run, monkeypatch):
+    read = Mock(wraps=read_header)
+    monkeypatch.setattr("medimage_client.reports.origin.read_header", read)
+    assert run("frontal.dcm", "--sr", "report.dcm", "--secondary-capture", "picture.dcm").exit_code == 0
+    assert [call.args[0] for call in read.call_args_list] == ["frontal_image"]

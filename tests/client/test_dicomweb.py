@@ -1,6 +1,8 @@
 """An archive over DICOMweb: what is asked of it, what is done when it fails, and what is logged; of a stub."""
 
+import json
 import logging
+import os
 import re
 import ssl
 import subprocess
@@ -60,6 +62,15 @@ def archive(url):
 
 
 STUDY = Resource("", study=uid(1))
+ODD_UIDS = [
+    "1.2",
+    {"vr": "UI"},
+    {"Value": []},
+    {"Value": None},
+    {"Value": [None]},
+    {"Value": [{}]},
+    {"Value": ["../x"]},
+]
 
 
 @pytest.mark.parametrize(
@@ -443,6 +454,84 @@ def test_duplicate_told_by_the_archive_counts_as_found(archive, stub):
     body = b'{"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [273]}}]}}'
     stub.faults = [("POST", Answer(202, body, {"Content-Type": "application/dicom+json"}))]
     assert archive.store([radiograph(3, 1)]) == Stored((), tuple([uid(3, 1, 1)]))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [None, {"a": 1}, ["x"], [None], [{}], *([{"0020000D": one}] for one in ODD_UIDS)],
+    ids=repr,
+)
+@pytest.mark.parametrize("ask", [lambda archive: archive.query({}), lambda archive: archive.read(Resource(""))])
+def test_result_without_a_uid_is_told_and_nothing_else_raised(archive, stub, answer, ask):
+    stub.faults = [("GET", stub.json(answer))]
+    with pytest.raises(ResponseError, match=r"a result of the archive has no UID|is not what DICOMweb has here"):
+        ask(archive)
+    assert len(stub.requests) == 1
+
+
+@pytest.mark.parametrize("answer", [{"a": 1}, ["x"], [None], [{"0020000E": {"Value": [uid(1, 1)]}}]], ids=repr)
+def test_list_of_objects_that_is_none_is_told(archive, stub, answer):
+    stub.faults = [("/instances", stub.json(answer))]
+    with pytest.raises(ResponseError, match=r"a result of the archive has no UID|is not what DICOMweb has here"):
+        archive.read(STUDY)
+
+
+def test_headers_of_another_study_and_without_uid_are_left_out(archive, stub):
+    def lie(answer):
+        first, second, *others = json.loads(answer.body)
+        del first["00080018"]
+        second["0020000D"]["Value"] = ["1.2.3"]
+        return stub.json([first, second, *others])
+
+    stub.faults = [("/metadata", lie)]
+    found = archive.read(STUDY)
+    assert found.instances == ()
+    assert sorted(line.rpartition(": ")[2] for line in found.left_out) == [
+        "has no pixels (Basic Text SR Storage)",
+        "is listed and has no header",
+        "is told to be of another study",
+    ]
+
+
+def test_text_of_a_header_is_printable(archive, stub):
+    def lie(answer):
+        items = json.loads(answer.body)
+        items[0]["00185101"]["Value"] = ["P\u001b[2JA\ud800"]
+        return stub.json(items)
+
+    stub.faults = [("/metadata", lie)]
+    assert [one.view for one in archive.read(STUDY).instances] == ["P [2JA", "LL"]
+
+
+def test_forked_process_asks_by_connections_of_its_own(stub):
+    """Else the answers to both come over one connection, and each takes the other's."""
+    handler = type("ArchiveHandler", (Handler,), {"archive": stub, "protocol_version": "HTTP/1.1"})  # which keeps it
+    with serving(handler) as root, Archive(f"{root}/dicom-web", retries=0) as archive:
+        expected = [archive.retrieve(uid(1), uid(1, 1), uid(1, 1, n)) for n in (1, 2)]
+
+        def ask():
+            return all(archive.retrieve(uid(1), uid(1, 1), uid(1, 1, n + 1)) == expected[n] for n in (0, 1) * 10)
+
+        children = []
+        for _ in range(2):
+            child = os.fork()
+            if not child:
+                try:
+                    os._exit(0 if ask() else 1)
+                finally:  # also where it raises: the tests are the parent's
+                    os._exit(1)
+            children.append(child)
+        assert ask()
+        assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+
+
+@pytest.mark.parametrize("option", ["ca", "cert"])
+def test_file_that_is_no_certificate_is_named(url, tmp_path, option):
+    (tmp_path / "key").write_text("secret")
+    with pytest.raises(InvalidInput, match=f"{tmp_path}/key cannot be read as .* in PEM form"):
+        Archive(url, **{option: tmp_path / "key"})
+    with pytest.raises(InvalidInput, match=f"no file {tmp_path}/none; expected one in PEM form"):
+        Archive(url, **{option: tmp_path / "none"})
 
 
 # ---- TLS and logs

@@ -224,6 +224,7 @@ FILES = {
     "16-bit tiff": tiff(DEEP),
     "16-bit big-endian tiff": big_endian_tiff(DEEP),
     "32-bit tiff": tiff(DEEP.astype(np.int32)),
+    "16-bit pgm": b"P5 8 6 4095\n" + DEEP.astype(">u2").tobytes(),
     "float tiff": tiff(DEEP.astype(np.float32)),
     "white-is-zero tiff": tiff(GREY, tags={262: 0}),
     "white-is-zero 16-bit tiff": tiff(DEEP, tags={262: 0}),

@@ -221,6 +221,12 @@ def test_code_for_azure_runs_against_the_endpoint(endpoint, run, workplace, page
     assert run("python example.py") == printed
 
 
+def test_code_with_mlclient_runs_against_the_endpoint(endpoint, run, workplace):
+    exports, code, printed = examples(ENDPOINT, "### Code with MLClient")[:3]
+    (workplace / "example.py").write_text(code)
+    assert run(f"{exports}python example.py") == printed
+
+
 def test_curl_to_the_endpoint_is_answered(endpoint, run):
     whole, streamed = examples(ENDPOINT, "### curl to the endpoint")
     (row,) = json.loads(run(whole))

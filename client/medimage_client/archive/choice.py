@@ -67,11 +67,13 @@ def choose(
             `none` for no lateral and no prior.
 
     Raises:
-        InvalidInput: there is no radiograph of a chest, several patients, no way to tell which image is frontal, or no
-            image of that UID.
+        InvalidInput: there is no radiograph of a chest, several patients, no way to tell which image is frontal, no
+            image of that UID, or one that is asked for twice.
     """
     if len({one.patient_id for one in studies.instances if one.patient_id}) > 1:
         raise InvalidInput("there are studies of several patients; expected those of one")
+    if frontal == "none":
+        raise InvalidInput("frontal is none; a report needs a frontal image, so expected its SOP Instance UID")
     taken = {name: named(studies, value) for name, value in (("frontal", frontal), ("lateral", lateral)) if value}
     current = study_of(studies, taken.get("frontal")) or latest_of(studies)
     chosen, why = taken.get("frontal"), []
@@ -92,7 +94,21 @@ def choose(
     else:
         before, reason = choose_prior(studies, current)
         why.append(f"prior: {reason}")
-    return Choice(chosen, side, before, tuple(why))
+    return distinct(Choice(chosen, side, before, tuple(why)))
+
+
+def distinct(choice: Choice) -> Choice:
+    """
+    Raises:
+        InvalidInput: an image is taken twice.
+    """
+    uids = [one.sop_uid for one in choice.images]
+    twice = next((one for one in choice.images if uids.count(one.sop_uid) > 1), None)
+    if twice is not None:
+        raise InvalidInput(
+            f"{described(twice)} is taken for two of frontal, lateral and prior; name another, or `none`"
+        )
+    return choice
 
 
 def choose_frontal(study: Study) -> tuple[Instance, str]:

@@ -8,6 +8,7 @@ a patient: what the libraries below would log, which is more, is left out.
 from __future__ import annotations  # types of libraries that are extras
 
 import logging
+import os
 import re
 import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -56,6 +57,8 @@ UID = re.compile(r"[0-9A-Za-z][0-9A-Za-z.\-_]{0,63}")  # archives hold some that
 EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 LOOKS = 3  # at the list of a study's objects, the last of which finds nothing new unless the study grows
 BETWEEN_LOOKS_S = 2.0  # for a study that grows
+# What tells a result of a search (PS3.18, 10.6.3.3)
+SEARCHED_UIDS = {"search_for_studies": ("0020000D",), "search_for_instances": ("0020000E", "00080018")}
 DUPLICATE = 0x0111  # Failure Reason: the archive has it already
 # Legal in a query as they are, and Orthanc 1.10 does not unescape them
 WILDCARDS = {"%2A": "*", "%3F": "?", "%2C": ","}
@@ -115,7 +118,7 @@ class Stored:
 
 
 class Archive:
-    """A connection to a DICOMweb archive, for several threads.
+    """A connection to a DICOMweb archive, for several threads; a forked process goes on by connections of its own.
 
     Args:
         url: of the service, `https://host/dicom-web`.
@@ -147,7 +150,8 @@ class Archive:
             logging.getLogger(name).addFilter(is_not_ours)  # the same function is added once
         self.url = url.rstrip("/")
         self._credentials = credentials or Credentials()
-        self._session = new_session(self._credentials, ca, cert)
+        self._new_session = partial(new_session, self._credentials, ca, cert)
+        self._session, self._process = self._new_session(), os.getpid()
         self._timeout = timeout
         self._retries = retries
 
@@ -292,9 +296,13 @@ class Archive:
                 place = f"dicomweb+{self.url}/studies/{study}/series/{series}"
                 for item in self._metadata(study, series):
                     uid = uid_of(item, "00080018")
-                    if uid in known or (resource.instance and uid != resource.instance):
+                    if not uid or uid in known or (resource.instance and uid != resource.instance):
                         continue
                     name = f"{place}/instances/{uid}"
+                    if uid_of(item, "0020000D") not in ("", study):
+                        known[uid] = None
+                        left_out.append(f"{name}: is told to be of another study")
+                        continue
                     with quiet():
                         header = header_of(item)
                         known[uid] = instance_of(header, name=name, read=partial(self.retrieve, study, series, uid))
@@ -321,7 +329,7 @@ class Archive:
 
     def _metadata(self, study: str, series: str) -> list[dict[str, Any]]:
         try:
-            return self._ask(lambda client: client.retrieve_series_metadata(study, series))
+            return self._ask(lambda client: datasets_of(client.retrieve_series_metadata(study, series)))
         except NotFound:  # deleted since it was listed
             return []
 
@@ -359,6 +367,8 @@ class Archive:
     def _client(self, silence_s: float) -> DICOMwebClient:
         from dicomweb_client import DICOMwebClient
 
+        if self._process != os.getpid():  # forked: the parent's connections carry its answers
+            self._session, self._process = self._new_session(), os.getpid()
         try:
             client = DICOMwebClient(self.url, session=self._session, permissive_uid=True, timeout=silence_s)
         except ValueError:
@@ -370,9 +380,7 @@ class Archive:
 def new_session(credentials: Credentials, ca: Path | None, cert: Path | None) -> Session:
     from requests import Session
 
-    for path in (ca, cert):
-        if path is not None and not path.is_file():
-            raise InvalidInput(f"no file {path}; expected one in PEM form")
+    check_certificates(ca, cert)
 
     def prepare(request: PreparedRequest) -> PreparedRequest:
         path, mark, query = (request.url or "").partition("?")
@@ -402,6 +410,26 @@ def new_session(credentials: Credentials, ca: Path | None, cert: Path | None) ->
     return session
 
 
+def check_certificates(ca: Path | None, cert: Path | None) -> None:
+    """
+    Raises:
+        InvalidInput: a file is not there, or holds something else.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for path, load, what in (
+        (ca, context.load_verify_locations, "certificates"),
+        (cert, context.load_cert_chain, "a certificate with its key"),
+    ):
+        if path is None:
+            continue
+        if not path.is_file():
+            raise InvalidInput(f"no file {path}; expected one in PEM form")
+        try:
+            load(path)
+        except OSError:  # ssl's, too
+            raise InvalidInput(f"{path} cannot be read as {what} in PEM form") from None
+
+
 def header_of(item: Mapping[str, Any]) -> Dataset:
     """A header of DICOM JSON; an element that cannot be read counts as absent."""
     from pydicom import Dataset
@@ -421,21 +449,37 @@ def header_of(item: Mapping[str, Any]) -> Dataset:
 def search_page(
     search: str, args: tuple[str, ...], options: Mapping[str, Any], client: DICOMwebClient
 ) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = getattr(client, search)(*args, **options)
+    found = datasets_of(getattr(client, search)(*args, **options))
+    if not all(uid_of(item, tag) for item in found for tag in SEARCHED_UIDS[search]):
+        raise ResponseError("a result of the archive has no UID, or one that is none", status=200)
     return found
+
+
+def datasets_of(answer: Any) -> list[dict[str, Any]]:
+    """An answer of DICOM JSON.
+
+    Raises:
+        ResponseError: it is another one.
+    """
+    if not isinstance(answer, list) or not all(isinstance(item, dict) for item in answer):
+        raise ResponseError("the archive's answer is not what DICOMweb has here (no list of objects)", status=200)
+    return answer
 
 
 def is_there(client: DICOMwebClient, study: str, instance: str) -> bool:
     try:
-        found = client.search_for_instances(study, search_filters={"SOPInstanceUID": instance})
+        found = datasets_of(client.search_for_instances(study, search_filters={"SOPInstanceUID": instance}))
     except NotFound:  # of archives that answer so for a study that they do not have
         return False
     return any(uid_of(item, "00080018") == instance for item in found)  # some archives ignore a filter
 
 
 def uid_of(item: Mapping[str, Any], tag: str) -> str:
-    """A UID in an answer to a search."""
-    return str((item.get(tag) or {}).get("Value", [""])[0])
+    """A UID in an answer; empty if there is none."""
+    element = item.get(tag)
+    values = element.get("Value") if isinstance(element, dict) else None
+    uid = values[0] if isinstance(values, list) and values else None
+    return uid if isinstance(uid, str) and UID.fullmatch(uid) else ""
 
 
 def uids_of(item: Mapping[str, Any]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from medimage_client.archive.studies import KEYWORDS, Instance, Studies, header_text, header_texts, instance_of
 from medimage_client.constants import MAX_OBJECT_BYTES
 from medimage_client.errors import InvalidInput, MissingExtra
-from medimage_client.images.dicom import DICOM_HEAD_BYTES, DICOMDIR, is_dicom
+from medimage_client.images.dicom import DICOM_HEAD_BYTES, DICOMDIR, Bounded, is_dicom
 from medimage_client.images.dicom_elements import quiet
 from medimage_client.images.encoding import read_path
 
@@ -131,8 +131,9 @@ def files_of_dicomdir(path: Path) -> list[Path]:
 
     folder = path.parent.resolve()
     try:
-        with quiet():
-            names = [header_texts(record, "ReferencedFileID") for record in dcmread(path).DirectoryRecordSequence]
+        with path.open("rb") as file, quiet():
+            records = dcmread(Bounded(file)).DirectoryRecordSequence
+            names = [header_texts(record, "ReferencedFileID") for record in records]
     except Exception as error:  # of pydicom, of almost any type
         raise InvalidInput(f"{path} is a DICOMDIR that cannot be read ({type(error).__name__})") from None
     files = [folder.joinpath(*parts) for parts in names if parts]
@@ -167,15 +168,15 @@ def read_header(file: BinaryIO) -> Dataset | None:
     while True:
         try:
             file.seek(0)
-            header = dcmread(file, stop_before_pixels=True, specific_tags=list(KEYWORDS), force=is_forced)
+            header = dcmread(Bounded(file), stop_before_pixels=True, specific_tags=list(KEYWORDS), force=is_forced)
         except InvalidDicomError:
             is_forced = True
             continue
-        except OSError:
+        except (InvalidInput, OSError):
             raise
         except Exception:  # of pydicom, of almost any type
             return None
-        if header.file_meta.get("MediaStorageSOPClassUID") == DICOMDIR:
+        if header_text(header.file_meta, "MediaStorageSOPClassUID") == DICOMDIR:
             header.SOPClassUID = DICOMDIR
             return header
         return header if header_text(header, "SOPInstanceUID") and header_text(header, "SOPClassUID") else None

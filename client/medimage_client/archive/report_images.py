@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from medimage_client.archive.choice import Choice, choose, choose_frontal, latest_of
+from medimage_client.archive.choice import Choice, choose, choose_frontal, distinct, latest_of
 from medimage_client.archive.dicomweb import is_dicomweb
 from medimage_client.archive.files import is_collection
 from medimage_client.archive.sources import Source, Sources
@@ -71,7 +71,7 @@ def report_images(
                 raise error.at(column="prior_image") from error
             if image.patient_id and choice.frontal.patient_id not in ("", image.patient_id):
                 reason += "; its Patient ID is another than the study's"
-            choice = replace(overruled(choice, "prior", f"prior: {reason}"), prior=image)
+            choice = distinct(replace(overruled(choice, "prior", f"prior: {reason}"), prior=image))
     return ReportImages(
         frontal=choice.frontal.read(),
         lateral=choice.lateral.read() if choice.lateral else (None if lateral_name else lateral),

@@ -5,6 +5,7 @@ An instance knows where its object is and reads it when asked: a study of 300 sl
 
 from __future__ import annotations  # pydicom's types, without importing it
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
@@ -189,8 +190,8 @@ def instance_of(header: Dataset, *, name: str, read: Callable[[], bytes]) -> Ins
     frames = items(header, "PerFrameFunctionalGroupsSequence")
     frame = next(iter(frames), None)
     code = next(iter(items(header, "ViewCodeSequence")), None)
-    acquired = header_text(header, "AcquisitionDate", "ContentDate", "StudyDate")
-    time = header_text(header, "AcquisitionTime", "ContentTime", "StudyTime")
+    acquired = header_date(header, "AcquisitionDate", "ContentDate", "StudyDate")
+    time = header_text(header, "AcquisitionTime", "ContentTime", "StudyTime").replace(":", "")
     described = ("SeriesDescription", "ProtocolName", "AcquisitionDeviceProcessingDescription")
     return Instance(
         name=name,
@@ -206,7 +207,7 @@ def instance_of(header: Dataset, *, name: str, read: Callable[[], bytes]) -> Ins
         body_part=header_text(header, "BodyPartExamined"),
         descriptions=tuple(value for keyword in described if (value := header_text(header, keyword))),
         image_type=header_texts(header, "ImageType"),
-        date=header_text(header, "StudyDate"),
+        date=header_date(header, "StudyDate"),
         acquired=acquired + time if acquired else "",
         patient_id=header_text(header, "PatientID"),
         series_number=whole(header, "SeriesNumber"),
@@ -261,12 +262,23 @@ def header_text(header: Dataset, *keywords: str) -> str:
     return next((value for keyword in keywords for value in header_texts(header, keyword) if value), "")
 
 
+def header_date(header: Dataset, *keywords: str) -> str:
+    """The first date, YYYYMMDD; older objects have YYYY.MM.DD. What is no date counts as absent."""
+    dates = (header_text(header, keyword).replace(".", "") for keyword in keywords)
+    return next((date for date in dates if re.fullmatch(r"[0-9]{8}", date)), "")
+
+
 def header_texts(header: Dataset, keyword: str) -> tuple[str, ...]:
     value = value_of(header, keyword)
     if value is None:
         return ()
     values = [value] if isinstance(value, str) or not hasattr(value, "__iter__") else value
-    return tuple(str(one).strip() for one in values)
+    return tuple(printable(str(one)).strip() for one in values)
+
+
+def printable(text: str) -> str:
+    """Without what a terminal would act on or cannot show; a header may hold anything."""
+    return text if text.isprintable() else "".join(char if char.isprintable() else " " for char in text)
 
 
 def whole(header: Dataset, keyword: str) -> int | None:

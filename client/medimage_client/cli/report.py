@@ -13,15 +13,17 @@ from medimage_client.archive.dicomweb import Archive, Resource, is_dicomweb
 from medimage_client.archive.report_images import is_name, is_study, report_images
 from medimage_client.archive.sources import Sources
 from medimage_client.cli.options import SOURCE, SourceType, archive_options, dicom_window_option, server_options
-from medimage_client.cli.output_file import Content, check_place, write_files
+from medimage_client.cli.output_file import Content, check_place, is_file_or_new, write_files
 from medimage_client.client import CXRReportGen, ReportStream
 from medimage_client.constants import DEFAULT_REPORT_TIMEOUT_S
 from medimage_client.images.encoding import ImageInput
 from medimage_client.images.windowing import DicomWindow
 from medimage_client.reports.grammar import FindingParser, ParsedFinding
 from medimage_client.reports.origin import read_images
-from medimage_client.reports.report import Report
+from medimage_client.reports.report import Report, origin_of
 from medimage_client.reports.requests import request_of
+from medimage_client.reports.secondary_capture import secondary_capture
+from medimage_client.reports.structured_report import structured_report
 from medimage_client.schema.reports import Mode
 
 if TYPE_CHECKING:
@@ -75,13 +77,14 @@ MEANING = {
 )
 @click.option(
     "--sr",
-    "structured_report",
+    "structured",
     type=click.Path(path_type=Path, dir_okay=False, writable=True),
     callback=lambda ctx, parameter, path: check_result(path),
     help="DICOM structured report to write. The images have to be DICOM files.",
 )
 @click.option(
     "--secondary-capture",
+    "capture",
     type=click.Path(path_type=Path, dir_okay=False, writable=True),
     callback=lambda ctx, parameter, path: check_result(path),
     help="The picture as a DICOM Secondary Capture to write, for viewers without structured reports.",
@@ -112,8 +115,8 @@ def report(
     lateral: Path | str | None,
     prior: Path | str | None,
     picture: Path | None,
-    structured_report: Path | None,
-    secondary_capture: Path | None,
+    structured: Path | None,
+    capture: Path | None,
     is_stored: bool,
     store_to: str | None,
     again: bool,
@@ -136,12 +139,16 @@ def report(
     truncated or malformed. If the report is not complete, standard error says so.
     """
     archive = archive_for(study, is_stored, store_to, sources)
-    has_results = structured_report is not None or secondary_capture is not None or archive is not None
+    has_results = structured is not None or capture is not None or archive is not None
     if again and not has_results:
         raise click.UsageError("--again is for --sr, --secondary-capture and --store")
-    asked = images_of(study, sources, frontal, lateral, prior) | options
-    if has_results:
-        read_images(request_of(**asked))  # refuses before the work
+    images, files = images_of(study, sources, frontal, lateral, prior)
+    check_apart({"--picture": picture, "--sr": structured, "--secondary-capture": capture}, files)
+    asked = images | options
+    request = request_of(**asked)
+    headers = read_images(request) if has_results else ()  # refuses before the work, and so does the next
+    if archive is not None:
+        archive.has(headers[0].StudyInstanceUID, headers[0].SOPInstanceUID)
     with (
         CXRReportGen(url, api_key=api_key) as client,
         client.stream(**asked, dicom_window=dicom_window, timeout=timeout) as stream,
@@ -160,12 +167,16 @@ def report(
         click.echo(f"The report is {answer.status}: {MEANING[answer.status]}.", err=True)
     if picture is not None:
         write_files({picture: render_picture(answer, asked["frontal"], picture, dicom_window)})
+    if not has_results:
+        return
+    origin = origin_of(answer, request, headers, dicom_window, again=again)
     results = {}
-    if structured_report is not None or archive is not None:
-        results["structured report"] = answer.structured_report(**asked, dicom_window=dicom_window, again=again)
-    if secondary_capture is not None:
-        results["secondary capture"] = answer.secondary_capture(**asked, dicom_window=dicom_window, again=again)
-    places = {"structured report": structured_report, "secondary capture": secondary_capture}
+    if structured is not None or archive is not None:
+        results["structured report"] = structured_report(answer.findings, answer.status, origin)
+    if capture is not None:
+        drawn = answer.draw(asked["frontal"], dicom_window=dicom_window)
+        results["secondary capture"] = secondary_capture(drawn, origin)
+    places = {"structured report": structured, "secondary capture": capture}
     write_files({place: dicom_file(results[name]) for name, place in places.items() if place is not None})
     if archive is not None:
         store(results, archive)
@@ -176,6 +187,8 @@ def archive_for(study: Path | str, is_stored: bool, store_to: str | None, source
     if is_stored and store_to is not None:
         raise click.UsageError("--store and --store-to are both given; expected one")
     if store_to is not None:
+        if not is_dicomweb(store_to):
+            raise click.BadParameter("expected an archive, dicomweb+https://host/dicom-web", param_hint="--store-to")
         return sources.archive(Resource.parse(store_to).url)
     if not is_stored:
         return None
@@ -197,17 +210,32 @@ def store(results: Mapping[str, "Dataset"], archive: Archive) -> None:
 
 def images_of(
     study: Path | str, sources: Sources, frontal: str | None, lateral: Path | str | None, prior: Path | str | None
-) -> dict[str, Any]:
-    """The images by their name in the client; what was chosen of a study is told on standard error."""
+) -> tuple[dict[str, Any], list[Path]]:
+    """The images by their name in the client, and the files that they are in.
+
+    What was chosen of a study is told on standard error.
+    """
+    files = [Path(value) for value in (study, lateral, prior) if value is not None]
     if is_study(study):
         images = report_images(study, sources, frontal=frontal, lateral=lateral, prior=prior)
         for line in images.choice.why:
             click.echo(line, err=True)
-        return {"frontal": images.frontal, "lateral": images.lateral, "prior": images.prior}
+        files += [Path(image.name) for image in images.choice.images]
+        return {"frontal": images.frontal, "lateral": images.lateral, "prior": images.prior}, files
     for name, value in (("--frontal", frontal), ("--lateral", lateral), ("--prior", prior)):
         if value is not None and (name == "--frontal" or isinstance(value, str) or is_study(value)):
             raise click.BadParameter(f"{value} is for a study; STUDY is a single image", param_hint=name)
-    return {"frontal": study, "lateral": lateral, "prior": prior}
+    return {"frontal": study, "lateral": lateral, "prior": prior}, files
+
+
+def check_apart(places: Mapping[str, Path | None], images: Sequence[Path]) -> None:
+    """Refuse a result that would take the place of another one, or of an image that the report is of."""
+    taken = {image.resolve(): "an image of the report" for image in images}
+    for option, place in places.items():
+        if place is not None and is_file_or_new(place):
+            if what := taken.get(place.resolve()):
+                raise click.BadParameter(f"{place} is {what}; name another file", param_hint=option)
+            taken[place.resolve()] = f"the place of {option}"
 
 
 def check_result(path: Path | None) -> Path | None:

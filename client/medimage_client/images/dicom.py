@@ -21,11 +21,12 @@ import re
 import struct
 import zlib
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medimage_client.constants import MAX_OBJECT_BYTES
 from medimage_client.errors import InvalidInput, MissingExtra
 from medimage_client.images.dicom_colour import (
     apply_supplemental_palette,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 PREAMBLE_BYTES = 128
+PIECE_BYTES = 2**20
 DICOM_HEAD_BYTES = PREAMBLE_BYTES + 4  # that `is_dicom` looks at
 # A file without preamble starts with an element of group 0002 or 0008: of explicit VR in either byte order, or of
 # implicit VR with a short value.
@@ -91,13 +93,41 @@ def read_dicom(file: bytes, *, window: DicomWindow = "file", frame: int | None =
         ) from None
 
 
+class Bounded:
+    """A file whose deflated content is bounded: of such a file alone pydicom reads all that is left, and inflates it.
+
+    Raises:
+        InvalidInput: when that is read; it would be larger than MAX_OBJECT_BYTES.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._file.read(size)
+        if size < 0:
+            inflating = zlib.decompressobj(-zlib.MAX_WBITS)
+            left, n_bytes = content, 0
+            while left and n_bytes <= MAX_OBJECT_BYTES:
+                n_bytes += len(inflating.decompress(left, PIECE_BYTES))
+                left = inflating.unconsumed_tail
+            if n_bytes > MAX_OBJECT_BYTES:
+                raise InvalidInput(f"is a deflated DICOM file of more than {MAX_OBJECT_BYTES >> 20} MiB")
+        return content
+
+
 def parse(file: bytes) -> Dataset:
     from pydicom import dcmread
 
     try:
         # `force` for a file without preamble; what is not DICOM at all has no elements that an image needs
         with quiet():
-            return dcmread(BytesIO(file), force=True)
+            return dcmread(Bounded(BytesIO(file)), force=True)
+    except InvalidInput:
+        raise
     except Exception as error:  # pydicom's, of almost any type
         raise InvalidInput(
             f"is a DICOM file that cannot be read ({type(error).__name__}): its elements are damaged or cut off; "

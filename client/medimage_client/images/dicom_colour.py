@@ -2,7 +2,7 @@
 
 from __future__ import annotations  # pydicom's types, without importing it
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,14 @@ from medimage_client.images import dicom_codecs
 from medimage_client.images.dicom_elements import describe, quiet, text
 from medimage_client.images.dicom_grey import is_little_endian
 from medimage_client.images.dicom_pixels import Layout, Stored, transfer_syntax
-from medimage_client.images.dicom_tables import LookupTable, read_descriptor, read_lookup_table
+from medimage_client.images.dicom_tables import MOST_ENTRIES, LookupTable, read_descriptor, read_lookup_table, word
 from medimage_client.images.windowing import apply_window
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
 COLOURS = ("Red", "Green", "Blue")
+INDIRECT = 2  # kind of a segment, beside 0, discrete, and 1, linear
 # R, G, B of Y, Cb, Cr with Cb and Cr around 0, of ITU-R BT.601
 OF_YBR = np.array([[1, 0, 1.402], [1, -0.114 * 1.772 / 0.587, -0.299 * 1.402 / 0.587], [1, 1.772, 0]])
 PARTIAL = {"YBR_PARTIAL_422", "YBR_PARTIAL_420"}  # Y of 16 … 235, Cb and Cr of 16 … 240, in 8 bits
@@ -144,7 +145,10 @@ def expand_segments(dataset: Dataset, colour: str, *, is_little: bool, is_signed
     for name in COLOURS:  # three of a kind, of which one is used
         setattr(one, f"{name}PaletteColorLookupTableDescriptor", [descriptor.n_entries & 0xFFFF, 0, descriptor.bits])
         one.add_new(f"Segmented{name}PaletteColorLookupTableData", segments.VR, segments.value)
+    is_bytes = descriptor.bits <= 8
+    address = ((0, 8, 16, 24) if is_little else (8, 0, 24, 16)) if is_bytes else (0, 16)  # as pydicom has it
     try:
+        count_entries(np.frombuffer(segments.value, np.uint8 if is_bytes else word(is_little)).tolist(), address)
         with quiet():
             entries = apply_color_lut(np.arange(descriptor.n_entries), one)[:, 0]
     except Exception:  # pydicom's, of almost any type
@@ -153,3 +157,28 @@ def expand_segments(dataset: Dataset, colour: str, *, is_little: bool, is_signed
             f"segments of {descriptor.n_entries} entries"
         ) from None
     return LookupTable(descriptor.first, entries.astype(np.int64), descriptor.bits)
+
+
+def count_entries(words: Sequence[int], address: Sequence[int], n_segments: int = -1) -> int:
+    """How many entries these segments become; pydicom expands them whatever that is, and few words may make billions.
+
+    Args:
+        address: shifts of the words that say where the segments lie that an indirect one repeats.
+
+    Raises:
+        ValueError: more than twice as many as a table can have.
+        IndexError: a segment is cut off.
+    """
+    count = at = 0
+    while at + 1 < len(words) and n_segments != 0:
+        kind, length = words[at], words[at + 1]
+        at += 2
+        if kind == INDIRECT:
+            start = sum(words[at + n] << shift for n, shift in enumerate(address))
+            count += count_entries(words[start:], address, length)
+        count += max(1, length)  # also what has no length takes its time
+        at += (length, 1, len(address))[kind]
+        n_segments -= 1
+        if count > 2 * MOST_ENTRIES:
+            raise ValueError
+    return count

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 BLACK, WHITE = 0, 255
+LARGEST = 1e300  # value that can be shown: differences between larger ones, and their multiples, overflow
 
 # Functional group macros of enhanced multi-frame objects, and what each holds instead of the top level (PS3.3 C.7.6.16)
 FRAME_MACROS = {
@@ -73,7 +74,8 @@ def show_grey(
         )
     if is_background is not None:
         values = np.where(is_background, seen.min(), values)  # so that nothing is made of what is no value
-    shown, keywords = apply_display_window(values, seen, attributes, layout, window)
+    with np.errstate(over="ignore", invalid="ignore"):  # of a window beyond all values, whose display is looked at
+        shown, keywords = apply_display_window(values, seen, attributes, layout, window)
     if keywords and is_whole_image:
         check_shown(shown, values, keywords)
     if is_inverted(attributes, layout):
@@ -94,7 +96,11 @@ def background(values: NDArray[Any], is_padding: NDArray[np.bool_] | None) -> ND
 
 
 def apply_modality(stored: NDArray[Any], attributes: Dataset, layout: Layout) -> NDArray[Any]:
-    """The Modality LUT, or the rescale. A slope of 0 is none, as dcmtk has it: it would leave one value of all."""
+    """The Modality LUT, or the rescale. A slope of 0 is none, as dcmtk has it: it would leave one value of all.
+
+    Raises:
+        InvalidInput: an element makes no sense, or the values that it gives are beyond LARGEST.
+    """
     for item in items(attributes, "ModalityLUTSequence")[:1]:
         table = read_lookup_table(
             item, "LUTDescriptor", "LUTData", is_little=is_little_endian(attributes), is_signed=layout.is_signed
@@ -103,8 +109,21 @@ def apply_modality(stored: NDArray[Any], attributes: Dataset, layout: Layout) ->
             return table(stored)
     slope, intercept = number(attributes, "RescaleSlope"), number(attributes, "RescaleIntercept")
     if slope == 0 or (slope in (None, 1) and not intercept):
-        return stored
-    return stored.astype(np.float64) * (1 if slope is None else slope) + (intercept or 0)
+        return checked(stored, stored, layout.element)
+    with np.errstate(over="ignore", invalid="ignore"):
+        rescaled = stored.astype(np.float64) * (1 if slope is None else slope) + (intercept or 0)
+    return checked(rescaled, stored, "RescaleSlope")
+
+
+def checked(values: NDArray[Any], stored: NDArray[Any], keyword: str) -> NDArray[Any]:
+    """The values, of which none is beyond LARGEST unless it was not finite before."""
+    if values.dtype.kind == "f":
+        finite = values[np.isfinite(stored)]
+        if finite.size and not np.abs(finite).max() <= LARGEST:
+            raise InvalidInput(
+                f"is a DICOM file whose {describe(keyword)} makes values beyond {LARGEST:g}, which cannot be shown"
+            )
+    return values
 
 
 def apply_display_window(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medimage_client.constants import MAX_FRAME_PX
 from medimage_client.errors import InvalidInput
 from medimage_client.images import dicom_codecs
 from medimage_client.images.dicom_elements import describe, number, numbers, quiet, text, uid_name, values, whole, wrong
@@ -109,10 +110,16 @@ def image_layout(dataset: Dataset) -> Layout:
     sign = whole(dataset, "PixelRepresentation", 0)
     if sign > 1:
         raise wrong("PixelRepresentation", sign, "0 or 1")
+    rows, columns = whole(dataset, "Rows", least=1), whole(dataset, "Columns", least=1)
+    if rows * columns > MAX_FRAME_PX:  # a few bytes may stand for them all
+        raise InvalidInput(
+            f"is a DICOM file of {columns} x {rows} pixels, as {describe('Columns')} and {describe('Rows')} say; "
+            f"expected at most {MAX_FRAME_PX} in all"
+        )
     return Layout(
         element=element,
-        rows=whole(dataset, "Rows", least=1),
-        columns=whole(dataset, "Columns", least=1),
+        rows=rows,
+        columns=columns,
         n_frames=whole(dataset, "NumberOfFrames", 1) or 1,
         samples=samples,
         photometric=photometric,

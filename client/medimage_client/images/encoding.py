@@ -36,6 +36,7 @@ PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}  # PNG keeps these as t
 DEEP_MODES = {"I", "F"}  # 32-bit grey, of no defined black and white
 SWAPPED_MODES = {"I;16B", "I;16L", "I;16N"}  # 16-bit grey in a given byte order
 PREMULTIPLIED_MODES = {"La": "LA", "RGBa": "RGBA"}  # which Pillow turns into nothing else
+RAW_PNM = (b"P5", b"P6")  # which the server reads; of 16 bits Pillow makes 32
 WHITE_IS_ZERO, PHOTOMETRIC_TAG = 0, 262  # TIFF 6.0, PhotometricInterpretation
 
 
@@ -185,7 +186,9 @@ def read_pil(image: Image.Image, window: Window | None) -> bytes | Image.Image:
             )
         if window is None:
             return Image.fromarray(np.asarray(image).astype(np.uint16))
-    if image.mode in DEEP_MODES or window is not None:
+    if image.mode in DEEP_MODES and window is None:
+        raise NoGreyRange(f"is a Pillow image of mode {image.mode}, 32-bit grey")
+    if window is not None:
         return read_array(np.asarray(image), window)
     if image.mode in PNG_MODES:
         return image
@@ -200,7 +203,7 @@ def file_of(image: Image.Image) -> bytes | None:
 
     It does not if the image is another frame, a draft, or was changed after it was loaded.
     """
-    if not isinstance(image, ImageFile.ImageFile) or image.format not in FORMATS or image.tell() != 0:
+    if not isinstance(image, ImageFile.ImageFile) or image.format not in (*FORMATS, "PPM") or image.tell() != 0:
         return None
     is_loaded = not image.tile
     try:
@@ -211,6 +214,8 @@ def file_of(image: Image.Image) -> bytes | None:
             image.fp.seek(position)
         else:
             file = Path(os.fsdecode(image.filename)).read_bytes()
+        if image.format == "PPM" and not file.startswith(RAW_PNM):
+            return None
         with Image.open(BytesIO(file), formats=(image.format,)) as again:
             is_same = (again.mode, again.size) == (image.mode, image.size)
             if is_same and is_loaded:

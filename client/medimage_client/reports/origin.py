@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from medimage_client.errors import InvalidInput, MissingExtra
-from medimage_client.images.dicom import is_dicom
+from medimage_client.images.dicom import Bounded, is_dicom
 from medimage_client.images.dicom_elements import describe, quiet, whole
 from medimage_client.images.encoding import ImageInput, read_file
 from medimage_client.images.windowing import DicomWindow
@@ -144,7 +144,7 @@ def read_header(column: str, image: ImageInput) -> Dataset:
         )
     with discreet():
         try:
-            header = dcmread(BytesIO(file), stop_before_pixels=True, force=True)  # is_dicom has looked
+            header = dcmread(Bounded(BytesIO(file)), stop_before_pixels=True, force=True)  # is_dicom has looked
             header.decode()
             missing = [keyword for keyword in NEEDED if not header.get(keyword)]
             if not missing:

@@ -83,7 +83,8 @@ class Report:
             MissingExtra: highdicom is not installed.
             MedImageError: the server did not tell its model.
         """
-        origin = self._origin(self._request(frontal, study), dicom_window, again)
+        request = self._request(frontal, study)
+        origin = origin_of(self, request, read_images(request), dicom_window, again=again)
         return structured_report(self.findings, self.status, origin)
 
     def secondary_capture(
@@ -99,7 +100,8 @@ class Report:
         For viewers that show no structured reports. Arguments and errors are those of `structured_report`.
         """
         request = self._request(frontal, study)
-        origin = self._origin(request, dicom_window, again)  # before the drawing: it names the image at fault
+        images = read_images(request)  # before the drawing: it names the image at fault
+        origin = origin_of(self, request, images, dicom_window, again=again)
         return secondary_capture(self.draw(request.frontal_image, dicom_window=dicom_window), origin)
 
     def _request(self, frontal: ImageInput | None, study: Mapping[str, Any]) -> ReportRequest:
@@ -112,10 +114,21 @@ class Report:
         chosen = {name: image.read() for name, image in others.items() if image is not None and name not in study}
         return request_of(self.choice.frontal.read(), **chosen, **study)
 
-    def _origin(self, request: ReportRequest, dicom_window: DicomWindow, again: bool) -> Origin:
-        if self.model is None:
-            raise MedImageError(NO_MODEL)
-        return Origin(read_images(request), request, self.model, dicom_window, token_hex() if again else None)
+
+def origin_of(
+    report: Report, request: ReportRequest, images: tuple["Dataset", ...], dicom_window: DicomWindow, *, again: bool
+) -> Origin:
+    """What the DICOM results of a report are made of.
+
+    Args:
+        images: as `read_images` reads those of the request.
+
+    Raises:
+        MedImageError: the server did not tell its model.
+    """
+    if report.model is None:
+        raise MedImageError(NO_MODEL)
+    return Origin(images, request, report.model, dicom_window, token_hex() if again else None)
 
 
 def report_of(outputs: Outputs, choice: Choice | None = None) -> Report:
