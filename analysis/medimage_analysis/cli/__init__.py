@@ -1,0 +1,1 @@
+"""The commands of the analysis, as `medimage` has them."""
