@@ -254,7 +254,7 @@ def test_help_lists_the_commands_of_other_packages_without_importing_torch():
 def without_export(monkeypatch):
     """`medimage export` as it is where its package cannot be imported."""
     entry_point = EntryPoint("export", "medimage_export.missing:export", "medimage.commands")
-    monkeypatch.setattr("medimage_client.cli.group.commands_of_other_packages", lambda: {"export": entry_point})
+    monkeypatch.setattr("medimage_client.cli.plugins.commands_of_other_packages", lambda group: {"export": entry_point})
 
 
 def test_command_whose_extra_is_missing_is_listed_and_names_the_extra(run, without_export):
@@ -264,6 +264,17 @@ def test_command_whose_extra_is_missing_is_listed_and_names_the_extra(run, witho
     assert result.stderr == (
         "Error: medimage export needs medimage_export.missing: pip install 'medimage-triton[export]'\n"
     )
+
+
+def test_command_of_evaluate_whose_extra_is_missing_names_the_extra(run, monkeypatch):
+    entry_point = EntryPoint("classification", "medimage_analysis.missing:command", "medimage.evaluate")
+    found = {"medimage.evaluate": {"classification": entry_point}}
+    monkeypatch.setattr("medimage_client.cli.plugins.commands_of_other_packages", lambda group: found.get(group, {}))
+    assert {"classification", "report"} <= set(run("evaluate", "--help").stdout.split())
+    result = run("evaluate", "classification", "predictions.csv")
+    assert result.exit_code == 1
+    assert "Error: medimage evaluate classification needs medimage_analysis" in result.stderr
+    assert result.stderr.endswith(": pip install 'medimage-triton[analysis]'\n")
 
 
 @pytest.mark.parametrize("missing", ["torch", "onnx"])
