@@ -18,6 +18,7 @@ from tests.paths import ROOT
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 EXTRAS = {  # of each room, beside the base
+    "analysis": ("analysis",),
     "client": ("archive", "cli", "dicom", "evaluate", "nifti", "parquet"),
     "server": ("server", "openvino"),  # without `triton`: NVIDIA's container has one
     "model_repository": ("server",),
@@ -30,7 +31,7 @@ EXTRAS = {  # of each room, beside the base
     "requirements": (),
 }
 DISTRIBUTIONS = packages_distributions()  # of the environment of the tests, by module
-OURS = {"checkpoints", "medimage_client", "medimage_export", "medimage_server", "perf", "tests"}
+OURS = {"checkpoints", "medimage_analysis", "medimage_client", "medimage_export", "medimage_server", "perf", "tests"}
 OF_TRITON = {"triton_python_backend_utils"}  # which the server has, not a package
 WHERE = {  # what the client imports beyond its base, and where
     "click": "cli/",

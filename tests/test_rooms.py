@@ -8,9 +8,10 @@ import pytest
 
 from tests.paths import ROOT
 
-ROOMS = {"medimage_client", "medimage_export", "medimage_server"}
+ROOMS = {"medimage_analysis", "medimage_client", "medimage_export", "medimage_server"}
 AROUND = {"checkpoints", "examples", "perf", "tests"}  # they use the rooms, and no room uses them
 ALLOWED = {
+    "analysis": {"medimage_analysis", "medimage_client"},
     "client": {"medimage_client"},
     "export": {"medimage_export"},
     "server": {"medimage_server", "medimage_client"},
