@@ -32,7 +32,7 @@ from medimage_client.errors import InvalidInput
 from medimage_client.images.encoding import ImageInput, encode_image
 from medimage_client.images.resize import Resize
 from medimage_client.images.windowing import DicomWindow, Window
-from medimage_client.prompts import Labels, check_list, read_prompts
+from medimage_client.labels.prompts import Labels, check_list, read_prompts
 from medimage_client.reports.report import Report, report_of
 from medimage_client.reports.requests import (
     MODEL,

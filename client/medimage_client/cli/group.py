@@ -5,6 +5,7 @@ import click
 from medimage_client.cli.classify import classify
 from medimage_client.cli.embed import embed
 from medimage_client.cli.evaluate import evaluate
+from medimage_client.cli.evaluate_classification import classification
 from medimage_client.cli.plugins import CommandGroup
 from medimage_client.cli.report import report
 from medimage_client.cli.score import score
@@ -24,3 +25,4 @@ def medimage() -> None:
 
 for command in (classify, embed, evaluate, report, score, status, studies):
     medimage.add_command(command)
+evaluate.add_command(classification)

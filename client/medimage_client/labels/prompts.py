@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ class Prompts:
     places: list[str]  # of each text, for errors
     label_of: list[int]  # of each text, the index of its label
 
-    def by_label(self, features: Embeddings) -> NDArray[np.floating]:
+    def by_label(self, features: Embeddings) -> NDArray[np.floating[Any]]:
         """From embeddings of the texts (texts, 1024) to those of the labels (labels, 1024), L2-normalised.
 
         A label with several prompts has the direction of their mean, as CLIP's prompt ensembles do; one prompt's
@@ -32,7 +33,7 @@ class Prompts:
             return features
         sums = np.zeros((n_labels, features.shape[1]))
         np.add.at(sums, self.label_of, features)
-        directions: NDArray[np.floating] = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+        directions: NDArray[np.floating[Any]] = sums / np.linalg.norm(sums, axis=1, keepdims=True)
         return directions
 
 
