@@ -49,9 +49,11 @@ WHERE = {  # what the client imports beyond its base, and where
         "reports/structured_report.py",
     ),
     "requests": ("archive/answers.py", "archive/dicomweb.py"),
-    "pyarrow": "cli/embed.py",
+    "matplotlib": "labels/pictures.py",
+    "pyarrow": ("cli/embed.py", "labels/predictions.py"),
     "rouge-score": "reports/evaluation.py",
     "sacrebleu": "reports/evaluation.py",
+    "scikit-learn": "labels/pictures.py",
 }
 NOT_IMPORTED = {
     "nvidia-pytriton": "brings Triton's own files",

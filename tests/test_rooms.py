@@ -24,6 +24,7 @@ CLIENT_ORDER = (
     "wire",
     "archive",
     "reports",
+    "labels",
     "cli",
 )  # packages of the client; each may import those before it
 
