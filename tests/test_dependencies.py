@@ -18,7 +18,7 @@ from tests.paths import ROOT
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 EXTRAS = {  # of each room, beside the base
-    "analysis": ("analysis",),
+    "analysis": ("analysis", "ray"),
     "client": ("archive", "cli", "dicom", "evaluate", "nifti", "parquet"),
     "server": ("server", "openvino"),  # without `triton`: NVIDIA's container has one
     "model_repository": ("server",),

@@ -51,15 +51,18 @@ class Model:
     name: str  # as `medimageinsight`
     checkpoint: str | None  # SHA-256 of the checkpoint's weights, from the export's manifest; None of random weights
     precision: str  # as `fp32`, `int8`
-    profile: str  # of preprocessing: `reference` or `released`
+    profile: str  # of preprocessing: `azure` or `reference`
     windowing: str  # how DICOM files were shown: `file`, `percentile` or `LOW,HIGH`
 
     def __str__(self) -> str:
         checkpoint = "no known checkpoint" if self.checkpoint is None else f"checkpoint {self.checkpoint[:12]}"
         return f"{self.name} ({checkpoint}, {self.precision}, profile {self.profile}, windowing {self.windowing})"
 
+    def to_json(self) -> dict[str, str | None]:
+        return asdict(self)
+
     def to_metadata(self) -> dict[bytes, bytes]:
-        return {MODEL_KEY: json.dumps(asdict(self)).encode()}
+        return {MODEL_KEY: json.dumps(self.to_json()).encode()}
 
     @classmethod
     def of(cls, schema: pa.Schema) -> Self:
@@ -242,6 +245,16 @@ def shards_of(folder: Path) -> list[Path]:
     except OSError as error:
         raise InvalidInput(f"cannot read {folder}: {error.strerror}") from None
     return sorted(found, key=lambda path: int(path.stem.removeprefix("part-")))
+
+
+def rows_of_shard(shard: Path) -> pa.Table:
+    """Of one shard, in its columns as they are in the table.
+
+    Raises:
+        InvalidInput: it is damaged or cannot be read.
+    """
+    schema = read_schema(shard)
+    return ds.dataset(str(shard), schema=schema, format="parquet").to_table()
 
 
 def read_schema(shard: Path) -> pa.Schema:
