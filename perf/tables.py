@@ -591,6 +591,33 @@ def perf_analyzer_parts(report: Content) -> str:
     return "Means of the server's own clock.\n\n" + table(header, rows, left=2)
 
 
+def search(report: Content) -> str:
+    """Search indexes by size and kind."""
+    rows = [
+        (
+            f"{run['vectors']:,}",
+            run["kind"],
+            f"{run['build_s']:.0f}",
+            f"{run['bytes'] / 1e9:.2f}",
+            NONE if run["probes"] is None else f"{run['probes']} of {run['parts']}",
+            f"{run['recall']:.3f}",
+            _ms(run["median_ms"]),
+            _ms(run["max_ms"]),
+            _ms(run["filtered_ms"]),
+            f"{run['per_s_of_two']:.1f}",
+        )
+        for run in report["runs"]
+    ]
+    header = (
+        *("vectors", "kind", "build s", "GB", "parts looked into", "recall@10"),
+        *("median ms", "max ms", "with a condition ms", "searches/s of two"),
+    )
+    return (
+        f"{measured(report)}. The 10 nearest of made vectors; build time includes the measurement of the recall.\n\n"
+        + table(header, rows, left=2)
+    )
+
+
 def measured(report: Content) -> str:
     machine = report["machine"]
     return f"{machine['cpu']}, {machine['cores']} cores; commit {machine['commit']}"
@@ -645,6 +672,7 @@ CASES: Mapping[str, Sequence[Callable[[Content], str]]] = {
     "perf_analyzer": (perf_analyzer, perf_analyzer_parts),
     "bulk": (bulk,),
     "reports": (reports,),
+    "search": (search,),
     "gpu": (gpu_checks, gpu_images, gpu_path, gpu_reports),
 }
 TABLES = {write.__name__: write for tables in CASES.values() for write in tables}

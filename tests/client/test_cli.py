@@ -243,13 +243,13 @@ def test_unreachable_server_ends_with_one_line_and_code_1(run, triton, no_delay)
 
 def test_help_lists_the_commands_of_other_packages_without_importing_what_is_large():
     program = "import sys; from medimage_client.cli import main; sys.argv = ['medimage', '--help']\n"
-    program += "large = {'torch', 'pyarrow', 'sklearn', 'scipy', 'matplotlib', 'bokeh', 'umap'}\n"
+    program += "large = {'torch', 'pyarrow', 'lancedb', 'sklearn', 'scipy', 'matplotlib', 'bokeh', 'umap'}\n"
     program += "try: main()\nfinally: print(large & sys.modules.keys() != set())"
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     commands = [line.split()[0] for line in output.partition("Commands:\n")[2].splitlines() if line.startswith("  ")]
     here, elsewhere = (
         ["classify", "embed", "evaluate", "report", "score", "status", "studies"],
-        ["clean", "endpoint", "export", "map", "outliers", "serve"],
+        ["clean", "endpoint", "export", "index", "map", "outliers", "search", "serve"],
     )
     assert commands == sorted(here + elsewhere)
     assert output.splitlines()[-1] == "False"
