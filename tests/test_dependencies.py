@@ -47,7 +47,7 @@ WHERE = {  # what the client imports beyond its base, and where
         "reports/secondary_capture.py",
         "reports/structured_report.py",
     ),
-    "requests": ("archive/answers.py", "archive/dicomweb.py"),
+    "requests": ("archive/answers.py", "archive/session.py"),
     "pyarrow": "cli/embed.py",
     "rouge-score": "reports/evaluation.py",
     "sacrebleu": "reports/evaluation.py",
