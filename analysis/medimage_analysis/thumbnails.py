@@ -85,7 +85,8 @@ def grid(images: Sequence[Image.Image | None], captions: Sequence[str], *, tile_
             draw.text((x + tile_px // 2, y + CAPTION_PX + tile_px // 2), "not read", anchor="mm", fill="#888888")
         else:
             sheet.paste(image, (x + (tile_px - image.width) // 2, y + CAPTION_PX + (tile_px - image.height) // 2))
-        first, second = caption.split("\n")
+        first, _, rest = caption.partition("\n")
+        second = " ".join(rest.split())
         lines = f"{fitting(first, draw, tile_px - 8)}\n{fitting(second[::-1], draw, tile_px - 8)[::-1]}"
         draw.multiline_text((x + 4, y + 2), lines, fill="white", font_size=FONT_PX, spacing=2)
     return sheet

@@ -64,7 +64,7 @@ def test_what_cannot_be_read_has_no_thumbnail(tmp_path, monkeypatch, source):
 
 def test_grid_has_each_tile_under_its_caption():
     tiles = [Image.new("RGB", (40, 20), (0, 200, 0)), None, Image.new("RGB", (20, 40), (200, 0, 0))]
-    sheet = grid(tiles, ["a\nb", "c\nd", "e" * 99 + "\n" + "f" * 99], tile_px=40, columns=2)
+    sheet = grid(tiles, ["a\nb", "c", "e" * 99 + "\n" + "f" * 99], tile_px=40, columns=2)
     assert sheet.size == (80, 2 * (40 + CAPTION_PX))
     assert sheet.getpixel((20, CAPTION_PX + 20)) == (0, 200, 0)
     assert sheet.getpixel((20, CAPTION_PX + 5)) == (0, 0, 0)  # above the image, which is lower than the tile
