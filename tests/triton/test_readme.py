@@ -181,7 +181,7 @@ def phantoms(run, workplace):
     (workplace / "examples").mkdir()
     shutil.copy(ROOT / "examples/phantom_images.py", workplace / "examples")
     (command,) = commands_of(EVALUATION, "## Images to try it with")
-    assert run(f"{command} 3").startswith("63 drawings of 21 captions")
+    assert run(f"{command} 2").startswith("42 drawings of 21 captions and 7 for reference")
 
 
 def commands_of(page: str, heading: str) -> list[str]:
@@ -194,7 +194,7 @@ def commands_of(page: str, heading: str) -> list[str]:
 def test_evaluation_from_images_to_scores_outliers_and_a_map(served, phantoms, run, workplace):
     classify, evaluate = commands_of(EVALUATION, "## Label images, and score the labels")
     scores = run(classify)
-    assert scores.startswith("63 images, 21 labels; ")
+    assert scores.startswith("42 images, 21 labels; ")
     assert run(evaluate) == scores
     (servers,) = commands_of(EVALUATION, "## The model card's table of your own data")
     fp32, int8 = run(servers.replace("localhost:8101", "localhost:8001")).splitlines()[-2:]  # one server is both
@@ -203,9 +203,9 @@ def test_evaluation_from_images_to_scores_outliers_and_a_map(served, phantoms, r
     for command in commands_of(EVALUATION, "## Embed them"):
         run(command)
     (outliers,) = commands_of(EVALUATION, "## Outliers")
-    assert " of 63 are outliers, by 70 of the reference" in run(outliers)
+    assert " of 42 are outliers, by 7 of the reference" in run(outliers)
     (draw,) = commands_of(EVALUATION, "## A map")
-    assert run(draw) == "63 of 63 rows by pca: phantoms/map.png, phantoms/map.html\n"
+    assert run(draw) == "42 of 42 rows by pca: phantoms/map.png, phantoms/map.html\n"
     for name in ("confusion.png", "roc.png", "outliers.csv", "outliers_roc.png", "outliers.png", "map.png", "map.html"):
         assert (workplace / "phantoms" / name).stat().st_size > 1000, name
 
