@@ -61,7 +61,7 @@ class Plan:
             return cls(table, Model(**values["model"]), values["settings"], values["n_rows"], values["shard_size"])
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             raise InvalidInput(
                 f"{path}: is no plan of a run; remove {path.parents[1]} and {table} to begin anew"
             ) from None
