@@ -1,7 +1,7 @@
 """Bulk runs that are killed three times and gone on with: over 20,000 images, and on a real Triton over fewer.
 
-The 20,000 are answered by a server that computes nothing, so that the run is busy with its own work. The phantom takes a
-few of them a second on two busy cores.
+The 20,000 are answered by a server that computes nothing, so that the run is busy with its own work. With the phantom,
+two busy cores embed a few a second.
 """
 
 import os
