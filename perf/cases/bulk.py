@@ -84,7 +84,7 @@ def analyzed(analyzer: list[str], url: str, concurrency: int, n_images: int) -> 
 
 
 def embedded(folder: Path, url: str, shard_size: int, scratch: Path) -> float:
-    """Images a second of a run, with all its writing: of its last three quarters, as the throttle opens in the first."""
+    """Images a second of a run and its writing, of the last three quarters: in the first the throttle opens."""
     with tempfile.TemporaryDirectory(dir=scratch) as place:
         how, wanted, archives = How(), Wanted(), Sources()
         rows = rows_of([folder], archives, wanted, print)
