@@ -149,6 +149,12 @@ class Plan:
         """The shards that are complete."""
         return {int(match[1]) for name in names_in(self.table) if (match := SHARD.fullmatch(name))}
 
+    def clear(self) -> None:
+        """Once all shards are complete, remove what killed runs have left half written beside the table."""
+        if len(self.done()) == self.n_shards:
+            for partial in self.table.parent.glob(f".{self.table.name}-part-*.partial"):
+                partial.unlink(missing_ok=True)
+
     def failed(self) -> set[int]:
         """The shards some of whose images failed."""
         names = names_in(folder_of_run(self.table) / "failures.parquet")

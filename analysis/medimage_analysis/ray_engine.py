@@ -125,12 +125,10 @@ def embed_on_ray(
             max_restarts=ATTEMPTS,
             max_task_retries=ATTEMPTS,
         )
-        reason = ""
         for row in made.iter_rows():
             report(int(row["embedded"]), int(row["failed"]))
-            reason = reason or str(row["reason"])
-        if reason:
-            raise MedImageError(reason)
+            if row["reason"]:
+                raise MedImageError(str(row["reason"]))
     finally:
         if is_ours:
             with suppress(Exception):

@@ -315,6 +315,22 @@ def test_a_place_that_cannot_be_written_is_said(run, images):
     assert result.stderr.startswith("Error: cannot write images/0.png/t.run") and "Not a directory" in result.stderr
 
 
+def test_what_killed_runs_left_is_removed_at_the_end(run, images, tmp_path):
+    left = tmp_path / ".t-part-00001-4711.partial"
+    left.touch()
+    assert run("images", "--to", "t", "--shard-size", 4, "--shard", "1/2").exit_code == 0
+    assert left.exists()
+    assert run("images", "--to", "t", "--shard-size", 4).exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "t", "t.run"]
+
+
+def test_the_folder_of_the_run_itself_can_be_the_table(run, images, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run("../images", "--to", ".").exit_code == 0
+    assert len(Table.open(".").vectors()) == 9 and (tmp_path / "here.run").is_dir()
+
+
 def test_an_archive_is_a_source(run):
     stub = StubArchive([radiograph(1, 1, ViewPosition="PA"), radiograph(1, 2, ViewPosition="LL"), text_object()])
     with serving(type("ArchiveHandler", (Handler,), {"archive": stub})) as root:
