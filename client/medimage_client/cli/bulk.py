@@ -69,7 +69,7 @@ OPTIONS = [
         default="1/1",
         metavar="N/M",
         callback=take_part,
-        help="With --to: embed the N-th of M parts alone, as 3/16; others embed the others into the same table.",
+        help="With --to: embed the N-th of M parts alone, as 3/16; others embed the others.",
     ),
     click.option("--strict", is_flag=True, help="With --to: end at the first image that cannot be embedded."),
     click.option(
@@ -89,9 +89,7 @@ OPTIONS = [
         show_default=True,
         help="With --to: this process, or Ray Data on a cluster (extra ray).",
     ),
-    click.option(
-        "--ray-address", help="With --engine ray: of the cluster, auto or ray://host:10001; without it one starts here."
-    ),
+    click.option("--ray-address", help="With --engine ray: of the cluster, as auto; without it one starts here."),
     click.option(
         "--in-process",
         type=click.Path(path_type=Path, exists=True, file_okay=False),
