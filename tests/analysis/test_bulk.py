@@ -258,7 +258,7 @@ def test_bad_input_is_said_before_the_run(run, images, tmp_path):
     assert run("b.csv", "--to", "t").stderr == "Error: b.csv: has the column 'image' 2 times; expected it once\n"
     (tmp_path / "c.csv").write_text("image,name\n0.png,x\n1.png,Doe,John\n")
     result = run("c.csv", "--to", "t")
-    assert "c.csv: is a table that cannot be read: CSV parse error" in result.stderr and "Doe" not in result.stderr
+    assert result.stderr == "Error: c.csv: row 1 has 3 cells; expected 2\n"
     (tmp_path / "d.csv").write_text("image,frame\n0.png,first\n")
     assert run("d.csv", "--to", "t").stderr == "Error: d.csv: row 0, column 'frame' is no whole number\n"
     pq.write_table(pa.table({"image": ["0.png"], "text": [1]}), tmp_path / "e.parquet")
