@@ -4,15 +4,16 @@ Sources are folders with those below them, image files, zips, DICOMDIRs, NIfTI v
 with a column of paths or of base64. Nothing is read of an image itself, so that a million of them are soon planned.
 """
 
+import csv
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from medimage_analysis.table import COLUMNS, first_line
@@ -39,7 +40,9 @@ PLACE = pa.schema(
     ]
 )
 TOLD = ("id", "source", "study_uid", "series_uid", "sop_uid", "frame", "text")  # columns that a plan may have of a row
+TEXTS = ("study_uid", "series_uid", "sop_uid", "text")  # of a source, those that are texts
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+ROWS_AT_ONCE = 16  # of a Parquet table, whose cells may be large images
 TABLE_SUFFIXES = (*DELIMITERS, ".parquet")
 
 
@@ -60,7 +63,9 @@ def schema_of(sources: Sequence[Path | str], wanted: Wanted) -> pa.Schema:
     extra: dict[str, tuple[pa.DataType, Path]] = {}
     for path in filter(is_table, sources):
         assert isinstance(path, Path)
-        for field in table_schema(path, wanted.image_column):
+        schema = table_schema(path)
+        check_columns(path, schema, wanted.image_column)
+        for field in schema:
             if field.name in (*COLUMNS.names, wanted.image_column) or field.name in PLACE.names:
                 continue
             first, where = extra.setdefault(field.name, (field.type, path))
@@ -160,15 +165,21 @@ def row_of_slice(one: Slice, source: Path | str) -> Row:
 
 def rows_of_table(path: Path, image_column: str) -> Iterator[Row]:
     """An id is the column `id`, or the path as it is given, or for base64 the table's name and the row from 0."""
-    start = 0
-    taken = {"id", "source", "image_features", "text_features", image_column}
-    for batch in read_table(path):
-        check_image_column(path, batch.schema, image_column)
-        for index, cells in enumerate(batch.to_pylist(), start):
-            given = {name: value for name, value in cells.items() if name not in taken and name not in PLACE.names}
-            given["text"] = given.get("text") or None
-            yield given | row_of_cell(path, index, cells.get("id"), cells[image_column])
-        start += len(batch)
+    check_columns(path, table_schema(path), image_column)
+    taken = {"id", "source", "image_features", "text_features", image_column, *PLACE.names}
+    for index, cells in enumerate(read_table(path)):
+        given = {name: value for name, value in cells.items() if name not in taken}
+        given |= {name: given[name] or None for name in TEXTS if name in given}
+        if "frame" in given:
+            given["frame"] = frame_of(given["frame"], path, index)
+        yield given | row_of_cell(path, index, cells.get("id"), cells[image_column])
+
+
+def frame_of(cell: Any, table: Path, index: int) -> int | None:
+    try:
+        return None if cell is None or cell == "" else int(cell)
+    except ValueError:
+        raise InvalidInput(f"{table}: row {index}, column 'frame' is no whole number") from None
 
 
 def row_of_cell(table: Path, index: int, name: Any, cell: Any) -> Row:
@@ -184,54 +195,67 @@ def row_of_cell(table: Path, index: int, name: Any, cell: Any) -> Row:
     return {"id": place, "source": place, "plan.base64": cell, **given}
 
 
-def read_table(path: Path) -> Iterator[pa.RecordBatch]:
-    """A CSV's cells are texts: of its first rows alone nothing is known of the others. A cell may be a large image.
+def read_table(path: Path) -> Iterator[Row]:
+    """The rows of a table, few at once: a cell may be a large image. A CSV's cells are texts.
 
     Raises:
-        InvalidInput: it cannot be read, or changes while it is.
+        InvalidInput: it cannot be read; the message has nothing of a cell.
     """
-    try:
+    with readable(path):
         if path.suffix.lower() == ".parquet":
             with pq.ParquetFile(path) as file:
-                yield from file.iter_batches(batch_size=256)
+                for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
+                    yield from batch.to_pylist()
             return
-        names = table_schema(path).names
-        yield from pa.csv.open_csv(
-            path,
-            read_options=pa.csv.ReadOptions(block_size=MAX_BODY_BYTES),
-            parse_options=parsing(path),
-            convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
-        )
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path}: is a table that cannot be read: {first_line(error)[:200]}") from None
+        with csv_of(path) as (names, rows):
+            for index, cells in enumerate(rows):
+                if cells and len(cells) != len(names):
+                    raise InvalidInput(f"{path}: row {index} has {len(cells)} cells; expected {len(names)}")
+                if cells:  # not of an empty line
+                    yield dict(zip(names, cells, strict=True))
 
 
-def table_schema(path: Path, image_column: str | None = None) -> pa.Schema:
-    """Of a table, whose head alone is read; with a column of images, which it must have."""
-    try:
+def table_schema(path: Path) -> pa.Schema:
+    """Of a table, whose head alone is read."""
+    with readable(path):
         if path.suffix.lower() == ".parquet":
-            schema = pq.read_schema(path).remove_metadata()
-        else:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                head = file.readline().rstrip("\r\n").encode()
-            names = pa.csv.read_csv(pa.BufferReader(head + b"\n"), parse_options=parsing(path)).column_names
-            schema = pa.schema([(name, pa.string()) for name in names])
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path}: is a table that cannot be read: {first_line(error)[:200]}") from None
-    if image_column is not None:
-        check_image_column(path, schema, image_column)
-    return schema
+            return pq.read_schema(path).remove_metadata()
+        with csv_of(path) as (names, _):
+            return pa.schema([(name, pa.string()) for name in names])
 
 
-def check_image_column(path: Path, schema: pa.Schema, name: str) -> None:
-    if name not in schema.names:
+@contextmanager
+def csv_of(path: Path) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
+    """Names of the columns, and rows."""
+    csv.field_size_limit(MAX_BODY_BYTES)
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()])
+        yield next(rows, []), rows
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, csv.Error, OSError, UnicodeDecodeError) as error:
+        is_text = isinstance(error, UnicodeDecodeError)  # whose words have some of it
+        reason = "is not UTF-8" if is_text else first_line(error)[:200]
+        raise InvalidInput(f"{path}: is a table that cannot be read: {reason}") from None
+
+
+def check_columns(path: Path, schema: pa.Schema, image_column: str) -> None:
+    """Raise InvalidInput unless a table has a column of images, each column once, and those of ours in their types."""
+    if image_column not in schema.names:
         raise InvalidInput(
-            f"{path}: no column {name!r}; it has {', '.join(schema.names)}; name that of the images with --image-column"
+            f"{path}: no column {image_column!r}; it has {', '.join(schema.names)}; name that of the images with "
+            "--image-column"
         )
-
-
-def parsing(path: Path) -> pa.csv.ParseOptions:
-    return pa.csv.ParseOptions(delimiter=DELIMITERS[path.suffix.lower()], newlines_in_values=True)
+    for name in schema.names:
+        if schema.names.count(name) > 1:
+            raise InvalidInput(f"{path}: has the column {name!r} {schema.names.count(name)} times; expected it once")
+        kind = schema.field(name).type
+        if name in TEXTS and not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+            raise InvalidInput(f"{path}: column {name!r} is of {kind}; expected string")
 
 
 def is_table(source: Path | str) -> bool:

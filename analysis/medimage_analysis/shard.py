@@ -13,8 +13,6 @@ from medimage_analysis.planned import PLACE, Row
 from medimage_analysis.table import Vectors, arranged, rows_of_shard, shard_name, to_column, to_column_with_nulls, write
 from medimage_client.constants import EMBEDDING_SIZE, IMAGES_PER_REQUEST
 
-PLAN_ROWS = 256  # read at once, of a row group
-
 
 class OpenShard:
     """
@@ -44,8 +42,8 @@ class OpenShard:
     def batches(self) -> Iterator["Batch"]:
         """What is to be embedded, in the images of one request."""
         start = 0
-        for part in self._file.iter_batches(batch_size=PLAN_ROWS):
-            rows = list(enumerate(part.to_pylist(), start))
+        for group in range(self._file.num_row_groups):  # each fits into memory
+            rows = list(enumerate(self._file.read_row_group(group).to_pylist(), start))
             start += len(rows)
             wanted = [row for row in rows if self._again is None or row[1]["id"] in self._again]
             for first in range(0, len(wanted), IMAGES_PER_REQUEST):
