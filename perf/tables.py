@@ -316,6 +316,20 @@ def socket_hop(report: Content) -> str:
     )
 
 
+def bulk(report: Content) -> str:
+    medians = {name: statistics.median(rates) for name, rates in report["per_second"].items()}
+    best = max(rate for name, rate in medians.items() if name != "bulk run")
+    rows = [
+        (name, f"{medians[name]:.1f}", f"{min(rates):.1f}-{max(rates):.1f}", f"{medians[name] / best:.0%}")
+        for name, rates in report["per_second"].items()
+    ]
+    return (
+        f"{measured(report)}; {report['rounds']} rounds of {report['images']} images, shards of "
+        f"{report['shard_size']}.\n\n"
+        + table(("images in flight", "images/s, median", "range", "of perf_analyzer's best"), rows, left=1)
+    )
+
+
 def reports(report: Content) -> str:
     floor_s = report["weight_bytes"] / report["bandwidth_gb_s"] / 1e9
     single_s = {step["context"]: step["median_s"] for step in report["steps"] if step["studies"] == 1}
@@ -656,6 +670,7 @@ CASES: Mapping[str, Sequence[Callable[[Content], str]]] = {
     "endpoint_load": (endpoint_load, saturation),
     "socket_hop": (socket_hop,),
     "perf_analyzer": (perf_analyzer, perf_analyzer_parts),
+    "bulk": (bulk,),
     "reports": (reports,),
     "search": (search,),
     "gpu": (gpu_checks, gpu_images, gpu_path, gpu_reports),

@@ -25,6 +25,7 @@ RUN = {
     ("docs/client.md", "## CXRReportGen"): 1,
     ("docs/cli.md", "## Embeddings and labels"): 1,
     ("docs/cli.md", "## Reports"): 1,
+    ("docs/tables.md", "## From a folder to a table"): 2,
     ("docs/structured_reports.md", "## From the command line"): 1,
     ("docs/structured_reports.md", "## From Python"): 1,
     ("docs/structured_reports.md", "## Where the boxes are"): 1,

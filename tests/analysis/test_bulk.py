@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import io
 import zipfile
 
 import numpy as np
@@ -10,14 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from PIL import Image
 
 from medimage_analysis import bulk, throttle
 from medimage_analysis.table import Table
 from medimage_client.cli.group import medimage
 from medimage_client.errors import ServerError, TransportError, Unavailable
+from tests.analysis.conftest import png
 from tests.client.dicom_files import RAMP, dicom, file_of
-from tests.client.fake_triton import FakeTriton, grey, unit_vectors, values_of
+from tests.client.fake_triton import FakeTriton, unit_vectors, values_of
 
 
 @pytest.fixture
@@ -35,22 +34,6 @@ def run(triton, monkeypatch, tmp_path):
         return CliRunner().invoke(medimage, ["embed", *map(str, args)])
 
     return run
-
-
-def png(value: int) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(grey(value)).save(file, "PNG")
-    return file.getvalue()
-
-
-@pytest.fixture
-def images(tmp_path):
-    """Nine images: 0.png to 8.png, of which the n-th is answered by the unit vector 10 + n."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for n in range(9):
-        (folder / f"{n}.png").write_bytes(png(10 + n))
-    return folder
 
 
 def vectors_by_id(table) -> dict[str, int]:

@@ -1,6 +1,9 @@
 """Tables are read back as they were written, by us and by the libraries that people read Parquet with."""
 
+import duckdb
 import numpy as np
+import pandas
+import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -128,3 +131,29 @@ def test_equal_ids_and_columns_of_another_type_are_refused(tmp_path):
 def test_pyarrow_reads_the_folder_as_it_is(table):
     read = pq.read_table(table)
     assert read.num_rows == 5 and read.schema.field("image_features").type == pa.list_(pa.float32(), 1024)
+
+
+def test_pandas_duckdb_and_polars_read_the_folder_as_it_is(table):
+    names, first = [f"image-{i}.png" for i in range(5)], vectors_of(rows(3)["image_features"])[0]
+    frame = pandas.read_parquet(table)
+    assert frame["id"].tolist() == names
+    np.testing.assert_array_equal(frame["image_features"][0], first)
+    with duckdb.connect() as connection:
+        found = connection.execute(f"select id, image_features, text_features from '{table}/*.parquet'").fetchall()
+    assert [name for name, _, _ in found] == names and found[0][2] is None
+    np.testing.assert_array_equal(np.array(found[0][1], np.float32), first)
+    frame = polars.read_parquet(table)
+    assert frame["id"].to_list() == names and frame["text_features"].null_count() == 5
+    np.testing.assert_array_equal(frame["image_features"].to_numpy()[0], first)
+
+
+@pytest.mark.soak
+def test_ray_reads_the_folder_as_it_is(table):
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        found = ray.data.read_parquet(str(table)).take_all()
+    finally:
+        ray.shutdown()
+    assert sorted(row["id"] for row in found) == [f"image-{i}.png" for i in range(5)]
+    assert len(found[0]["image_features"]) == 1024

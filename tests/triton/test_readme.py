@@ -148,6 +148,14 @@ def test_python_example_prints_what_stands_below_it(served, run, workplace, page
     assert run("python example.py") == printed
 
 
+def test_table_grows_and_is_read(served, run, workplace):
+    commands, code, printed, _ = examples("docs/tables.md", "## From a folder to a table")
+    for command in commands.splitlines():
+        run(command)
+    (workplace / "example.py").write_text(code)
+    assert run("python example.py") == printed
+
+
 def test_options_for_large_images_give_vectors(served, run, workplace):
     (code,) = examples(CLIENT, "### Large images")
     assert "resize" in code and "shared_memory" in code
