@@ -611,8 +611,8 @@ def search(report: Content) -> str:
         *("with a condition CPU ms", "by the clock", "searches/s of all cores"),
     )
     return (
-        f"{measured(report)}. The 10 nearest of made vectors. CPU is processor time, of all threads; the machine was busy "
-        "with other work, so that the clock went on far longer. The rate is the cores over the processor time.\n\n"
+        f"{measured(report)}. The 10 nearest of made vectors. CPU is processor time, of all threads; the machine was "
+        "busy with other work, so that the clock went on far longer. The rate is the cores over the processor time.\n\n"
         + table(header, rows, left=2)
     )
 

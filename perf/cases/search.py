@@ -1,9 +1,9 @@
 """How large and how fast is a search index of 100,000 and of a million vectors, and how much does IVF-PQ find?
 
 Unit: milliseconds of one search for the 10 nearest, by the clock and of processor time, which counts all threads and is
-nearly the same on a busy machine; recall is the part of the 10 nearest that IVF-PQ finds, of 200 of its vectors. Vectors
-are made: centres, and around each of them vectors whose spread falls off over the dimensions as that of embeddings does.
-A million take 4 GB in the table and as much in the index, in build/perf.
+nearly the same on a busy machine; recall is the part of the 10 nearest that IVF-PQ finds, of 200 of its vectors.
+Vectors are made: centres, and around each of them vectors whose spread falls off over the dimensions as that of
+embeddings does. A million take 4 GB in the table and as much in the index, in build/perf.
 """
 
 import shutil
