@@ -26,6 +26,8 @@ RUN = {
     ("docs/cli.md", "## Embeddings and labels"): 1,
     ("docs/cli.md", "## Reports"): 1,
     ("docs/tables.md", "## From a folder to a table"): 2,
+    ("docs/search.md", "## A worked example"): 2,
+    ("docs/search.md", "## From Python"): 1,
     ("docs/structured_reports.md", "## From the command line"): 1,
     ("docs/structured_reports.md", "## From Python"): 1,
     ("docs/structured_reports.md", "## Where the boxes are"): 1,
@@ -55,6 +57,8 @@ NOT_RUN = {
     ),
     ("docs/bf16.md", "# bf16 on CPUs"): "installs a package, and wants a CPU that multiplies bf16",
     ("docs/models.md", "### GPU"): "replaces a package, and wants a GPU",
+    ("docs/search.md", "## Volumes and studies"): "wants volumes; tests/analysis/test_search_command.py runs the like",
+    ("docs/search.md", "## Object storage"): "wants one; tests/analysis/test_index.py has a stand-in",
     ("docs/security.md", "## Under systemd"): "wants root and systemd",
 }
 

@@ -160,7 +160,7 @@ class Index:
             InvalidInput: the condition is none, or the index has no texts.
         """
         features = self._features(among)
-        conditions = [f"({condition})" for condition in (where, f"{features} IS NOT NULL") if condition]
+        conditions = [] if where is None else [f"({where})"]
         if without is not None:
             conditions.append(f"id != {quoted(without)}")
         vector = np.ascontiguousarray(query, np.float32).reshape(EMBEDDING_SIZE)
@@ -183,7 +183,9 @@ class Index:
             else:
                 # all parts may be looked into where few rows fulfil the condition
                 query = query.minimum_nprobes(probes).maximum_nprobes(0).refine_factor(REFINED)
-            found = query.where(condition).select([*self.columns, LANCE_DISTANCE]).limit(limit).to_arrow()
+            if condition:
+                query = query.where(condition)
+            found = query.select([*self.columns, LANCE_DISTANCE]).limit(limit).to_arrow()
         distance = pc.max_element_wise(found[LANCE_DISTANCE], pa.scalar(0, pa.float32()))  # of itself -1e-7
         return found.drop_columns([LANCE_DISTANCE]).add_column(0, DISTANCE, distance)
 

@@ -45,12 +45,12 @@ from medimage_client.errors import InvalidInput
 Kind = Literal["auto", "exact", "ivf-pq"]
 
 BATCH_ROWS = 2048  # 8 MiB of vectors
-APPROXIMATE_FROM = 250_000  # vectors; below, an exact search takes less than a second, docs/search.md
+APPROXIMATE_FROM = 250_000  # vectors; an exact search of them takes a second of processor time, docs/search.md
 MIN_APPROXIMATE = 256  # vectors, from which the codes of IVF-PQ can be learned
 PART_ROWS = 4096  # of an IVF part, about: a millisecond's work
 CODE_BYTES = 128  # of a vector, one for 8 of its numbers
-# Of the k-means that finds parts and codes. LanceDB's own are 50 and 256, which take ten times as long, and gained no
-# recall on the vectors of `python -m perf search`.
+# Of the k-means that finds parts and codes; LanceDB's own are 50 and 256. What they find is measured all the same, and
+# more parts are looked into where it is too little.
 ITERATIONS, SAMPLE_RATE = 15, 128
 SAMPLE = 200  # vectors that are looked for to measure the recall
 WANTED_RECALL = 0.95

@@ -75,7 +75,9 @@ def run(workplace):
         command = command.replace("127.0.0.1:5001", f"127.0.0.1:{score_port}")
         command = command.replace("--score-port 5001", f"--score-port {score_port}")
         command = re.sub(
-            r"^(medimage (?:score|embed|classify|report) .*)", rf"\1 --url grpc://localhost:{ports['grpc']}", command
+            r"^(medimage (?:score|embed|classify|report|search) .*)",
+            rf"\1 --url grpc://localhost:{ports['grpc']}",
+            command,
         )
         command = command.replace("$(openssl rand -hex 24)", KEY)
         command = command.replace("/data/medimageinsight", str(PHANTOM_CHECKPOINT))
@@ -153,6 +155,24 @@ def test_table_grows_and_is_read(served, run, workplace):
     commands, code, printed, _ = examples("docs/tables.md", "## From a folder to a table")
     for command in commands.splitlines():
         run(command)
+    (workplace / "example.py").write_text(code)
+    assert run("python example.py") == printed
+
+
+def test_search_finds_drawings_and_texts_as_the_page_shows(served, run, workplace):
+    page = "docs/search.md"
+    drawings, commands, *shown = examples(page, "## A worked example")
+    (workplace / "drawings.py").write_text(drawings)
+    run("python drawings.py")
+    embed, index, *searches = commands.splitlines()
+    run(embed)
+    assert run(index).endswith("search is exact\n")
+    for command, printed in zip(searches, shown, strict=True):
+        # distances differ in the last digits from machine to machine, and with them the order of what is unlike
+        found, expected = ([line.split()[0] for line in text.splitlines()] for text in (run(command), printed))
+        assert found[:4] == expected[:4]
+    assert Image.open(workplace / "found.png").size == (1000, 460)
+    code, printed = examples(page, "## From Python")
     (workplace / "example.py").write_text(code)
     assert run("python example.py") == printed
 
