@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import gc
 import inspect
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -331,10 +330,10 @@ def test_client_is_closed_by_its_with_block(triton):
     assert triton.closed == 1
 
 
-def test_forgotten_client_is_closed_when_collected(triton):
+def test_forgotten_client_is_closed_when_collected(collect, triton):
     client = MedImageInsight("grpc://unused", transport=triton)
     del client
-    gc.collect()
+    collect()
     with MedImageInsight("grpc://unused") as other:
         other.close()  # runs on the same loop, after what the finalizer left there
     assert triton.closed == 1

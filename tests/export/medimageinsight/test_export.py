@@ -17,6 +17,7 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medimage_export.errors import ExportError, ParityError, RepositoryError
+from medimage_export.medimageinsight import encoders
 from medimage_export.medimageinsight.checkpoint import find_checkpoint, load_model, random_model
 from medimage_export.medimageinsight.encoders import calibration_images, encoders_of, image_feeds
 from medimage_export.medimageinsight.export import BOUNDS, export_medimageinsight
@@ -270,8 +271,9 @@ def test_outlier_channels_are_no_reason_to_refuse_or_to_leave_a_layer(phantom, o
         assert min(row.export.min_cosine for row in rows) >= 0.998
 
 
-def test_layers_that_hurt_stay_in_fp32_the_fewest_that_hold_the_bound(tmp_path, capsys):
+def test_layers_that_hurt_stay_in_fp32_the_fewest_that_hold_the_bound(tmp_path, capsys, monkeypatch):
     """An amplifying checkpoint, which all layers in 8 bits do not hold, nor those with one more branch."""
+    monkeypatch.setattr(encoders, "CALIBRATION_DRAWINGS", 4)
     path, tried = tmp_path / "model.onnx", []
     config = replace(SMALL, image=small_config((100, 70)).image)
     encoder, _ = encoders_of(random_model(config, gain=2.5), byte_tokenizer(config), [], [])
