@@ -21,6 +21,7 @@ from medimage_client.errors import (
     MedImageError,
     MissingExtra,
     NotFound,
+    NotReady,
     RequestTimeout,
     ResponseError,
     ServerError,
@@ -287,8 +288,8 @@ class BulkRun:
         silent_s = asyncio.get_running_loop().time() - self._heard_at
         if silent_s >= self._how.wait_s:
             place = f"{server.name}: " if server.name not in error.reason else ""
-            raise type(error)(f"{place}{error.reason}; nothing came for {silent_s:.0f} s (--wait)") from error
-        if not self._is_waiting and not isinstance(error, Unavailable):
+            raise MedImageError(f"{place}{error.reason}; nothing came for {silent_s:.0f} s (--wait)") from error
+        if not self._is_waiting and (isinstance(error, NotReady) or not isinstance(error, Unavailable)):
             self._is_waiting = True
             self._tell(f"{server.name}: {error.reason}; waiting for up to {self._how.wait_s:g} s")
         failures = min(int(silent_s), 4)  # the longer nothing came, the longer the delay, up to its bound

@@ -119,8 +119,8 @@ def in_process(repository: Path, windowing: DicomWindow, *, threads: int = 0) ->
     Raises:
         InvalidInput: see `InProcessTransport`, or the repository does not say which model it has.
     """
-    transport = loaded(repository, threads)
     model = model_in(repository, windowing)
+    transport = loaded(repository, threads)
 
     async def told() -> Model:
         return model

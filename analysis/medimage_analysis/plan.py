@@ -61,7 +61,7 @@ class Plan:
             return cls(table, Model(**values["model"]), values["settings"], values["n_rows"], values["shard_size"])
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             raise InvalidInput(
                 f"{path}: is no plan of a run; remove {path.parents[1]} and {table} to begin anew"
             ) from None
@@ -148,6 +148,12 @@ class Plan:
     def done(self) -> set[int]:
         """The shards that are complete."""
         return {int(match[1]) for name in names_in(self.table) if (match := SHARD.fullmatch(name))}
+
+    def clear(self) -> None:
+        """Once all shards are complete, remove what killed runs have left half written beside the table."""
+        if len(self.done()) == self.n_shards:
+            for partial in self.table.parent.glob(f".{self.table.name}-part-*.partial"):
+                partial.unlink(missing_ok=True)
 
     def failed(self) -> set[int]:
         """The shards some of whose images failed."""

@@ -5,6 +5,7 @@ with a column of paths or of base64. Nothing is read of an image itself, so that
 """
 
 import os
+import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ PLACE = pa.schema(
     ]
 )
 TOLD = ("id", "source", "study_uid", "series_uid", "sop_uid", "frame", "text")  # columns that a plan may have of a row
+TEXTS = ("study_uid", "series_uid", "sop_uid", "text")  # of a source, those that are texts
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 TABLE_SUFFIXES = (*DELIMITERS, ".parquet")
 
@@ -161,14 +163,23 @@ def row_of_slice(one: Slice, source: Path | str) -> Row:
 def rows_of_table(path: Path, image_column: str) -> Iterator[Row]:
     """An id is the column `id`, or the path as it is given, or for base64 the table's name and the row from 0."""
     start = 0
-    taken = {"id", "source", "image_features", "text_features", image_column}
+    taken = {"id", "source", "image_features", "text_features", image_column, *PLACE.names}
     for batch in read_table(path):
-        check_image_column(path, batch.schema, image_column)
+        check_columns(path, batch.schema, image_column)
         for index, cells in enumerate(batch.to_pylist(), start):
-            given = {name: value for name, value in cells.items() if name not in taken and name not in PLACE.names}
-            given["text"] = given.get("text") or None
+            given = {name: value for name, value in cells.items() if name not in taken}
+            given |= {name: given[name] or None for name in TEXTS if name in given}
+            if "frame" in given:
+                given["frame"] = frame_of(given["frame"], path, index)
             yield given | row_of_cell(path, index, cells.get("id"), cells[image_column])
         start += len(batch)
+
+
+def frame_of(cell: Any, table: Path, index: int) -> int | None:
+    try:
+        return None if cell is None or cell == "" else int(cell)
+    except ValueError:
+        raise InvalidInput(f"{table}: row {index}, column 'frame' is no whole number") from None
 
 
 def row_of_cell(table: Path, index: int, name: Any, cell: Any) -> Row:
@@ -203,7 +214,7 @@ def read_table(path: Path) -> Iterator[pa.RecordBatch]:
             convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
         )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path}: is a table that cannot be read: {first_line(error)[:200]}") from None
+        raise InvalidInput(f"{path}: is a table that cannot be read: {without_cells(error)}") from None
 
 
 def table_schema(path: Path, image_column: str | None = None) -> pa.Schema:
@@ -217,17 +228,30 @@ def table_schema(path: Path, image_column: str | None = None) -> pa.Schema:
             names = pa.csv.read_csv(pa.BufferReader(head + b"\n"), parse_options=parsing(path)).column_names
             schema = pa.schema([(name, pa.string()) for name in names])
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path}: is a table that cannot be read: {first_line(error)[:200]}") from None
+        raise InvalidInput(f"{path}: is a table that cannot be read: {without_cells(error)}") from None
     if image_column is not None:
-        check_image_column(path, schema, image_column)
+        check_columns(path, schema, image_column)
     return schema
 
 
-def check_image_column(path: Path, schema: pa.Schema, name: str) -> None:
-    if name not in schema.names:
+def without_cells(error: Exception) -> str:
+    """pyarrow quotes the row at fault, which may be a patient's."""
+    return re.sub(r"(got \d+): .*", r"\1", first_line(error))[:200]
+
+
+def check_columns(path: Path, schema: pa.Schema, image_column: str) -> None:
+    """Raise InvalidInput unless a table has a column of images, each column once, and those of ours in their types."""
+    if image_column not in schema.names:
         raise InvalidInput(
-            f"{path}: no column {name!r}; it has {', '.join(schema.names)}; name that of the images with --image-column"
+            f"{path}: no column {image_column!r}; it has {', '.join(schema.names)}; name that of the images with "
+            "--image-column"
         )
+    for name in schema.names:
+        if schema.names.count(name) > 1:
+            raise InvalidInput(f"{path}: has the column {name!r} {schema.names.count(name)} times; expected it once")
+        kind = schema.field(name).type
+        if name in TEXTS and not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+            raise InvalidInput(f"{path}: column {name!r} is of {kind}; expected string")
 
 
 def parsing(path: Path) -> pa.csv.ParseOptions:

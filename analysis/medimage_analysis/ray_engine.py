@@ -45,7 +45,6 @@ class ShardEmbedder:
 
     def __call__(self, block: Block) -> Block:
         """Shards by their numbers -> rows embedded and failed, of each, and why a shard could not be made."""
-        os.chdir(self._work.folder)
         counts = [self._embed(int(shard)) for shard in block["shard"]]
         embedded, failed, reasons = zip(*counts, strict=True)
         return {
@@ -64,6 +63,7 @@ class ShardEmbedder:
 
         work = self._work
         try:
+            os.chdir(work.folder)
             with Sources() as archives:
                 asyncio.run(
                     embed_shards(
@@ -125,12 +125,10 @@ def embed_on_ray(
             max_restarts=ATTEMPTS,
             max_task_retries=ATTEMPTS,
         )
-        reason = ""
         for row in made.iter_rows():
             report(int(row["embedded"]), int(row["failed"]))
-            reason = reason or str(row["reason"])
-        if reason:
-            raise MedImageError(reason)
+            if row["reason"]:
+                raise MedImageError(str(row["reason"]))
     finally:
         if is_ours:
             with suppress(Exception):

@@ -1,6 +1,8 @@
 """A Triton of this process that commands in other processes can ask, with the answers of `FakeTriton`."""
 
 import asyncio
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event, Lock
@@ -50,11 +52,17 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 
 @contextmanager
-def fake_server() -> Iterator[tuple[str, Servicer]]:
+def fake_server(port: int = 0) -> Iterator[tuple[str, Servicer]]:
     """Its url, and what it does."""
     servicer = Servicer()
-    with grpc_serving(servicer) as url:
+    with grpc_serving(servicer, port) as url:
         try:
             yield url, servicer
         finally:
             servicer.go_on.set()
+
+
+if __name__ == "__main__":  # a process that can be killed; its argument is the port
+    with fake_server(int(sys.argv[1])) as (address, _):
+        print("ready:", address, flush=True)  # noqa: T201
+        signal.pause()

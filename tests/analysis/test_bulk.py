@@ -16,7 +16,10 @@ from medimage_client.cli.group import medimage
 from medimage_client.errors import ServerError, TransportError, Unavailable
 from tests.analysis.conftest import png
 from tests.client.dicom_files import RAMP, dicom, file_of
+from tests.client.dicom_studies import radiograph, text_object, uid
 from tests.client.fake_triton import FakeTriton, unit_vectors, values_of
+from tests.client.http_server import serving
+from tests.client.stub_archive import Handler, StubArchive
 
 
 @pytest.fixture
@@ -251,6 +254,15 @@ def test_bad_input_is_said_before_the_run(run, images, tmp_path):
     assert result.stderr == (
         "Error: a.csv: no column 'image'; it has path, label; name that of the images with --image-column\n"
     )
+    (tmp_path / "b.csv").write_text("image,image\n0.png,x\n")
+    assert run("b.csv", "--to", "t").stderr == "Error: b.csv: has the column 'image' 2 times; expected it once\n"
+    (tmp_path / "c.csv").write_text("image,name\n0.png,x\n1.png,Doe,John\n")
+    result = run("c.csv", "--to", "t")
+    assert "c.csv: is a table that cannot be read: CSV parse error" in result.stderr and "Doe" not in result.stderr
+    (tmp_path / "d.csv").write_text("image,frame\n0.png,first\n")
+    assert run("d.csv", "--to", "t").stderr == "Error: d.csv: row 0, column 'frame' is no whole number\n"
+    pq.write_table(pa.table({"image": ["0.png"], "text": [1]}), tmp_path / "e.parquet")
+    assert run("e.parquet", "--to", "t").stderr == "Error: e.parquet: column 'text' is of int64; expected string\n"
     result = run("images", "images/0.png", "--to", "t")
     assert result.stderr == "Error: the sources: 1 ids come twice or more, the first is images/0.png\n"
     (tmp_path / "empty").mkdir()
@@ -295,6 +307,42 @@ def test_a_full_disk_ends_the_run_with_the_finished_shards_untouched(run, images
     assert result.exit_code == 1
     assert "cannot write t: No space left on device; the finished shards stay" in result.stderr
     assert len(vectors_by_id("t")) == 4
+
+
+def test_a_place_that_cannot_be_written_is_said(run, images):
+    result = run("images", "--to", "images/0.png/t")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: cannot write images/0.png/t.run") and "Not a directory" in result.stderr
+
+
+def test_what_killed_runs_left_is_removed_at_the_end(run, images, tmp_path):
+    left = tmp_path / ".t-part-00001-4711.partial"
+    left.touch()
+    assert run("images", "--to", "t", "--shard-size", 4, "--shard", "1/2").exit_code == 0
+    assert left.exists()
+    assert run("images", "--to", "t", "--shard-size", 4).exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "t", "t.run"]
+
+
+def test_the_folder_of_the_run_itself_can_be_the_table(run, images, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run("../images", "--to", ".").exit_code == 0
+    assert len(Table.open(".").vectors()) == 9 and (tmp_path / "here.run").is_dir()
+
+
+def test_an_archive_is_a_source(run):
+    stub = StubArchive([radiograph(1, 1, ViewPosition="PA"), radiograph(1, 2, ViewPosition="LL"), text_object()])
+    with serving(type("ArchiveHandler", (Handler,), {"archive": stub})) as root:
+        result = run(f"dicomweb+{root}/dicom-web/studies/{uid(1)}", "--to", "t")
+    assert result.exit_code == 0, result.output
+    assert "has no pixels" in result.stderr
+    table = Table.open("t").read()
+    assert len(table["sop_uid"].unique()) == 2 and set(table["study_uid"].to_pylist()) == {uid(1)}
+    assert table["id"].to_pylist() == [
+        f"dicomweb+{root}/dicom-web/studies/{uid(1)}/series/{row['series_uid']}/instances/{row['sop_uid']}"
+        for row in table.select(["series_uid", "sop_uid"]).to_pylist()
+    ]
 
 
 def test_a_scoring_uri_does_not_tell_its_model(run, images):

@@ -42,6 +42,7 @@ def embed_to_table(table: Path, embedding: Embedding, bulk: BulkOptions) -> None
         shared_memory=embedding.shared_memory,
         repository=bulk.in_process,
     )
+    table = table if table.name else table.resolve()  # `.`, which has none
     try:
         plan = plan_of(table, embedding, bulk, model_of(servers, how))
         done = plan.done()
@@ -64,6 +65,7 @@ def embed_to_table(table: Path, embedding: Embedding, bulk: BulkOptions) -> None
                 )
         finally:
             progress.end()
+        plan.clear()
     except OSError as error:
         raise InvalidInput(
             f"cannot write {error.filename or table}: {error.strerror or error}; the finished shards stay, and the "

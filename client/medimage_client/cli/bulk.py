@@ -58,32 +58,38 @@ def take_part(ctx: click.Context, parameter: click.Parameter, text: str) -> tupl
 
 
 OPTIONS = [
-    click.option("--image-column", default="image", show_default=True, help="Of tables, that of paths or base64."),
-    click.option("--shard-size", type=click.IntRange(min=1), default=1000, show_default=True, help="Rows a shard."),
+    click.option(
+        "--image-column", default="image", show_default=True, help="With --to: of tables, that of paths or base64."
+    ),
+    click.option(
+        "--shard-size", type=click.IntRange(min=1), default=1000, show_default=True, help="With --to: rows a shard."
+    ),
     click.option(
         "--shard",
         default="1/1",
         metavar="N/M",
         callback=take_part,
-        help="Embed the N-th of M parts alone, as 3/16; others embed the others into the same table.",
+        help="With --to: embed the N-th of M parts alone, as 3/16; others embed the others.",
     ),
-    click.option("--strict", is_flag=True, help="End at the first image that cannot be embedded."),
-    click.option("--retry-failed", is_flag=True, help="Embed again what failed, in shards that are complete."),
+    click.option("--strict", is_flag=True, help="With --to: end at the first image that cannot be embedded."),
+    click.option(
+        "--retry-failed", is_flag=True, help="With --to: embed again what failed, in shards that are complete."
+    ),
     click.option(
         "--wait",
         type=click.FloatRange(min=0),
         default=600.0,
         show_default=True,
-        help="Seconds to wait for a server that does not answer.",
+        help="With --to: seconds to wait for a server that does not answer.",
     ),
     click.option(
         "--engine",
         type=click.Choice(["local", "ray"]),
         default="local",
         show_default=True,
-        help="This process, or Ray Data on a cluster (extra ray).",
+        help="With --to: this process, or Ray Data on a cluster (extra ray).",
     ),
-    click.option("--ray-address", help="Of the cluster, auto or ray://host:10001; without it one starts here."),
+    click.option("--ray-address", help="With --engine ray: of the cluster, as auto; without it one starts here."),
     click.option(
         "--in-process",
         type=click.Path(path_type=Path, exists=True, file_okay=False),
