@@ -70,7 +70,10 @@ def stretched(image: Image.Image) -> Image.Image:
 
 
 def grid(images: Sequence[Image.Image | None], captions: Sequence[str], *, tile_px: int, columns: int) -> Image.Image:
-    """Tiles in rows, each under its caption of one or two lines; one without an image stays dark."""
+    """Tiles in rows, each under its caption of two lines; one without an image stays dark.
+
+    Of a line that is too long the first keeps its beginning, and the second its end, which says more of a path.
+    """
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * tile_px, rows * (tile_px + CAPTION_PX)), "black")
@@ -82,15 +85,17 @@ def grid(images: Sequence[Image.Image | None], captions: Sequence[str], *, tile_
             draw.text((x + tile_px // 2, y + CAPTION_PX + tile_px // 2), "not read", anchor="mm", fill="#888888")
         else:
             sheet.paste(image, (x + (tile_px - image.width) // 2, y + CAPTION_PX + (tile_px - image.height) // 2))
-        lines = "\n".join(fitting(line, draw, tile_px - 8) for line in caption.splitlines()[:2])
+        first, _, rest = caption.partition("\n")
+        second = " ".join(rest.split())
+        lines = f"{fitting(first, draw, tile_px - 8)}\n{fitting(second[::-1], draw, tile_px - 8)[::-1]}"
         draw.multiline_text((x + 4, y + 2), lines, fill="white", font_size=FONT_PX, spacing=2)
     return sheet
 
 
 def fitting(line: str, draw: ImageDraw.ImageDraw, width_px: int) -> str:
-    """The end of a line, which says more of a path than its beginning."""
+    """The beginning of a line."""
     if draw.textlength(line, font_size=FONT_PX) <= width_px:
         return line
-    while line and draw.textlength(f"…{line}", font_size=FONT_PX) > width_px:
-        line = line[1:]
-    return f"…{line}"
+    while line and draw.textlength(f"{line}…", font_size=FONT_PX) > width_px:
+        line = line[:-1]
+    return f"{line}…"

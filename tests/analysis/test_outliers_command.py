@@ -158,3 +158,9 @@ def test_vector_that_is_not_finite_is_named(run, tmp_path):
     make_table(tmp_path / "bad", [1, float("nan"), 3], prefix="b")
     result = run("some", "--reference", "bad")
     assert result.stderr == "Error: bad, id 'b1': image_features has numbers that are not finite; embed it anew\n"
+
+
+def test_table_without_rows_is_refused(run, tmp_path):
+    make_table(tmp_path / "empty", [])
+    assert run("some", "--reference", "empty").stderr == "Error: empty has no rows\n"
+    assert run("empty", "--reference", "some").stderr == "Error: empty has no rows\n"

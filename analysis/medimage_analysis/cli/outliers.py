@@ -141,6 +141,8 @@ def describe(table: "Table", column: str, group_by: str | None) -> tuple["Descri
     from medimage_analysis.outliers import Described, members_of, pool
 
     vectors, ids = table.vectors(column), table.read(["id"])["id"].to_pylist()
+    if not ids:
+        raise InvalidInput(f"{table.path} has no rows")
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if bad.size:
         raise InvalidInput(f"{table.path}, id {ids[bad[0]]!r}: {column} has numbers that are not finite; embed it anew")

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from medimage_client.archive.slices import WhichSlices
 from medimage_client.archive.sources import Sources
 from medimage_client.async_client import AsyncMedImageInsight
-from medimage_client.cli.evaluate_classification import bootstrap_option, truth_option
 from medimage_client.cli.evaluate_classification import render as render_scores
+from medimage_client.cli.label_options import bootstrap_option, label_options, truth_option
 from medimage_client.cli.options import (
     archive_options,
     dicom_window_option,
@@ -33,8 +33,6 @@ from medimage_client.labels.predictions import (
     check_labels,
     check_suffix,
     predictions_of,
-    read_columns,
-    read_names,
     read_truth,
     render_predictions,
     truth_of,
@@ -44,22 +42,7 @@ from medimage_client.labels.scores import check_truth, evaluate
 
 @click.command()
 @image_paths(required=True)
-@click.option("--label", "labels", multiple=True, help="A label; may be repeated.")
-@click.option(
-    "--labels",
-    "labels_file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="File of labels, one per line, added after those of --label; or .csv with the columns label and prompt, "
-    "where a label may have several rows.",
-)
-@click.option(
-    "--template",
-    "templates",
-    multiple=True,
-    default=["{}"],
-    show_default=True,
-    help="Text around each label, which replaces {}; may be repeated. The prompts of a label are averaged.",
-)
+@label_options
 @click.option("--multilabel", is_flag=True, help="Rate each label independently; otherwise each row sums to 1.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option(
@@ -77,9 +60,7 @@ from medimage_client.labels.scores import check_truth, evaluate
 def classify(
     paths: tuple[Path | str, ...],
     slices: WhichSlices | None,
-    labels: tuple[str, ...],
-    labels_file: Path | None,
-    templates: tuple[str, ...],
+    prompts: dict[str, list[str]],
     multilabel: bool,
     as_json: bool,
     output: Path | None,
@@ -99,7 +80,6 @@ def classify(
     Labels follow the pattern that the model was trained on, modality anatomy view finding: "x-ray chest anteroposterior
     Pneumonia". A file that is not an image is skipped and reported, and the exit code is 1.
     """
-    prompts = read_prompts(labels, labels_file, templates)
     if as_json and output and not truth:
         raise click.UsageError("--output takes the place of what --json prints; leave one of them out")
     items = read_items(paths, sources, slices)
@@ -132,35 +112,6 @@ def check_output(path: Path) -> Path:
     check_suffix(path)
     check_place(path)
     return path
-
-
-def read_prompts(labels: Sequence[str], path: Path | None, templates: Sequence[str]) -> dict[str, list[str]]:
-    """The prompts of each label: its texts in each of the templates. A label alone is its own text."""
-    if any("{}" not in template for template in templates):
-        raise click.BadParameter("has no {}, the place of the label", param_hint="--template")
-    texts: dict[str, list[str]] = {}
-    for label, text in [*((label, label) for label in labels), *read_labels(path)]:
-        texts.setdefault(label, []).append(text)
-    if not texts:
-        raise click.UsageError("no labels; give --label or --labels")
-    return {
-        label: [template.replace("{}", text) for template in templates for text in of_label]
-        for label, of_label in texts.items()
-    }
-
-
-def read_labels(path: Path | None) -> list[tuple[str, str]]:
-    """Labels with a text of each, by the lines of a file."""
-    if path is None:
-        return []
-    if path.suffix == ".csv":
-        columns = read_columns(path, needed=["label", "prompt"])
-        return [*zip(*(read_names(path, columns, name) for name in ("label", "prompt")), strict=True)]
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise click.BadParameter(f"{path} is not UTF-8 text", param_hint="--labels") from error
-    return [(line.strip(), line.strip()) for line in lines if line.strip()]
 
 
 def render_json(names: Sequence[str], labels: Sequence[str], scores: NDArray[Any]) -> str:

@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 import click
 import numpy as np
 
+from medimage_client.cli.label_options import bootstrap_option, truth_option
 from medimage_client.cli.output_file import Content, check_place, write_files
 from medimage_client.cli.table import table
 from medimage_client.labels.pictures import confusion_matrix, import_figure, roc_curves
 from medimage_client.labels.predictions import Predictions, read_predictions, read_truth, truth_of
-from medimage_client.labels.scores import DEFAULT_SAMPLES, OF_A_LABEL, OVERALL, Estimate, LabelScores, evaluate
+from medimage_client.labels.scores import OF_A_LABEL, OVERALL, Estimate, LabelScores, evaluate
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,27 +29,6 @@ TITLES = {
     "f1": "F1",
     "auc": "AUC",
 }
-
-
-def truth_option(*, required: bool) -> Callable[[F], F]:
-    return click.option(
-        "--truth",
-        required=required,
-        type=click.Path(path_type=Path, exists=True, dir_okay=False),
-        help="Table .csv or .parquet with the columns id and label."
-        + ("" if required else " Print scores instead of probabilities, as `medimage evaluate classification` does."),
-    )
-
-
-def bootstrap_option(command: F) -> F:
-    return click.option(
-        "--bootstrap",
-        "samples",
-        type=click.IntRange(min=0),
-        default=DEFAULT_SAMPLES,
-        show_default=True,
-        help="Samples of the bootstrap that the 95 % intervals of scores are from; 0 for no intervals.",
-    )(command)
 
 
 def picture_option(name: str, what: str) -> Callable[[F], F]:

@@ -6,6 +6,7 @@ from medimage_client.cli.classify import classify
 from medimage_client.cli.embed import embed
 from medimage_client.cli.evaluate import evaluate
 from medimage_client.cli.evaluate_classification import classification
+from medimage_client.cli.evaluate_servers import servers
 from medimage_client.cli.plugins import CommandGroup
 from medimage_client.cli.report import report
 from medimage_client.cli.score import score
@@ -25,4 +26,5 @@ def medimage() -> None:
 
 for command in (classify, embed, evaluate, report, score, status, studies):
     medimage.add_command(command)
-evaluate.add_command(classification)
+for command in (classification, servers):
+    evaluate.add_command(command)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from medimage_client.errors import MissingExtra
 
 DPI = 150
-LONGEST_LEGEND = 12  # labels in a column of a legend
+N_COLOURS = 10  # of matplotlib's cycle, after which the next kind of line begins
+LINES = ("-", "--", ":", "-.")
 
 
 def confusion_matrix(labels: Sequence[str], confusion: NDArray[np.int64]) -> bytes:
@@ -37,18 +38,19 @@ def roc_curves(curves: Mapping[str, tuple[NDArray[np.bool_], NDArray[np.floating
     figure_of = import_figure()
     from sklearn.metrics import roc_curve
 
-    n_columns = -(-len(curves) // LONGEST_LEGEND)
-    figure = figure_of(figsize=(5.5 + 2.8 * n_columns, 5.2), dpi=DPI, layout="constrained")
+    width = 6.8 + 0.07 * max(map(len, curves))  # inches: of the axes and of the longest text
+    figure = figure_of(figsize=(width, max(5.2, 0.19 * len(curves))), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    for text, (positive, scores) in curves.items():
+    for index, (text, (positive, scores)) in enumerate(curves.items()):
         false_positive_rate, true_positive_rate, _ = roc_curve(positive, scores)
-        axes.plot(false_positive_rate, true_positive_rate, label=shown(text), linewidth=1.5)
+        style = LINES[index // N_COLOURS % len(LINES)]
+        axes.plot(false_positive_rate, true_positive_rate, label=shown(text), linestyle=style)
     axes.plot([0, 1], [0, 1], color="0.7", linestyle="--", linewidth=1, zorder=0)
     axes.set_xlabel("1 - specificity")
     axes.set_ylabel("sensitivity")
     axes.set_aspect("equal")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, loc="outside right center", ncols=n_columns, fontsize=8)
+    figure.legend(frameon=False, loc="outside right center", fontsize=8)
     return png(figure)
 
 
