@@ -171,7 +171,8 @@ def test_search_finds_drawings_and_texts_as_the_page_shows(served, run, workplac
         # distances differ in the last digits from machine to machine, and with them the order of what is unlike
         found, expected = ([line.split()[0] for line in text.splitlines()] for text in (run(command), printed))
         assert found[:4] == expected[:4]
-    assert Image.open(workplace / "found.png").size == (1000, 460)
+    with Image.open(workplace / "found.png") as picture:
+        assert picture.size == (1000, 460)
     code, printed = examples(page, "## From Python")
     (workplace / "example.py").write_text(code)
     assert run("python example.py") == printed
