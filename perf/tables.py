@@ -316,6 +316,20 @@ def socket_hop(report: Content) -> str:
     )
 
 
+def bulk(report: Content) -> str:
+    medians = {name: statistics.median(rates) for name, rates in report["per_second"].items()}
+    best = max(rate for name, rate in medians.items() if name != "bulk run")
+    rows = [
+        (name, f"{medians[name]:.1f}", f"{min(rates):.1f}-{max(rates):.1f}", f"{medians[name] / best:.0%}")
+        for name, rates in report["per_second"].items()
+    ]
+    return (
+        f"{measured(report)}; {report['rounds']} rounds of {report['images']} images, shards of "
+        f"{report['shard_size']}.\n\n"
+        + table(("images in flight", "images/s, median", "range", "of perf_analyzer's best"), rows, left=1)
+    )
+
+
 def reports(report: Content) -> str:
     floor_s = report["weight_bytes"] / report["bandwidth_gb_s"] / 1e9
     single_s = {step["context"]: step["median_s"] for step in report["steps"] if step["studies"] == 1}
@@ -577,6 +591,32 @@ def perf_analyzer_parts(report: Content) -> str:
     return "Means of the server's own clock.\n\n" + table(header, rows, left=2)
 
 
+def search(report: Content) -> str:
+    """Search indexes by size and kind."""
+    rows = [
+        (
+            f"{run['vectors']:,}",
+            run["kind"],
+            f"{run['build']['cpu_s']:.0f}",
+            f"{run['bytes'] / 1e9:.2f}",
+            f"{run['probes']} of {run['parts']}" if "probes" in run else "all",
+            f"{run['recall']:.3f}",
+            *(_ms(run[what][unit]) for what in ("search", "with_condition") for unit in ("cpu_ms", "ms")),
+            f"{1e3 * report['machine']['cores'] / run['search']['cpu_ms']:.1f}",
+        )
+        for run in report["runs"]
+    ]
+    header = (
+        *("vectors", "kind", "build CPU s", "GB", "parts", "recall@10", "search CPU ms", "by the clock"),
+        *("with a condition CPU ms", "by the clock", "searches/s of all cores"),
+    )
+    return (
+        f"{measured(report)}. The 10 nearest of made vectors. CPU is processor time, of all threads; the machine was "
+        "busy with other work, so that the clock went on far longer. The rate is the cores over the processor time.\n\n"
+        + table(header, rows, left=2)
+    )
+
+
 def measured(report: Content) -> str:
     machine = report["machine"]
     return f"{machine['cpu']}, {machine['cores']} cores; commit {machine['commit']}"
@@ -629,7 +669,9 @@ CASES: Mapping[str, Sequence[Callable[[Content], str]]] = {
     "endpoint_load": (endpoint_load, saturation),
     "socket_hop": (socket_hop,),
     "perf_analyzer": (perf_analyzer, perf_analyzer_parts),
+    "bulk": (bulk,),
     "reports": (reports,),
+    "search": (search,),
     "gpu": (gpu_checks, gpu_images, gpu_path, gpu_reports),
 }
 TABLES = {write.__name__: write for tables in CASES.values() for write in tables}

@@ -18,6 +18,7 @@ from tests.paths import ROOT
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 EXTRAS = {  # of each room, beside the base
+    "analysis": ("analysis", "ray"),
     "client": ("archive", "cli", "dicom", "evaluate", "nifti", "parquet"),
     "server": ("server", "openvino"),  # without `triton`: NVIDIA's container has one
     "model_repository": ("server",),
@@ -30,7 +31,7 @@ EXTRAS = {  # of each room, beside the base
     "requirements": (),
 }
 DISTRIBUTIONS = packages_distributions()  # of the environment of the tests, by module
-OURS = {"checkpoints", "medimage_client", "medimage_export", "medimage_server", "perf", "tests"}
+OURS = {"checkpoints", "medimage_analysis", "medimage_client", "medimage_export", "medimage_server", "perf", "tests"}
 OF_TRITON = {"triton_python_backend_utils"}  # which the server has, not a package
 WHERE = {  # what the client imports beyond its base, and where
     "click": "cli/",
@@ -47,15 +48,19 @@ WHERE = {  # what the client imports beyond its base, and where
         "reports/secondary_capture.py",
         "reports/structured_report.py",
     ),
-    "requests": ("archive/answers.py", "archive/dicomweb.py"),
-    "pyarrow": "cli/embed.py",
+    "requests": ("archive/answers.py", "archive/session.py"),
+    "matplotlib": "labels/pictures.py",
+    "pyarrow": ("cli/embed.py", "labels/predictions.py"),
     "rouge-score": "reports/evaluation.py",
     "sacrebleu": "reports/evaluation.py",
+    "scikit-learn": "labels/pictures.py",
 }
 NOT_IMPORTED = {
     "nvidia-pytriton": "brings Triton's own files",
     "openvino": "named by its module, if it is there",
     "pyjpegls": "of highdicom",
+    "flask": "of moto's server",
+    "flask-cors": "of moto's server",
     "mypy": "a command",
     "pydicom-data": "public files, found by its module",
     "ruff": "a command",

@@ -1,4 +1,4 @@
-"""One name, one thing: over client, export and server, whoever reads a name need not ask which of two it is."""
+"""One name, one thing: whoever reads a name of one of the packages need not ask which of two it is."""
 
 import ast
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.paths import ROOT
 
-PACKAGES = ("client/medimage_client", "export/medimage_export", "server/medimage_server")
+PACKAGES = ("analysis/medimage_analysis", "client/medimage_client", "export/medimage_export", "server/medimage_server")
 
 RIGHT = {  # names that two modules are right to share, and why
     "InvalidInput": "what a model of Triton raises, the client raises again",
@@ -19,6 +19,7 @@ RIGHT = {  # names that two modules are right to share, and why
     "read_config": "likewise",
     "Stored": "values of a file's pixels, and objects in an archive",
     "Study": "the client's of DICOM, the server's of a prompt",
+    "Table": "the analysis's of embeddings, the client's of a request in Azure's JSON",
     "evaluate": "a command is named after the function that it calls",
     "score": "likewise",
 }

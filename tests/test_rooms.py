@@ -8,9 +8,10 @@ import pytest
 
 from tests.paths import ROOT
 
-ROOMS = {"medimage_client", "medimage_export", "medimage_server"}
+ROOMS = {"medimage_analysis", "medimage_client", "medimage_export", "medimage_server"}
 AROUND = {"checkpoints", "examples", "perf", "tests"}  # they use the rooms, and no room uses them
 ALLOWED = {
+    "analysis": {"medimage_analysis", "medimage_client", "medimage_server"},
     "client": {"medimage_client"},
     "export": {"medimage_export"},
     "server": {"medimage_server", "medimage_client"},
@@ -23,6 +24,7 @@ CLIENT_ORDER = (
     "wire",
     "archive",
     "reports",
+    "labels",
     "cli",
 )  # packages of the client; each may import those before it
 
@@ -93,6 +95,12 @@ def test_server_imports_of_the_client_exactly_what_is_listed():
     rest = [path for path in server.rglob("*.py") if server / "endpoint" not in path.parents]
     assert endpoint == set(ENDPOINT)
     assert set().union(*map(modules_of_the_client, rest)) == set(MODELS_OF_TRITON)
+
+
+def test_one_module_of_the_analysis_imports_the_server():
+    """The model in the run's own process; all else of the analysis knows a server by its address."""
+    modules = (ROOT / "analysis" / "medimage_analysis").rglob("*.py")
+    assert [path.name for path in modules if "medimage_server" in imported_packages(path)] == ["in_process.py"]
 
 
 @pytest.mark.parametrize("package", CLIENT_ORDER)

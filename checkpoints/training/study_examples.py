@@ -13,6 +13,7 @@ from torch import Tensor
 from medimage_export.phantoms.chest_study import SENTENCES, ChestStudy, chest_study
 
 LABEL_STEP = 7  # pixels from one label that is kept to the next; divides 518
+CHUNK = 8  # studies that a process draws at a time
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class StudyExamples:
 def draw_examples(seeds: Iterable[int], size: int, *, visit: int = 0, processes: int = 2) -> StudyExamples:
     """Draw in several processes, in the order of the seeds."""
     jobs = [(seed, size, visit) for seed in seeds]
+    processes = min(processes, -(-len(jobs) // CHUNK))  # each of which imports torch
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:  # torch has threads
-        studies = list(pool.map(_drawn, *zip(*jobs, strict=True), chunksize=8))
+        studies = list(pool.map(_drawn, *zip(*jobs, strict=True), chunksize=CHUNK))
     empty = np.empty((0, 0), dtype=np.uint8)
     return StudyExamples(
         frontal=torch.from_numpy(np.stack([study.frontal for study in studies])),

@@ -23,7 +23,6 @@ from medimage_client.embeddings import (
     IMAGE_ENCODER,
     TEXT_ENCODER,
     Embeddings,
-    check_texts,
     embed_images,
     embed_texts,
     probabilities,
@@ -33,6 +32,7 @@ from medimage_client.errors import InvalidInput
 from medimage_client.images.encoding import ImageInput, encode_image
 from medimage_client.images.resize import Resize
 from medimage_client.images.windowing import DicomWindow, Window
+from medimage_client.labels.prompts import Labels, check_list, read_prompts
 from medimage_client.reports.report import Report, report_of
 from medimage_client.reports.requests import (
     MODEL,
@@ -163,7 +163,7 @@ class AsyncMedImageInsight:
     async def classify(
         self,
         images: Sequence[ImageInput] | Embeddings,
-        labels: Sequence[str],
+        labels: Labels,
         *,
         multilabel: bool = False,
         template: str = "{}",
@@ -175,9 +175,10 @@ class AsyncMedImageInsight:
 
         Args:
             images: what `embed_images` takes, or its result, a floating-point (n, 1024) array.
-            labels: texts such as `x-ray chest anteroposterior Pneumonia`, the pattern the model was trained on.
+            labels: texts such as `x-ray chest anteroposterior Pneumonia`, the pattern the model was trained on; or a
+                mapping from each label to its prompts, whose embeddings are averaged and normalised.
             multilabel: rate each label independently (sigmoid); otherwise a row sums to 1 (softmax).
-            template: text around each label, which replaces `{}`.
+            template: text around each label or prompt, which replaces `{}`.
             dicom_window, resize: as in `embed_images`.
             timeout: seconds for one request, instead of the client's.
 
@@ -185,22 +186,22 @@ class AsyncMedImageInsight:
             InvalidInput: no labels, a template without `{}`, or as for `embed_images` and `embed_texts`.
             MedImageError: any other failure.
         """
-        check_list(labels, "labels")
-        if not labels:
-            raise InvalidInput("labels is empty; expected at least one label")
-        if "{}" not in template:
-            raise InvalidInput("template has no {}; expected a text with {} in the place of the label")
-        rows, place = range(len(labels)), "labels[{}]".format
-        check_texts(labels, rows, place)
-        texts = [template.replace("{}", label) for label in labels]
-        label_embedding = await embed_texts(self._connection, texts, rows=rows, place=place, timeout=timeout)
+        prompts = read_prompts(labels, template)
+        label_embedding = await embed_texts(
+            self._connection,
+            prompts.texts,
+            rows=range(len(prompts.texts)),
+            place=prompts.places.__getitem__,
+            timeout=timeout,
+        )
         assert label_embedding.scaling_factor is not None  # there is a label
         if isinstance(images, np.ndarray):
             features = check_embeddings(images)
         else:
             encode = partial(encode_image, dicom_window=dicom_window, advise_window=False)
             features = await self._embed_images(images, encode, params=RequestParams(), resize=resize, timeout=timeout)
-        return probabilities(features, label_embedding.features, label_embedding.scaling_factor, multilabel=multilabel)
+        label_features = prompts.by_label(label_embedding.features)
+        return probabilities(features, label_features, label_embedding.scaling_factor, multilabel=multilabel)
 
     async def score(
         self,
@@ -474,12 +475,6 @@ async def stream_study(
     async with aclosing(stream_report(connection, request, timeout, dicom_window)) as responses:
         async for outputs in responses:
             yield outputs
-
-
-def check_list(values: object, name: str) -> None:
-    """Refuse the single input where a list belongs: a str is a sequence too, of characters."""
-    if isinstance(values, str | bytes | np.ndarray) or not isinstance(values, Sequence):
-        raise InvalidInput(f"{name} is of type {type(values).__name__}; expected a list, also for a single one")
 
 
 def check_prior(request: ReportRequest) -> None:

@@ -46,5 +46,15 @@ class NodeByNode:
             opset_imports=self._model.opset_import,
             ir_version=self._model.ir_version,
         )
-        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), _one_run(), providers=["CPUExecutionProvider"]
+        )
         return dict(zip(node.output, session.run(None, dict(inputs)), strict=True))
+
+
+def _one_run() -> onnxruntime.SessionOptions:
+    """For one node and one run, where it takes longest to wait busily for work and to look for nodes to fuse."""
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options

@@ -34,15 +34,16 @@ def staging_folder(repository: Path, models: Sequence[str]) -> Iterator[Path]:
 
 
 def put_in_place(staging: Path, repository: Path, changes: Sequence[ConfigChange] = ()) -> None:
-    """Move what was staged into the version folders, and change the configs that are to serve it in another format."""
+    """Move what was staged into the version folders, and change the configs that are to serve it or to tell of it."""
     for file in staging.glob("*/*"):
         version_folder = repository / file.parent.name / VERSION
         version_folder.mkdir(exist_ok=True)
         file.replace(version_folder / file.name)
     for change in changes:
         _write_config(repository / change.model / "config.pbtxt", change.config)
-        for stale in (repository / change.model / VERSION).glob(change.stale_files):
-            stale.unlink()
+        if change.stale_files is not None:
+            for stale in (repository / change.model / VERSION).glob(change.stale_files):
+                stale.unlink()
 
 
 def copy_unexported(repository: Path, target: Path) -> Path:

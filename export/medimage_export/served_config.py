@@ -1,7 +1,8 @@
 """Make the config of a served model say what an export wrote: ONNX as committed or for CPUs, or a TensorRT plan."""
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -36,6 +37,7 @@ FOR_CPUS = ("int8", "int4", "bf16")
 # cuDNN plans convolutions for each size of batch anew. On a CPU more warm-ups would cost seconds, and gain nothing.
 FOR_GPUS = "  # for fp16 on a GPU, which plans anew for each size"
 ANY = "KIND_AUTO|KIND_MODEL"  # kinds of an instance that may be on a GPU or on a CPU
+TOLD = "  # of what is exported"  # where a caller finds which model it has
 ACCELERATORS = r"(?m)^([^#\n]*\bexecution_accelerators \{ )"
 
 
@@ -45,7 +47,7 @@ class ConfigChange:
 
     model: str
     config: str
-    stale_files: str  # as a glob: those of the other format
+    stale_files: str | None = None  # as a glob: those of the other format
 
 
 def parse_config(path: Path, text: str) -> ModelConfig:
@@ -122,9 +124,29 @@ def config_change(repository: Path, model: str, written: Format, *, precision: s
     return ConfigChange(model, edited, SERVED[other].files)
 
 
+def told(repository: Path, model: str, parameters: Mapping[str, str]) -> ConfigChange:
+    """What makes a model's config tell its callers what was exported, which Triton has no other place for.
+
+    Raises:
+        RepositoryError: Triton could not read the config.
+    """
+    path = repository / model / "config.pbtxt"
+    text = as_onnx(path.read_bytes().decode())
+    parse_config(path, text)
+    end = "\r\n" if "\r\n" in text else "\n"
+    lines = [
+        f'parameters {{ key: "{key}" value {{ string_value: {json.dumps(value)} }} }}{TOLD}{end}'
+        for key, value in parameters.items()
+    ]
+    edited = "".join([text, "" if text.endswith("\n") else end, *lines])
+    parse_config(path, edited)
+    return ConfigChange(model, edited)
+
+
 def as_onnx(text: str) -> str:
-    """The text of a config as it was before a plan or a precision for CPUs was exported; any other stays."""
+    """The text of a config as it was before an export changed it."""
     text = _renamed(text, "tensorrt", "onnx")
+    text = re.sub(rf"(?m)^parameters [^\r\n]*{re.escape(TOLD)}\r?\n", "", text)
     text = re.sub(rf"(?m)^model_warmup \{{[^\r\n]*{re.escape(FOR_GPUS)}\r?\n", "", text)
     text = re.sub(ACCELERATORS + re.escape(OPENVINO), r"\1", text)
     for precision in FOR_CPUS:

@@ -49,7 +49,7 @@ TINY = CXRReportGenConfig(
 
 @pytest.fixture(scope="module")
 def examples():
-    return draw_examples(range(16), SIZE)
+    return draw_examples(range(16), SIZE, processes=1)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from transformers import CLIPTokenizer
 from checkpoints.training.medimageinsight import served_pixels, tokenize
 from medimage_export.medimageinsight.checkpoint import find_checkpoint, load_model
 from medimage_export.phantoms import CAPTIONS, TEST_SEEDS
+from tests.amounts import amounts
 from tests.paths import PHANTOM_CHECKPOINT
 
 
@@ -46,15 +47,17 @@ def test_tokenizer_files_give_the_ids_of_the_transformers_clip_tokenizer():
     assert tokenize(CAPTIONS, folder, 77).input_ids.tolist() == expected
 
 
-def test_checkpoint_classifies_unseen_phantoms(model):
+@pytest.mark.parametrize("n_each", amounts(1, 3))
+def test_checkpoint_classifies_unseen_phantoms(model, n_each):
+    """On two more of each the precisions are compared with one another."""
     config = model.config
     tokens = tokenize(CAPTIONS, find_checkpoint(PHANTOM_CHECKPOINT).tokenizer, config.text.context_length)
     mean, std = torch.tensor(config.image.image_mean), torch.tensor(config.image.image_std)
-    labels = np.tile(np.arange(len(CAPTIONS)), 3)
+    labels = np.tile(np.arange(len(CAPTIONS)), n_each)
     probabilities = []
     with torch.no_grad():
         texts = model.encode_text(tokens.input_ids, tokens.attention_mask)
-        for seed in TEST_SEEDS[:3]:
+        for seed in TEST_SEEDS[:n_each]:
             pixels = np.stack([served_pixels(caption, seed, config.image.image_size) for caption in CAPTIONS])
             images = model.encode_image(((torch.from_numpy(pixels) / 255 - mean) / std).permute(0, 3, 1, 2))
             probabilities += (model.logit_scale.exp() * images @ texts.T).softmax(dim=1).tolist()

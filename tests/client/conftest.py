@@ -8,6 +8,14 @@ from medimage_client import AsyncMedImageInsight, MedImageInsight
 from tests.client.fake_triton import FakeTriton, grey, unit_vectors
 from tests.client.http_server import serving
 from tests.client.scoring_server import Endpoint, Handler
+from tests.garbage import new_garbage
+
+
+@pytest.fixture
+def collect():
+    """Of the test's own, and of the fixtures after this one."""
+    with new_garbage() as collect:
+        yield collect
 
 
 @pytest.fixture

@@ -57,6 +57,12 @@ class FakeTriton:
     in_flight: int = 0
     most_in_flight: int = 0
     closed: int = 0
+    told: dict[str, dict[str, str]] = field(
+        default_factory=lambda: {
+            "medimageinsight_image": {"checkpoint": "a.pt", "checkpoint_sha256": "c0ffee" * 10, "precision": "fp32"},
+            "image_preprocessing": {"profile": "azure"},
+        }
+    )
 
     async def infer(self, call: Call, *, timeout: float) -> dict[str, NDArray[Any]]:
         self.calls.append(call)
@@ -77,6 +83,11 @@ class FakeTriton:
             call.output_names[0]: unit_vectors([position_of(call, value) for value in values_of(call)]),
             "scaling_factor": np.full((len(values_of(call)), 1), SCALING_FACTOR),
         }
+
+    async def parameters(self, model: str) -> dict[str, str]:
+        if self.failures:
+            raise self.failures.pop(0)
+        return self.told[model]
 
     async def is_ready(self, models: Sequence[str]) -> bool:
         return self.ready

@@ -1,4 +1,4 @@
-"""Property-based fuzzing of the schema: 1200 generated requests, the same in every run.
+"""Property-based fuzzing of the schema: 1200 generated requests, the same in every run; 400 in the usual tests.
 
 Any JSON, any bytes and any damage to a good request are read or refused in one line that shows nothing of the request;
 a good request, in any of the forms that clients send, is read as exactly what it was made of.
@@ -21,17 +21,29 @@ from medimage_client.schema.embeddings import COLUMNS, EmbeddingRequest, Request
 from medimage_client.schema.json_text import NAMES
 from medimage_client.schema.reports import COLUMNS as REPORT_COLUMNS
 from medimage_client.schema.reports import IMAGE_INPUTS, ReportRequest
+from tests.amounts import amounts
 from tests.client.azure_samples import is_report_request, read_report_requests, read_request
 
 
-def cases(number):
-    return settings(
-        max_examples=number,
-        derandomize=True,
-        database=None,
-        deadline=timedelta(seconds=5),  # a case takes milliseconds; the rest is for a busy machine
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-    )
+def cases(number, strategy):
+    """A test of so many cases, and of a third of them in the usual tests."""
+
+    def decorate(check):
+        @pytest.mark.parametrize("n", amounts(number // 3, number))
+        def test(n):
+            limits = settings(
+                max_examples=n,
+                derandomize=True,
+                database=None,
+                deadline=timedelta(seconds=5),  # a case takes milliseconds; the rest is for a busy machine
+                suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+            )
+            limits(given(strategy)(check))()
+
+        test.__name__, test.__doc__ = check.__name__, check.__doc__
+        return test
+
+    return decorate
 
 
 CANARY = "ЖаннаДоу"  # in no message, nor any of its letters; messages are English
@@ -213,26 +225,22 @@ def check(request):
             assert len(message) <= MAX_MESSAGE
 
 
-@cases(200)
-@given(json_values.flatmap(spellings))
+@cases(200, json_values.flatmap(spellings))
 def test_any_json_is_read_or_refused_without_showing_it(request):
     check(request)
 
 
-@cases(150)
-@given(damaged_requests().flatmap(spellings))
+@cases(150, damaged_requests().flatmap(spellings))
 def test_damaged_request_is_read_or_refused_without_showing_it(request):
     check(request)
 
 
-@cases(150)
-@given(damaged_bodies())
+@cases(150, damaged_bodies())
 def test_damaged_body_is_read_or_refused_without_showing_it(body):
     check(body)
 
 
-@cases(250)
-@given(st.binary(max_size=200) | st.text(max_size=100))
+@cases(250, st.binary(max_size=200) | st.text(max_size=100))
 def test_any_bytes_or_text_is_refused(body):
     try:
         value = json.loads(body)
@@ -244,8 +252,7 @@ def test_any_bytes_or_text_is_refused(body):
     check(body)
 
 
-@cases(100)
-@given(st.data())
+@cases(100, st.data())
 def test_embedding_request_is_read_as_what_it_was_made_of(data):
     request, expected = data.draw(embedding_requests())
     request = data.draw(spellings(request))
@@ -253,8 +260,7 @@ def test_embedding_request_is_read_as_what_it_was_made_of(data):
     assert not is_report_request(request)
 
 
-@cases(100)
-@given(st.data())
+@cases(100, st.data())
 def test_report_request_is_read_as_what_it_was_made_of(data):
     request, expected = data.draw(report_requests())
     request = data.draw(spellings(request))
@@ -265,8 +271,7 @@ def test_report_request_is_read_as_what_it_was_made_of(data):
 BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")  # RFC 4648, section 4
 
 
-@cases(250)
-@given(st.text("AQgz09+/=\n _-é", max_size=12) | st.text(max_size=12))
+@cases(250, st.text("AQgz09+/=\n _-é", max_size=12) | st.text(max_size=12))
 def test_base64_is_that_of_the_standard_with_white_space(text):
     compact = re.sub(r"[ \t\n\r\v\f]", "", text)
     if BASE64.fullmatch(compact):

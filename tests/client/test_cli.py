@@ -182,7 +182,11 @@ def test_embed_finds_dicom_files_without_suffix_in_a_folder(run, tmp_path):
         (["embed", "--output", "out.npy"], "nothing to embed; give PATHS, --text or both"),
         (["embed", "--text", "a", "--output", "out.csv"], "out.csv is not one of .npy, .npz, .parquet"),
         (["embed", "--text", "a", "--output", "nowhere/out.npy"], "folder nowhere does not exist"),
-        (["embed", "--text", "a"], "Missing option '--output'."),
+        (["embed", "--text", "a"], "give --output FILE or --to TABLE, one of them"),
+        (["embed", "--text", "a", "--output", "a.npy", "--shard", "1/2"], "--shard is for --to TABLE"),
+        (["embed", "--text", "a", "--output", "a.npy", "--url", "a", "--url", "b"], "a second --url is for --to TABLE"),
+        (["embed", "--text", "a", "--to", "table"], "--to takes PATHS; texts are those of a table's column `text`"),
+        (["embed", ".", "--to", "table", "--shard", "3/2"], "'3/2' is not N/M with N from 1 to M"),
         (["embed", "missing.png", "--output", "out.npy"], "Path 'missing.png' does not exist."),
         (["embed", ".", "--output", "out.npy"], "no images in .; expected .bmp, "),
         (["classify", "notes.txt"], "no labels; give --label or --labels"),
@@ -237,14 +241,15 @@ def test_unreachable_server_ends_with_one_line_and_code_1(run, triton, no_delay)
     assert result.stderr == "Error: cannot reach the server: refused\n"
 
 
-def test_help_lists_the_commands_of_other_packages_without_importing_torch():
+def test_help_lists_the_commands_of_other_packages_without_importing_what_is_large():
     program = "import sys; from medimage_client.cli import main; sys.argv = ['medimage', '--help']\n"
-    program += "try: main()\nfinally: print('torch' in sys.modules)"
+    program += "large = {'torch', 'pyarrow', 'lancedb', 'sklearn', 'scipy', 'matplotlib', 'bokeh', 'umap'}\n"
+    program += "try: main()\nfinally: print(large & sys.modules.keys() != set())"
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     commands = [line.split()[0] for line in output.partition("Commands:\n")[2].splitlines() if line.startswith("  ")]
     here, elsewhere = (
         ["classify", "embed", "evaluate", "report", "score", "status", "studies"],
-        ["clean", "endpoint", "export", "serve"],
+        ["clean", "endpoint", "export", "index", "map", "outliers", "search", "serve"],
     )
     assert commands == sorted(here + elsewhere)
     assert output.splitlines()[-1] == "False"
@@ -254,7 +259,7 @@ def test_help_lists_the_commands_of_other_packages_without_importing_torch():
 def without_export(monkeypatch):
     """`medimage export` as it is where its package cannot be imported."""
     entry_point = EntryPoint("export", "medimage_export.missing:export", "medimage.commands")
-    monkeypatch.setattr("medimage_client.cli.group.commands_of_other_packages", lambda: {"export": entry_point})
+    monkeypatch.setattr("medimage_client.cli.plugins.commands_of_other_packages", lambda group: {"export": entry_point})
 
 
 def test_command_whose_extra_is_missing_is_listed_and_names_the_extra(run, without_export):
@@ -264,6 +269,17 @@ def test_command_whose_extra_is_missing_is_listed_and_names_the_extra(run, witho
     assert result.stderr == (
         "Error: medimage export needs medimage_export.missing: pip install 'medimage-triton[export]'\n"
     )
+
+
+def test_command_of_evaluate_whose_extra_is_missing_names_the_extra(run, monkeypatch):
+    entry_point = EntryPoint("classification", "medimage_analysis.missing:command", "medimage.evaluate")
+    found = {"medimage.evaluate": {"classification": entry_point}}
+    monkeypatch.setattr("medimage_client.cli.plugins.commands_of_other_packages", lambda group: found.get(group, {}))
+    assert {"classification", "report"} <= set(run("evaluate", "--help").stdout.split())
+    result = run("evaluate", "classification", "predictions.csv")
+    assert result.exit_code == 1
+    assert "Error: medimage evaluate classification needs medimage_analysis" in result.stderr
+    assert result.stderr.endswith(": pip install 'medimage-triton[analysis]'\n")
 
 
 @pytest.mark.parametrize("missing", ["torch", "onnx"])

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import gc
 import inspect
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -212,12 +211,25 @@ def test_classify_embeds_images_and_puts_labels_into_the_template(client, triton
     np.testing.assert_allclose(scores.max(axis=1), 1, atol=1e-6)
 
 
+def test_prompts_of_a_label_are_averaged_and_normalised(client, triton, unit_vectors):
+    images = random_embeddings(np.random.default_rng(0), 5)
+    labels = {"heart": ["x" * 3, "x" * 8, "x" * 8], "lung": ["x" * 19]}
+    # the prompts' embeddings are unit vectors: those of "of " and 3, 8, 8 letters have the mean (1, 2) / 3
+    heart = (unit_vectors([6])[0] + 2 * unit_vectors([11])[0]) / np.sqrt(5)
+    expected = softmax(SCALE * images.astype(float) @ np.stack([heart, unit_vectors([22])[0]]).T, axis=1)
+    np.testing.assert_allclose(client.classify(images, labels, template="of {}"), expected, rtol=1e-5, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "options", "message"),
     [
         ([], [], {}, "labels is empty; expected at least one label"),
         ([], "ab", {}, "labels is of type str; expected a list, also for a single one"),
         ([], ["a", 1], {}, "labels[1]: is of type int; expected str"),
+        ([], {}, {}, "labels is empty; expected at least one label"),
+        ([], {"a": "b"}, {}, "labels['a'] is of type str; expected a list, also for a single one"),
+        ([], {"a": ["b"], "c": []}, {}, "labels['c'] is empty; expected at least one prompt"),
+        ([], {"a": ["b", 1]}, {}, "labels['a'][1]: is of type int; expected str"),
         ([], ["a"], {"template": "x"}, "template has no {}; expected a text with {} in the place of the label"),
         (
             np.zeros((1, 512), np.float32),
@@ -318,10 +330,10 @@ def test_client_is_closed_by_its_with_block(triton):
     assert triton.closed == 1
 
 
-def test_forgotten_client_is_closed_when_collected(triton):
+def test_forgotten_client_is_closed_when_collected(collect, triton):
     client = MedImageInsight("grpc://unused", transport=triton)
     del client
-    gc.collect()
+    collect()
     with MedImageInsight("grpc://unused") as other:
         other.close()  # runs on the same loop, after what the finalizer left there
     assert triton.closed == 1

@@ -525,6 +525,16 @@ def test_forked_process_asks_by_connections_of_its_own(stub):
         assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
 
 
+def test_passphrase_of_a_key_is_not_asked_for(url, tmp_path):
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    command += ["-passout", "pass:word", "-keyout", "both.pem", "-out", "cert.pem", "-subj", "/CN=localhost"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    both = tmp_path / "both.pem"
+    both.write_text((tmp_path / "cert.pem").read_text() + both.read_text())
+    with pytest.raises(InvalidInput, match="cannot be read as a certificate and its key in PEM form, without a pass"):
+        Archive(url, cert=both)
+
+
 @pytest.mark.parametrize("option", ["ca", "cert"])
 def test_file_that_is_no_certificate_is_named(url, tmp_path, option):
     (tmp_path / "key").write_text("secret")

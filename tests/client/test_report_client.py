@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import gc
 import inspect
 import json
 import signal
@@ -240,10 +239,10 @@ def run_loop_once(client):
     client.is_ready()  # which waits for its turn on the background loop
 
 
-def test_stream_left_by_break_is_closed(client, reports, film):
+def test_stream_left_by_break_is_closed(collect, client, reports, film):
     for _ in client.stream(film):
         break
-    gc.collect()
+    collect()
     run_loop_once(client)
     run_loop_once(client)
     assert reports.closed_early == 1
@@ -273,7 +272,7 @@ def test_ctrl_c_while_a_stream_waits_closes_it(client, reports, film):
     assert reports.closed_early == 1
 
 
-async def test_async_stream_gives_the_same_and_is_closed_in_every_way(async_client, reports, film):
+async def test_async_stream_gives_the_same_and_is_closed_in_every_way(collect, async_client, reports, film):
     stream = async_client.stream(film)
     assert [piece async for piece in stream] == list(PIECES)
     assert stream.report == await async_client.report(film)
@@ -285,7 +284,7 @@ async def test_async_stream_gives_the_same_and_is_closed_in_every_way(async_clie
 
     async for _ in async_client.stream(film):
         break
-    gc.collect()
+    collect()
     for _ in range(5):
         await asyncio.sleep(0)
     assert reports.closed_early == 2
@@ -380,11 +379,11 @@ def test_ready_asks_for_both_models(client):
     assert client.is_ready()
 
 
-def test_forgotten_client_is_closed(reports, film):
+def test_forgotten_client_is_closed(collect, reports, film):
     client = CXRReportGen("grpc://unused", transport=reports)
     client.report(film)
     del client
-    gc.collect()
+    collect()
     with CXRReportGen("grpc://unused", transport=FakeReports()) as other:
         run_loop_once(other)
     assert reports.closed == 1

@@ -9,7 +9,7 @@ from pydicom import Dataset
 from pydicom.sequence import Sequence
 
 from medimage_client import AsyncMedImageInsight, InvalidInput, TransportError, read_studies
-from medimage_client.archive.nifti import read_nifti
+from medimage_client.archive.nifti import count_slices, read_nifti
 from medimage_client.archive.slices import Slice, WhichSlices, slices_of
 from medimage_client.cli.group import medimage
 from medimage_client.cli.progress import embed_items
@@ -217,6 +217,17 @@ def test_nifti_is_sliced_as_dicom_would_be(tmp_path):
     assert not np.asarray(slices[0].read("file")).any()
     # the upper left pixel: rightmost x = 30 and foremost y = 8 of NIfTI, which are -30 and -8 of DICOM
     assert [one.position for one in slices] == [(-30, -8, 1), (-30, -8, 4), (-30, -8, 7)]
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_slices_are_counted_by_the_header(tmp_path, axes):
+    affine = np.eye(4)
+    affine[:3] = affine[:3, [*np.argsort(axes), 3]]
+    path = saved(tmp_path / "v.nii.gz", np.zeros((4, 5, 6), np.int16).transpose(axes), affine)
+    assert count_slices(path) == len(read_nifti(path, None))
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(InvalidInput, match="is a NIfTI file that cannot be read"):
+        count_slices(path)
 
 
 def test_embed_takes_nifti(run, tmp_path):

@@ -1,6 +1,5 @@
 """Studies of files: what is found, in which order, and what `medimage studies` prints of it."""
 
-import gc
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ from pydicom.sequence import Sequence
 from medimage_client import InvalidInput, MissingExtra, read_studies
 from medimage_client.cli.group import medimage
 from tests.client.dicom_studies import ct_slice, file_of, radiograph, text_object, uid, write
+from tests.garbage import new_garbage
 
 
 def run(*args):
@@ -80,14 +80,14 @@ def test_zip_and_dicomdir_hold_what_the_folder_does(folder, tmp_path):
 
 def dicomdir(folder, *files):
     """A DICOMDIR with copies of files."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), new_garbage() as collect:
         warnings.simplefilter("ignore", ResourceWarning)  # pydicom leaves a temporary folder to the garbage collector
         file_set = FileSet()
         for file in files:
             file_set.add(file)
         file_set.write(folder)
         del file_set
-        gc.collect()
+        collect()
     return folder / "DICOMDIR"
 
 

@@ -1,12 +1,14 @@
 """The served config after an export, read as Triton reads it."""
 
+from pathlib import Path
+
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from medimage_export.errors import RepositoryError
 from medimage_export.repository import copy_unexported, put_in_place
-from medimage_export.served_config import config_change, max_batch_size
+from medimage_export.served_config import config_change, max_batch_size, parse_config, told
 from tests.paths import REPOSITORY
 
 ENCODERS = ["image_encoder", "text_encoder"]
@@ -203,6 +205,17 @@ def test_bf16_leaves_an_accelerator_of_the_operators_alone(repository):
         serve(repository, "image_encoder", "onnx", precision="bf16")
     serve(repository, "image_encoder", "onnx")
     assert text_of(repository, "image_encoder") == before
+
+
+def test_a_config_tells_what_was_exported_last(repository, tmp_path):
+    before = text_of(repository, "medimageinsight_image")
+    for weights, precision in (("a.pt", "fp32"), ('b"\\\n.pt', "int8")):
+        told_now = {"checkpoint": weights, "checkpoint_sha256": "c0ffee", "precision": precision}
+        put_in_place(tmp_path / "no staging", repository, [told(repository, "medimageinsight_image", told_now)])
+        config = parse_config(Path("config.pbtxt"), text_of(repository, "medimageinsight_image"))
+        assert {name: value.string_value for name, value in config.parameters.items()} == told_now
+    copy = copy_unexported(repository, tmp_path / "copy")
+    assert text_of(copy, "medimageinsight_image") == before
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -11,10 +12,14 @@ import pytest
 import tritonclient.grpc as grpc
 from PIL import Image
 
+from medimage_analysis.in_process import in_process
+from medimage_analysis.served import served_model
+from medimage_analysis.table import Model
 from medimage_client import (
     AsyncMedImageInsight,
     InvalidInput,
     MedImageInsight,
+    NotFound,
     RequestTimeout,
     SharedMemoryError,
 )
@@ -282,3 +287,37 @@ def test_restarted_server_gets_the_memory_anew(repository, tmp_path):
             with client:
                 np.testing.assert_array_equal(client.embed_images(images), vectors)
                 assert raw.get_system_shared_memory_status().regions
+
+
+async def test_a_triton_tells_which_model_it_serves(url, repository):
+    source = json.loads((repository / "medimageinsight/1/manifest.json").read_text())["checkpoint"]
+    assert await served_model(url, "file") == Model("medimageinsight", source["sha256"], "fp32", "azure", "file")
+    assert await served_model(url, (-160, 240)) != await served_model(url, "file")
+    transport = Endpoint.parse(url).connect(shared_memory=False)
+    with pytest.raises(NotFound):
+        await transport.parameters("no_such_model")
+    await transport.close()
+
+
+async def test_the_model_in_a_process_gives_the_vectors_of_triton(url, repository):
+    """And refuses what Triton refuses."""
+    images = [drawn_png(seed) for seed in range(3)]
+    server = in_process(repository, "file")
+    assert await server.model() == await served_model(url, "file")
+    async with AsyncMedImageInsight(url) as client:
+        expected = await client.embed_images(images), await client.embed_texts(TEXTS)
+        with pytest.raises(InvalidInput) as error:
+            await client.embed_images([images[0], b"no image"])
+    found = await server.client.embed_images(images), await server.client.embed_texts(TEXTS)
+    for vectors, others in zip(found, expected, strict=True):
+        np.testing.assert_allclose(vectors, others, atol=TOLERANCE)
+    with pytest.raises(InvalidInput) as same:
+        await server.client.embed_images([images[0], b"no image"])
+    assert (str(same.value), same.value.row) == (str(error.value), 1)
+
+
+def test_a_repository_without_an_export_is_refused(unexported):
+    with pytest.raises(
+        InvalidInput, match="does not tell which model it serves; run `medimage export medimageinsight`"
+    ):
+        in_process(unexported, "file")

@@ -19,10 +19,11 @@ from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_export.phantoms.chest_study import TEST_SEEDS, chest_study
 from medimage_server.listening import choose_ports
 from tests.client.radiographs import radiograph
-from tests.examples import examples
+from tests.examples import RUN, blocks_of, examples
 from tests.paths import PHANTOM_CHECKPOINT, REPORT_CHECKPOINT, ROOT
 
 README, CLIENT, COMMANDS = "README.md", "docs/client.md", "docs/cli.md"
+EVALUATION = "docs/evaluation.md"
 AS_DICOM, SR_COMMANDS = "docs/structured_reports.md", "## From the command line"
 ENDPOINT, MODELS, QUICK_START = "docs/endpoint.md", "docs/models.md", "docs/quickstart.md"
 WAIT_S = 120.0  # for any one command
@@ -74,7 +75,9 @@ def run(workplace):
         command = command.replace("127.0.0.1:5001", f"127.0.0.1:{score_port}")
         command = command.replace("--score-port 5001", f"--score-port {score_port}")
         command = re.sub(
-            r"^(medimage (?:score|embed|classify|report) .*)", rf"\1 --url grpc://localhost:{ports['grpc']}", command
+            r"^(medimage (?:score|embed|classify|report|search) .*)",
+            rf"\1 --url grpc://localhost:{ports['grpc']}",
+            command,
         )
         command = command.replace("$(openssl rand -hex 24)", KEY)
         command = command.replace("/data/medimageinsight", str(PHANTOM_CHECKPOINT))
@@ -148,6 +151,33 @@ def test_python_example_prints_what_stands_below_it(served, run, workplace, page
     assert run("python example.py") == printed
 
 
+def test_table_grows_and_is_read(served, run, workplace):
+    commands, code, printed, _ = examples("docs/tables.md", "## From a folder to a table")
+    for command in commands.splitlines():
+        run(command)
+    (workplace / "example.py").write_text(code)
+    assert run("python example.py") == printed
+
+
+def test_search_finds_drawings_and_texts_as_the_page_shows(served, run, workplace):
+    page = "docs/search.md"
+    drawings, commands, *shown = examples(page, "## A worked example")
+    (workplace / "drawings.py").write_text(drawings)
+    run("python drawings.py")
+    embed, index, *searches = commands.splitlines()
+    run(embed)
+    assert run(index).endswith("search is exact\n")
+    for command, printed in zip(searches, shown, strict=True):
+        # distances differ in the last digits from machine to machine, and with them the order of what is unlike
+        found, expected = ([line.split()[0] for line in text.splitlines()] for text in (run(command), printed))
+        assert found[:4] == expected[:4]
+    with Image.open(workplace / "found.png") as picture:
+        assert picture.size == (1000, 460)
+    code, printed = examples(page, "## From Python")
+    (workplace / "example.py").write_text(code)
+    assert run("python example.py") == printed
+
+
 def test_options_for_large_images_give_vectors(served, run, workplace):
     (code,) = examples(CLIENT, "### Large images")
     assert "resize" in code and "shared_memory" in code
@@ -172,6 +202,41 @@ def test_other_precisions_are_exported(run, workplace, unexported):
 )
 def test_command_line_example_runs(served, run, command):
     run(command)
+
+
+@pytest.fixture(scope="module")
+def phantoms(run, workplace):
+    """The drawings of the page on evaluation, fewer of them."""
+    (workplace / "examples").mkdir()
+    shutil.copy(ROOT / "examples/phantom_images.py", workplace / "examples")
+    (command,) = commands_of(EVALUATION, "## Images to try it with")
+    assert run(f"{command} 2").startswith("42 drawings of 21 captions and 7 for reference")
+
+
+def commands_of(page: str, heading: str) -> list[str]:
+    """The lines of the blocks under a heading which are commands."""
+    blocks = [block for block in blocks_of(page) if (block.heading, block.language) == (heading, "bash")]
+    assert len(blocks) == RUN[page, heading]
+    return [line for block in blocks for line in block.text.splitlines()]
+
+
+def test_evaluation_from_images_to_scores_outliers_and_a_map(served, phantoms, run, workplace):
+    classify, evaluate = commands_of(EVALUATION, "## Label images, and score the labels")
+    scores = run(classify)
+    assert scores.startswith("42 images, 21 labels; ")
+    assert run(evaluate) == scores
+    (servers,) = commands_of(EVALUATION, "## The model card's table of your own data")
+    fp32, int8 = run(servers.replace("localhost:8101", "localhost:8001")).splitlines()[-2:]  # one server is both
+    accuracy = re.search(r"^accuracy +([0-9.]+)", scores, re.MULTILINE)[1]
+    assert [f"{float(line.split('|')[4].split('%')[0]) / 100:.3f}" for line in (fp32, int8)] == 2 * [accuracy]
+    for command in commands_of(EVALUATION, "## Embed them"):
+        run(command)
+    (outliers,) = commands_of(EVALUATION, "## Outliers")
+    assert " of 42 are outliers, by 7 of the reference" in run(outliers)
+    (draw,) = commands_of(EVALUATION, "## A map")
+    assert run(draw) == "42 of 42 rows by pca: phantoms/map.png, phantoms/map.html\n"
+    for name in ("confusion.png", "roc.png", "outliers.csv", "outliers_roc.png", "outliers.png", "map.png", "map.html"):
+        assert (workplace / "phantoms" / name).stat().st_size > 1000, name
 
 
 @pytest.mark.parametrize("number", range(2), ids=["image", "text"])

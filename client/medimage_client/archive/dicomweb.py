@@ -10,7 +10,6 @@ from __future__ import annotations  # types of libraries that are extras
 import logging
 import os
 import re
-import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,9 +19,10 @@ from time import sleep
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from medimage_client.archive.answers import QUIET, check_answer, errors_as_ours, is_not_ours, refused_store
+from medimage_client.archive.answers import QUIET, errors_as_ours, is_not_ours, refused_store
 from medimage_client.archive.credentials import Credentials
 from medimage_client.archive.files import without_pixels
+from medimage_client.archive.session import new_session
 from medimage_client.archive.studies import KEYWORDS, Instance, Studies, header_text, instance_of
 from medimage_client.constants import (
     ARCHIVE_PAGE,
@@ -43,7 +43,6 @@ from medimage_client.wire.retries import with_blocking_retries
 if TYPE_CHECKING:
     from dicomweb_client import DICOMwebClient
     from pydicom import Dataset
-    from requests import PreparedRequest, Session
 
 T = TypeVar("T")
 
@@ -60,8 +59,6 @@ BETWEEN_LOOKS_S = 2.0  # for a study that grows
 # What tells a result of a search (PS3.18, 10.6.3.3)
 SEARCHED_UIDS = {"search_for_studies": ("0020000D",), "search_for_instances": ("0020000E", "00080018")}
 DUPLICATE = 0x0111  # Failure Reason: the archive has it already
-# Legal in a query as they are, and Orthanc 1.10 does not unescape them
-WILDCARDS = {"%2A": "*", "%3F": "?", "%2C": ","}
 
 
 def is_dicomweb(source: object) -> bool:
@@ -375,59 +372,6 @@ class Archive:
             raise InvalidInput("the archive's url is not one; expected https://host/dicom-web") from None
         client.set_http_retry_params(retry=False)  # ours, which know of connections and of Retry-After
         return client
-
-
-def new_session(credentials: Credentials, ca: Path | None, cert: Path | None) -> Session:
-    from requests import Session
-
-    check_certificates(ca, cert)
-
-    def prepare(request: PreparedRequest) -> PreparedRequest:
-        path, mark, query = (request.url or "").partition("?")
-        for escaped, plain in WILDCARDS.items():
-            query = query.replace(escaped, plain)
-        request.url = path + mark + query
-        if (header := credentials.header()) is not None:
-            request.headers["Authorization"] = header
-        return request
-
-    class ArchiveSession(Session):
-        def merge_environment_settings(self, *args: Any, **options: Any) -> Any:
-            settings = super().merge_environment_settings(*args, **options)
-            if ca is not None:
-                settings["verify"] = str(ca)  # which REQUESTS_CA_BUNDLE would take the place of
-            elif settings["verify"] is True:  # the system's certificates, as for every other server; not certifi's
-                system = ssl.get_default_verify_paths()
-                settings["verify"] = system.cafile or system.capath or True
-            return settings
-
-    session = ArchiveSession()
-    session.auth = prepare  # also where there are none: else ~/.netrc would be looked into
-    session.headers["Accept"] = "application/dicom+json"  # where the library names nothing, after a store
-    session.hooks["response"] = [check_answer]
-    if cert is not None:
-        session.cert = str(cert)
-    return session
-
-
-def check_certificates(ca: Path | None, cert: Path | None) -> None:
-    """
-    Raises:
-        InvalidInput: a file is not there, or holds something else.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    for path, load, what in (
-        (ca, context.load_verify_locations, "certificates"),
-        (cert, context.load_cert_chain, "a certificate with its key"),
-    ):
-        if path is None:
-            continue
-        if not path.is_file():
-            raise InvalidInput(f"no file {path}; expected one in PEM form")
-        try:
-            load(path)
-        except OSError:  # ssl's, too
-            raise InvalidInput(f"{path} cannot be read as {what} in PEM form") from None
 
 
 def header_of(item: Mapping[str, Any]) -> Dataset:

@@ -103,12 +103,25 @@ def open_zipped(path: Path, info: zipfile.ZipInfo) -> BinaryIO:
 
 
 def read_zipped(path: Path, info: zipfile.ZipInfo) -> bytes:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return read_in_zip(archive, info)
+    except (OSError, zipfile.BadZipFile):
+        raise InvalidInput("is a damaged member of its zip") from None
+
+
+def read_in_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """A member of an open zip, which several threads may read.
+
+    Raises:
+        InvalidInput: it is encrypted, too large or damaged.
+    """
     if info.flag_bits & ENCRYPTED:
         raise InvalidInput("is encrypted; unpack the zip and give its folder")
     if info.file_size > MAX_OBJECT_BYTES:
         raise InvalidInput(f"has more than {MAX_OBJECT_BYTES >> 20} MiB; unpack the zip and give its folder")
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(info) as member:
+        with archive.open(info) as member:
             return member.read(info.file_size)
     except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error):
         raise InvalidInput("is a damaged member of its zip") from None

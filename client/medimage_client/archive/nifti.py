@@ -59,6 +59,28 @@ def read_nifti(path: Path, which: WhichSlices | None) -> list[Slice]:
     ]
 
 
+def count_slices(path: Path) -> int:
+    """How many axial slices `read_nifti` finds, by the header alone.
+
+    Raises:
+        InvalidInput: not a volume of three axes, or damaged.
+        MissingExtra: nibabel is not installed.
+    """
+    try:
+        from nibabel import load
+        from nibabel.orientations import io_orientation
+    except ModuleNotFoundError:
+        raise MissingExtra("reading NIfTI", "nibabel", "nifti") from None
+    try:
+        image: Any = load(path)
+        axes = list(io_orientation(image.affine)[:, 0])  # type: ignore[no-untyped-call]
+        if len(image.shape) == 3:
+            return int(image.shape[axes.index(2)])
+    except Exception as error:  # nibabel's, of almost any type; its text may quote the header
+        raise InvalidInput(f"{path}: is a NIfTI file that cannot be read ({type(error).__name__})") from None
+    raise InvalidInput(f"{path}: has the shape {image.shape}; expected a volume of three axes")
+
+
 def axial(volume: NDArray[np.float32], z: int, window: Window, _: DicomWindow) -> NDArray[np.uint8]:
     """(x, y, z) to the right, the front and the head -> (rows from front to back, columns from right to left)."""
     return apply_window(volume[::-1, ::-1, z].T, window)

@@ -1,4 +1,4 @@
-"""The `medimage` command. Its commands are in files of their own; `group.py` adds those of other packages."""
+"""The `medimage` command. Its commands are in files of their own; `plugins.py` adds those of other packages."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`medimage classify`: image files and labels to a table of probabilities."""
+"""`medimage classify`: image files and labels to a table of probabilities, and to scores where the truth is known."""
 
 import asyncio
 import json
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from medimage_client.archive.slices import WhichSlices
 from medimage_client.archive.sources import Sources
 from medimage_client.async_client import AsyncMedImageInsight
+from medimage_client.cli.evaluate_classification import render as render_scores
+from medimage_client.cli.label_options import bootstrap_option, label_options, truth_option
 from medimage_client.cli.options import (
     archive_options,
     dicom_window_option,
@@ -21,25 +23,36 @@ from medimage_client.cli.options import (
     server_options,
     transfer_options,
 )
-from medimage_client.cli.progress import EmbeddedItems, embed_items
+from medimage_client.cli.output_file import check_place, write_files
+from medimage_client.cli.progress import EmbeddedItems, embed_items, name_of
 from medimage_client.cli.table import table
 from medimage_client.constants import DEFAULT_TIMEOUT_S
 from medimage_client.images.resize import Resize
 from medimage_client.images.windowing import DicomWindow
+from medimage_client.labels.predictions import (
+    check_labels,
+    check_suffix,
+    predictions_of,
+    read_truth,
+    render_predictions,
+    truth_of,
+)
+from medimage_client.labels.scores import check_truth, evaluate
 
 
 @click.command()
 @image_paths(required=True)
-@click.option("--label", "labels", multiple=True, help="A label; may be repeated.")
-@click.option(
-    "--labels",
-    "labels_file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="File of labels, one per line, added after those of --label.",
-)
-@click.option("--template", default="{}", show_default=True, help="Text around each label, which replaces {}.")
+@label_options
 @click.option("--multilabel", is_flag=True, help="Rate each label independently; otherwise each row sums to 1.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    callback=lambda ctx, parameter, path: path and check_output(path),
+    help="File to write instead of the table: .csv or .parquet, with the columns id, predicted and one for each label.",
+)
+@truth_option(required=False)
+@bootstrap_option
 @dicom_window_option
 @archive_options
 @transfer_options
@@ -47,11 +60,12 @@ from medimage_client.images.windowing import DicomWindow
 def classify(
     paths: tuple[Path | str, ...],
     slices: WhichSlices | None,
-    labels: tuple[str, ...],
-    labels_file: Path | None,
-    template: str,
+    prompts: dict[str, list[str]],
     multilabel: bool,
     as_json: bool,
+    output: Path | None,
+    truth: Path | None,
+    samples: int,
     sources: Sources,
     dicom_window: DicomWindow,
     resize: Resize,
@@ -66,33 +80,38 @@ def classify(
     Labels follow the pattern that the model was trained on, modality anatomy view finding: "x-ray chest anteroposterior
     Pneumonia". A file that is not an image is skipped and reported, and the exit code is 1.
     """
-    all_labels = [*labels, *read_labels(labels_file)]
-    if not all_labels:
-        raise click.UsageError("no labels; give --label or --labels")
-    if "{}" not in template:
-        raise click.BadParameter("has no {}, the place of the label", param_hint="--template")
-
+    if as_json and output and not truth:
+        raise click.UsageError("--output takes the place of what --json prints; leave one of them out")
     items = read_items(paths, sources, slices)
+    if output or truth:
+        check_labels([*prompts])
+    if truth:  # before the work
+        known = read_truth(truth, [*prompts])
+        check_truth([*prompts], truth_of([*map(name_of, items)], known, truth), samples=samples)
 
     async def classify_all() -> tuple[EmbeddedItems, NDArray[np.float32]]:
         async with AsyncMedImageInsight(url, api_key=api_key, timeout=timeout, shared_memory=shared_memory) as client:
             images = await embed_items(client, items, resize, dicom_window)
-            return images, await client.classify(images.features, all_labels, template=template, multilabel=multilabel)
+            return images, await client.classify(images.features, prompts, multilabel=multilabel)
 
     images, scores = asyncio.run(classify_all())
-    render = render_json if as_json else render_table
-    click.echo(render(images.names, all_labels, scores))
+    predictions = predictions_of(images.names, [*prompts], scores)
+    if output:
+        write_files({output: render_predictions(output, predictions)})
+    if truth:
+        true = truth_of(images.names, known, truth)
+        found = evaluate(predictions, true, samples=samples)
+        click.echo(render_scores(found, samples=samples, left_out=len(known) - len(true), as_json=as_json))
+    elif not output:
+        click.echo((render_json if as_json else render_table)(images.names, [*prompts], scores))
     images.report_refused()
 
 
-def read_labels(path: Path | None) -> list[str]:
-    if path is None:
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise click.BadParameter(f"{path} is not UTF-8 text", param_hint="--labels") from error
-    return [line.strip() for line in lines if line.strip()]
+def check_output(path: Path) -> Path:
+    """Refuse before the work what could not be written after it."""
+    check_suffix(path)
+    check_place(path)
+    return path
 
 
 def render_json(names: Sequence[str], labels: Sequence[str], scores: NDArray[Any]) -> str:

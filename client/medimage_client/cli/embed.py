@@ -13,6 +13,7 @@ import numpy as np
 from medimage_client.archive.slices import Slice, WhichSlices
 from medimage_client.archive.sources import Sources
 from medimage_client.async_client import AsyncMedImageInsight
+from medimage_client.cli.bulk import Embedding, bulk_options, embed_to_table, first_given
 from medimage_client.cli.options import (
     archive_options,
     dicom_window_option,
@@ -39,42 +40,84 @@ UIDS = ("study_uid", "series_uid", "sop_uid")
 @click.option("--text", "texts", multiple=True, help="A text to embed, after the images; may be repeated.")
 @click.option(
     "--output",
-    required=True,
     type=click.Path(path_type=Path, dir_okay=False, writable=True),
-    callback=lambda ctx, parameter, path: check_output(path),
-    help="File to write: .npy, .npz or .parquet.",
+    callback=lambda ctx, parameter, path: path and check_output(path),
+    help="File to write at the end: .npy, .npz or .parquet.",
 )
+@click.option(
+    "--to",
+    "table",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Table to write shard by shard, a folder of Parquet files; what it has already is not embedded again.",
+)
+@bulk_options
 @dicom_window_option
 @archive_options
 @transfer_options
-@server_options(timeout=DEFAULT_TIMEOUT_S)
+@server_options(timeout=DEFAULT_TIMEOUT_S, several=True)
+@click.pass_context
 def embed(
+    ctx: click.Context,
+    /,
     paths: tuple[Path | str, ...],
     slices: WhichSlices | None,
     texts: tuple[str, ...],
-    output: Path,
+    output: Path | None,
+    table: Path | None,
     sources: Sources,
     dicom_window: DicomWindow,
     resize: Resize,
     shared_memory: bool,
-    url: str,
+    url: tuple[str, ...],
     api_key: str | None,
     timeout: float,
+    **bulk: Any,
 ) -> None:
     """Embed image files, folders of them, studies (zip, DICOMDIR, dicomweb+https://…), NIfTI volumes, and texts.
 
-    Each row of 1024 numbers is named after its file or text: .npz has the arrays `names` and `vectors`, .parquet the
-    columns `name` and `vector`. Rows of studies and volumes have also `study_uid`, `series_uid`, `sop_uid`, `frame` and
-    `position` (x, y, z in mm of the upper left pixel). With .npy the names are written beside it, one per line, to
-    .names.txt. A file that is not an image is skipped and reported, and the exit code is 1.
+    With --output all is embedded and then one file is written; with --to a table grows shard by shard, for archives of
+    any size, and the same command goes on where one ended.
+
+    --output: Each row of 1024 numbers is named after its file or text: .npz has the arrays `names` and `vectors`,
+    .parquet the columns `name` and `vector`. Rows of studies and volumes have also `study_uid`, `series_uid`,
+    `sop_uid`, `frame` and `position` (x, y, z in mm of the upper left pixel). With .npy the names are written beside
+    it, one per line, to .names.txt. A file that is not an image is skipped and reported, and the exit code is 1.
+
+    --to: PATHS can also be tables (.csv, .tsv, .parquet) with a column of images, paths or base64, and perhaps one of
+    texts; other columns are kept. Images that cannot be embedded are listed in TABLE.run/failures.parquet.
     """
+    if (output is None) == (table is None):
+        raise click.UsageError("give --output FILE or --to TABLE, one of them")
+    if table is not None:
+        if texts or not paths:
+            raise click.UsageError("--to takes PATHS; texts are those of a table's column `text`")
+        if api_key is not None:
+            raise click.UsageError("--to takes the url of a Triton, which has no --api-key")
+        given = Embedding(
+            paths=paths,
+            slices=slices,
+            sources=sources,
+            dicom_window=dicom_window,
+            resize=resize,
+            shared_memory=shared_memory,
+            urls=url,
+            timeout=timeout,
+        )
+        embed_to_table(table, given, bulk)
+        return
+    assert output is not None
+    if (option := first_given(ctx)) or len(url) > 1:
+        raise click.UsageError(f"{option or 'a second --url'} is for --to TABLE")
     if not paths and not texts:
         raise click.UsageError("nothing to embed; give PATHS, --text or both")
 
     items = read_items(paths, sources, slices)
+    (one_url,) = url
 
     async def embed_all() -> tuple[EmbeddedItems, Embeddings]:
-        async with AsyncMedImageInsight(url, api_key=api_key, timeout=timeout, shared_memory=shared_memory) as client:
+        async with AsyncMedImageInsight(
+            one_url, api_key=api_key, timeout=timeout, shared_memory=shared_memory
+        ) as client:
             return await embed_items(client, items, resize, dicom_window), await client.embed_texts(texts)
 
     images, text_features = asyncio.run(embed_all())

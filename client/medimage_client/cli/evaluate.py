@@ -1,4 +1,4 @@
-"""`medimage evaluate`: a table of references and answers to scores."""
+"""`medimage evaluate`: scores of answers against references, here of reports; other packages add commands."""
 
 import csv
 import json
@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from medimage_client.cli.plugins import CommandGroup
 from medimage_client.reports.evaluation import Scores
 from medimage_client.reports.evaluation import evaluate as evaluate_findings
 from medimage_client.reports.finding import Finding, findings_of
@@ -16,7 +17,7 @@ from medimage_client.schema.json_text import decode_json
 COLUMNS = ("reference", "output")
 
 
-@click.group()
+@click.group(cls=CommandGroup, entry_point_group="medimage.evaluate")
 def evaluate() -> None:
     """Score answers of a model against references."""
 

@@ -1,76 +1,20 @@
-"""The `medimage` group: the client's commands, and those that other packages offer as entry points."""
-
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+"""The `medimage` group: the client's commands, and those that other packages offer."""
 
 import click
 
 from medimage_client.cli.classify import classify
 from medimage_client.cli.embed import embed
 from medimage_client.cli.evaluate import evaluate
+from medimage_client.cli.evaluate_classification import classification
+from medimage_client.cli.evaluate_servers import servers
+from medimage_client.cli.plugins import CommandGroup
 from medimage_client.cli.report import report
 from medimage_client.cli.score import score
 from medimage_client.cli.status import status
 from medimage_client.cli.studies import studies
-from medimage_client.errors import MedImageError
 
 
-class CommandGroup(click.Group):
-    """Loads an entry point when its command is named or listed, and ends with one line where an extra is missing."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *commands_of_other_packages()})
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        entry_point = commands_of_other_packages().get(cmd_name)
-        return load(entry_point) if entry_point else super().get_command(ctx, cmd_name)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except MedImageError as error:
-            raise click.ClickException(str(error)) from error
-        except ModuleNotFoundError as error:
-            entry_point = commands_of_other_packages().get(ctx.invoked_subcommand or "")
-            if entry_point is None:
-                raise
-            raise click.ClickException(f"medimage {entry_point.name} {remedy(entry_point, error)}") from error
-
-
-def commands_of_other_packages() -> dict[str, EntryPoint]:
-    return {entry_point.name: entry_point for entry_point in entry_points(group="medimage.commands")}
-
-
-def load(entry_point: EntryPoint) -> click.Command:
-    try:
-        command: click.Command = entry_point.load()
-    except ModuleNotFoundError as error:
-        return unavailable(entry_point, error)
-    return command
-
-
-def remedy(entry_point: EntryPoint, missing: ModuleNotFoundError) -> str:
-    extra = entry_point.module.split(".")[0].removeprefix("medimage_")  # packages are named after their extra
-    return f"needs {missing.name}: pip install 'medimage-triton[{extra}]'"
-
-
-def unavailable(entry_point: EntryPoint, missing: ModuleNotFoundError) -> click.Command:
-    """Stands in the help for a command that cannot be loaded, and fails as it would."""
-
-    def fail(args: tuple[str, ...]) -> None:
-        raise missing
-
-    return click.Command(
-        entry_point.name,
-        callback=fail,
-        params=[click.Argument(["args"], nargs=-1, type=click.UNPROCESSED)],  # whatever follows
-        context_settings={"ignore_unknown_options": True},
-        add_help_option=False,
-        help=f"({remedy(entry_point, missing)})",
-    )
-
-
-@click.group(cls=CommandGroup)
+@click.group(cls=CommandGroup, entry_point_group="medimage.commands")
 @click.version_option(package_name="medimage-triton")
 def medimage() -> None:
     """Embeddings of medical images and texts from MedImageInsight, and chest X-ray reports from CXRReportGen, on Triton
@@ -82,3 +26,5 @@ def medimage() -> None:
 
 for command in (classify, embed, evaluate, report, score, status, studies):
     medimage.add_command(command)
+for command in (classification, servers):
+    evaluate.add_command(command)

@@ -27,14 +27,18 @@ F = TypeVar("F", bound=Callable[..., Any])
 IMAGE_SUFFIXES = {".bmp", ".dcm", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
-def server_options(*, timeout: float | None, what: str = "one request") -> Callable[[F], F]:
-    """The options --url, --api-key and --timeout, the latter with its default; None if that depends on the request."""
+def server_options(*, timeout: float | None, what: str = "one request", several: bool = False) -> Callable[[F], F]:
+    """The options --url, --api-key and --timeout, the latter with its default; None if that depends on the request.
+
+    With `several`, the command gets the urls as a tuple.
+    """
 
     def decorate(command: F) -> F:
         url_option = click.option(
             "--url",
-            default=DEFAULT_URL,
+            default=[DEFAULT_URL] if several else DEFAULT_URL,
             show_default=True,
+            multiple=several,
             is_eager=True,  # for `take_key`
             help="URL of a Triton server (grpc://, grpcs://, http://, https://), or a scoring URI (https://host/score).",
         )
@@ -60,7 +64,8 @@ def server_options(*, timeout: float | None, what: str = "one request") -> Calla
 def take_key(ctx: click.Context, parameter: click.Parameter, key: str | None) -> str | None:
     """The key, unless it lies in the environment and a Triton is asked, which has none."""
     from_environment = ctx.get_parameter_source("api_key") is ParameterSource.ENVIRONMENT
-    return None if from_environment and not is_scoring_uri(ctx.params["url"]) else key
+    urls = [ctx.params["url"]] if isinstance(ctx.params["url"], str) else ctx.params["url"]
+    return None if from_environment and not any(map(is_scoring_uri, urls)) else key
 
 
 def transfer_options(command: F) -> F:

@@ -75,6 +75,22 @@ class TritonTransport(ABC):
         self.version = str(metadata["version"] if isinstance(metadata, dict) else metadata.version)
         return self.version
 
+    async def parameters(self, model: str) -> dict[str, str]:
+        """Those in a model's config.
+
+        Raises:
+            MedImageError: no connection, no such model, or the server tells no configs.
+        """
+        try:
+            answer = await self._client.get_model_config(model)
+            if isinstance(answer, dict):
+                return {name: str(value["string_value"]) for name, value in answer.get("parameters", {}).items()}
+            return {name: value.string_value for name, value in answer.config.parameters.items()}
+        except self._failures as error:
+            raise self._failure(error) from None
+        except (AttributeError, LookupError, TypeError, ValueError):  # tritonclient checks no body
+            raise ResponseError(not_triton(200), status=200) from None
+
     async def close(self) -> None:
         try:
             if self._shared_memory is not None:

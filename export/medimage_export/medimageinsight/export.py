@@ -2,7 +2,7 @@
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from medimage_export.node_by_node import NodeByNode
 from medimage_export.openvino_session import OpenVINOSession, check_bf16
 from medimage_export.parity import Bound, ParityRow, Session, check_parity, compare, cpu_session, truths
 from medimage_export.repository import check_configs, check_is_repository, put_in_place, staging_folder, write_json
-from medimage_export.served_config import Format, config_change, max_batch_size
+from medimage_export.served_config import Format, config_change, max_batch_size, told
 from medimage_export.tensorrt_plan import Toolkit, build_plan, find_toolkit, timing_cache_of, with_largest_profile
 
 MODELS = ("image_encoder", "image_preprocessing", "medimageinsight", "text_encoder", "text_tokenizer")
@@ -74,7 +74,10 @@ def export_medimageinsight(
     model, tokenizer, source = _full_size_random() if checkpoint is None else _loaded(find_checkpoint(checkpoint))
     check_configs(repository, _dims(model.config))
     encoders = encoders_of(model, tokenizer, images, calibration)
-    changes = [config_change(repository, encoder.name, format, precision=precision) for encoder in encoders]
+    changes = [
+        *(config_change(repository, encoder.name, format, precision=precision) for encoder in encoders),
+        told(repository, "medimageinsight_image", _identity(source, precision)),
+    ]
     with staging_folder(repository, MODELS) as staging:
         parity, in_float32 = [], {}
         for encoder in encoders:
@@ -169,6 +172,12 @@ def _loaded(files: CheckpointFiles) -> tuple[UniCL, Tokenizer, dict[str, str]]:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     tokenizer = build_tokenizer(files.tokenizer, model.config.text.context_length)
     return model, tokenizer, {"weights": files.weights.name, "sha256": sha256}
+
+
+def _identity(source: Mapping[str, str], precision: Precision) -> dict[str, str]:
+    """What tells one export's vectors from another's; random weights have no hash."""
+    hash_of_weights = {"checkpoint_sha256": source["sha256"]} if "sha256" in source else {}
+    return {"checkpoint": source["weights"], **hash_of_weights, "precision": precision}
 
 
 def _full_size_random() -> tuple[UniCL, Tokenizer, dict[str, str]]:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from medimage_export.repository import copy_unexported
-from tests.export.cxrreportgen.small import LLAMA, LONGROPE, PHI3, write_checkpoint
+from tests.export.cxrreportgen.small import LLAMA, LONGROPE, PHI3, shorter, write_checkpoint
 from tests.paths import REPOSITORY
 
-CONFIGS = {"llama": LLAMA, "phi3": PHI3, "longrope": LONGROPE}
+CONFIGS = {"llama": shorter(LLAMA), "phi3": shorter(PHI3), "longrope": shorter(LONGROPE)}
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,23 @@ LONGROPE = replace(
 )
 
 
+def shorter(config: CXRReportGenConfig) -> CXRReportGenConfig:
+    """The same with 196 tokens an image and limits that fit them: with text one image is within the sliding window, two
+    are past it, and three past Phi-3's length and longrope's limit. Attention costs the square of the length.
+    """
+    decoder, ends = config.decoder, 700
+    return replace(
+        config,
+        vision=replace(config.vision, patch_size=37),
+        decoder=replace(
+            decoder,
+            max_position_embeddings=decoder.max_position_embeddings * ends // decoder.original_max_position_embeddings,
+            original_max_position_embeddings=ends,
+            sliding_window=decoder.sliding_window and 450,
+        ),
+    )
+
+
 def random_state_dict(config: CXRReportGenConfig, seed: int = 0) -> dict[str, Tensor]:
     """Weights large enough for attention to matter: with initial ones it would be a mean, whatever the positions."""
     generator = torch.Generator().manual_seed(seed)

@@ -25,7 +25,7 @@ from medimage_export.cxrreportgen.checkpoint import (
 from medimage_export.cxrreportgen.config import PHI3_MINI, CXRReportGenConfig
 from medimage_export.cxrreportgen.export import export_cxrreportgen
 from medimage_export.errors import CheckpointError
-from tests.export.cxrreportgen.small import LLAMA, PHI3, write_checkpoint
+from tests.export.cxrreportgen.small import LLAMA, PHI3, shorter, write_checkpoint
 
 
 def total(shapes: dict[str, torch.Size], prefix: str = "") -> int:
@@ -98,7 +98,7 @@ def test_every_naming_gives_the_same_tensors(checkpoints, tmp_path, naming):
     save_file({name: tensor.contiguous() for name, tensor in written.items()}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((checkpoints["llama"] / "config.json").read_text())
     config, tensors = open_checkpoint(tmp_path)
-    assert config == LLAMA
+    assert config == shorter(LLAMA)
     assert tensors.shapes.keys() == state_dict.keys()
     for name, tensor in state_dict.items():
         assert torch.equal(tensors.read(name), tensor), name

@@ -22,10 +22,11 @@ from medimage_export.cxrreportgen.decoder_parity import (
 from medimage_export.cxrreportgen.export import export_cxrreportgen, parity_prompts
 from medimage_export.cxrreportgen.int4 import QuantizedTensors, dequantize_blockwise, quantize_blockwise
 from medimage_export.errors import CheckpointError, ParityError, RepositoryError
-from tests.export.cxrreportgen.small import LLAMA, LONGROPE, PHI3, write_checkpoint
+from tests.export.cxrreportgen.small import LLAMA, LONGROPE, PHI3, shorter, write_checkpoint
 
 KINDS = ["llama", "phi3", "longrope"]
-TEXT_TOKENS = (2040, 4085)  # with the new ones past 2,047, where Phi-3's window ends, and near or past 4,096
+WINDOW, LIMIT = 450, 700  # of `shorter`
+TEXT_TOKENS = (WINDOW - 7, LIMIT - 11)  # with the new ones past the window, and past the limit
 
 
 @pytest.fixture(scope="module")
@@ -60,27 +61,27 @@ def test_logits_and_tokens_are_transformers(exported, kind):
     config, tensors, path = exported[kind]
     table = embeddings(tensors)
     generator = np.random.default_rng(1)
-    images = generator.standard_normal((3, 1369, 64)).astype(np.float32)
+    images = generator.standard_normal((3, config.vision.tokens_per_image, 64)).astype(np.float32)
     batches = dict(parity_prompts(config, table, images))
     for length in TEXT_TOKENS:
         if length + 16 <= config.decoder.max_length:
             batches[f"{length} tokens"] = [table[generator.integers(0, 500, length)]]
-    batches["ragged past window"] = [table[generator.integers(0, 500, length)] for length in (2045, 3, 1000)]
+    batches["ragged past window"] = [table[generator.integers(0, 500, length)] for length in (WINDOW - 2, 3, 220)]
     rows = rows_of(config, tensors, path, batches)
     check_decoder_parity(rows, "fp32")
     assert {row.inputs for row in rows} >= {"1 image", "2 images", "unequal lengths", "ragged past window"}
-    assert kind == "phi3" or max(row.prompt + row.new_tokens for row in rows) > 4096
+    assert kind == "phi3" or max(row.prompt + row.new_tokens for row in rows) > LIMIT
 
 
 @pytest.mark.parametrize(
     ("kind", "fault", "length"),
     [
         ("llama", {"rope_type": "default"}, 100),
-        ("phi3", {"sliding_window": None}, 2060),
-        ("phi3", {"sliding_window": 2046}, 2060),
-        ("longrope", {"long_factor": LONGROPE.decoder.short_factor}, 4100),
+        ("phi3", {"sliding_window": None}, WINDOW + 13),
+        ("phi3", {"sliding_window": WINDOW - 1}, WINDOW + 13),
+        ("longrope", {"long_factor": LONGROPE.decoder.short_factor}, LIMIT + 4),
         ("longrope", {"short_factor": LONGROPE.decoder.long_factor}, 100),
-        ("longrope", {"max_position_embeddings": 8192}, 100),  # scales cosines and sines
+        ("longrope", {"max_position_embeddings": 2 * LIMIT}, 100),  # scales cosines and sines
     ],
 )
 def test_a_decoder_with_a_known_fault_is_refused(exported, tmp_path, kind, fault, length):
@@ -101,7 +102,7 @@ def test_the_fault_of_the_window_shows_only_beyond_it(exported, tmp_path):
     config, tensors, _ = exported["phi3"]
     path = tmp_path / "decoder.onnx"
     write_decoder(replace(config.decoder, sliding_window=None), tensors, path, "fp32")
-    prompt = embeddings(tensors)[np.random.default_rng(2).integers(0, 500, 2040)]
+    prompt = embeddings(tensors)[np.random.default_rng(2).integers(0, 500, WINDOW - 7)]
     check_decoder_parity(rows_of(config, tensors, path, {"prompt": [prompt]}, new_tokens=7), "fp32")
 
 
@@ -155,7 +156,7 @@ def test_quantized_weights_are_read_by_onnxruntime_as_they_are_meant(exported, t
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int4"])
 def test_export_puts_everything_in_place(checkpoints, repository, precision):
     rows = export_cxrreportgen(checkpoints["phi3"], repository, precision=precision)
-    assert [row.inputs for row in rows] == ["unequal lengths", "1 image", "2 images"]  # three do not fit 4096
+    assert [row.inputs for row in rows] == ["unequal lengths", "1 image", "2 images"]  # three do not fit
     folder = repository / "cxrreportgen_stream" / "1"
     assert {path.name for path in folder.iterdir()} - {"model.py"} == {
         "decoder.onnx", "decoder.onnx.data", "embed_tokens.npy", "generation.json", "manifest.json", "tokenizer.json",
@@ -178,7 +179,8 @@ def config_kind(repository, model):
 
 
 def test_failed_parity_leaves_the_repository_alone(checkpoints, repository, monkeypatch):
-    unscaled = {"rope_factor": 1.0, "max_position_embeddings": 6144}  # onnxruntime-genai's fault, with enough rows
+    # onnxruntime-genai's fault, with enough rows
+    unscaled = {"rope_factor": 1.0, "max_position_embeddings": LIMIT * 3 // 2}
     monkeypatch.setattr(decoder_graph, "rope_tables", lambda config: rope_tables(replace(config, **unscaled)))
     before = sorted(repository.rglob("*"))
     with pytest.raises(ParityError):
@@ -187,7 +189,7 @@ def test_failed_parity_leaves_the_repository_alone(checkpoints, repository, monk
 
 
 def test_tokenizer_must_have_the_grammar_and_fit_the_decoder(tmp_path, repository):
-    write_checkpoint(tmp_path / "model", LLAMA)
+    write_checkpoint(tmp_path / "model", shorter(LLAMA))
     path = tmp_path / "model" / "tokenizer.json"
     whole = path.read_text()
     path.write_text(whole.replace("<x7>", "<z7>"))

@@ -5,6 +5,7 @@ around the rounding runs.
 """
 
 import json
+import shutil
 import sys
 from functools import partial
 
@@ -39,13 +40,24 @@ def repository(tmp_path):
 @pytest.fixture
 def with_bf16(monkeypatch):
     """A CPU that has the instructions; where it has not, OpenVINO computes fp32 under that name."""
+    give_bf16(monkeypatch)
+
+
+def give_bf16(patch):
     if not server.has_bf16():
-        monkeypatch.setattr(openvino_session, "instructions", lambda: frozenset(["avx512_bf16"]))
-        monkeypatch.setattr(
-            export_module, "OpenVINOSession", partial(openvino_session.OpenVINOSession, precision="f32")
-        )
-        monkeypatch.setattr(server, "has_bf16", lambda: True)
-        monkeypatch.setitem(server.PRECISIONS, "bf16", "f32")
+        patch.setattr(openvino_session, "instructions", lambda: frozenset(["avx512_bf16"]))
+        patch.setattr(export_module, "OpenVINOSession", partial(openvino_session.OpenVINOSession, precision="f32"))
+        patch.setattr(server, "has_bf16", lambda: True)
+        patch.setitem(server.PRECISIONS, "bf16", "f32")
+
+
+@pytest.fixture(scope="module")
+def in_bf16(tmp_path_factory):
+    """A repository with an export in bf16, to be read alone, and its parity."""
+    repository = copy_unexported(REPOSITORY, tmp_path_factory.mktemp("bf16") / "model_repository")
+    with pytest.MonkeyPatch.context() as patch:
+        give_bf16(patch)
+        return repository, export_medimageinsight(PHANTOM_CHECKPOINT, repository, precision="bf16")
 
 
 def run(repository, *options):
@@ -70,18 +82,16 @@ def some_input(model):
 
 
 @pytest.mark.usefixtures("with_bf16")
-def test_what_is_exported_is_served_by_openvino_within_the_bound(repository, tmp_path, caplog):
-    rows = export_medimageinsight(PHANTOM_CHECKPOINT, repository, precision="bf16")
+def test_what_is_exported_is_served_by_openvino_within_the_bound(in_bf16, exported, caplog):
+    repository, rows = in_bf16
     assert {row.output for row in rows} == {"image_features", "text_features", "scaling_factor"}
     assert all(row.export.min_cosine >= 0.9999 for row in rows)
     found = manifest(repository)
     assert (found["format"], found["precision"]) == ("onnx", "bf16")
     assert found["versions"]["openvino"] == server.load_openvino().__version__
 
-    fp32 = copy_unexported(REPOSITORY, tmp_path / "fp32")
-    export_medimageinsight(PHANTOM_CHECKPOINT, fp32)
     for model in ENCODERS:
-        ours, reference = served(repository, model), served(fp32, model)
+        ours, reference = served(repository, model), served(exported("fp32"), model)
         assert isinstance(ours.session, server.OpenVINOSession)
         (answer,), (wanted,) = ours.run([some_input(model)]), reference.run([some_input(model)])
         for name, values in wanted.items():
@@ -90,8 +100,8 @@ def test_what_is_exported_is_served_by_openvino_within_the_bound(repository, tmp
 
 
 @pytest.mark.usefixtures("with_bf16")
-def test_server_without_the_instructions_serves_the_same_files_in_fp32(repository, monkeypatch, caplog):
-    export_medimageinsight(PHANTOM_CHECKPOINT, repository, precision="bf16")
+def test_server_without_the_instructions_serves_the_same_files_in_fp32(in_bf16, monkeypatch, caplog):
+    repository, _ = in_bf16
     openvino = {model: served(repository, model).run([some_input(model)])[0] for model in ENCODERS}
     monkeypatch.setattr(server, "has_bf16", lambda: False)
     for model in ENCODERS:
@@ -103,10 +113,9 @@ def test_server_without_the_instructions_serves_the_same_files_in_fp32(repositor
     assert [message.partition(":")[0] for message in caplog.messages] == ENCODERS
 
 
-@pytest.mark.usefixtures("with_bf16")
-def test_export_of_another_precision_after_bf16_leaves_the_configs_as_committed(repository):
+def test_export_of_another_precision_after_bf16_leaves_the_configs_as_committed(in_bf16, repository, tmp_path):
     before = {model: (repository / model / "config.pbtxt").read_bytes() for model in ENCODERS}
-    export_medimageinsight(PHANTOM_CHECKPOINT, repository, precision="bf16")
+    repository = shutil.copytree(in_bf16[0], tmp_path / "models")
     assert all(b'name: "openvino"' in (repository / model / "config.pbtxt").read_bytes() for model in ENCODERS)
     export_medimageinsight(PHANTOM_CHECKPOINT, repository)
     assert {model: (repository / model / "config.pbtxt").read_bytes() for model in ENCODERS} == before

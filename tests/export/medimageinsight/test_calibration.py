@@ -29,7 +29,7 @@ def model():
     return random_model(small_config(SIZE))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def feeds():
     random = np.random.default_rng(0)
     return [{"pixels": (random.integers(0, 256, (1, *SIZE, 3)) // dim).astype(np.uint8)} for dim in (1, 4)]
@@ -136,17 +136,26 @@ def test_model_is_watched_only_meanwhile_also_when_a_feed_cannot_be_taken(model,
         ImageEncoderReference(model)(torch.from_numpy(feeds[0]["pixels"]))
 
 
-@pytest.fixture
-def int8_rows(model, feeds, tmp_path):
-    """The parity rows of an int8 graph of `model`, written from other weights or with other ranges."""
+@pytest.fixture(scope="module")
+def measured(feeds):
+    """A model that is not to be changed, how its layers are quantized, and what it computes."""
+    model = random_model(small_config(SIZE))
+    reference = ImageEncoderReference(model)
+    integer = all_in_8_bits(model.image_encoder, reference, feeds)
+    return model, integer, truths(reference, reference.OUTPUTS, {"noise": feeds[0]})
 
-    def rows(*, weights=model, change=lambda ranges: ranges):
-        reference = ImageEncoderReference(model)
-        integer = change(all_in_8_bits(weights.image_encoder, ImageEncoderReference(weights), feeds))
+
+@pytest.fixture
+def int8_rows(measured, feeds, tmp_path):
+    """The parity rows of an int8 graph of that model, written from other weights or with other ranges."""
+
+    def rows(*, weights=None, change=lambda ranges: ranges):
+        model, integer, truth = measured
+        if weights is not None:
+            integer = all_in_8_bits(weights.image_encoder, ImageEncoderReference(weights), feeds)
         path = tmp_path / "model.onnx"
-        write_image_encoder(weights, path, precision="int8", integer_layers=integer)
-        session = cpu_session(path)
-        return compare("image_encoder", truths(reference, reference.OUTPUTS, {"noise": feeds[0]}), session)
+        write_image_encoder(weights or model, path, precision="int8", integer_layers=change(integer))
+        return compare("image_encoder", truth, cpu_session(path))
 
     return rows
 
@@ -183,8 +192,8 @@ def test_int8_bound_refuses_a_wrong_range_of_one_residual(int8_rows):
 
 
 @pytest.mark.parametrize("dropped", ["bias", "conv2.fn.dw.bias"])
-def test_int8_bound_refuses_weights_without_a_kind_of_bias(model, int8_rows, dropped):
-    without = random_model(model.config)
+def test_int8_bound_refuses_weights_without_a_kind_of_bias(int8_rows, dropped):
+    without = random_model(small_config(SIZE))
     for name, parameter in without.image_encoder.named_parameters():
         if name.endswith(dropped):
             parameter.zero_()

@@ -25,6 +25,10 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(export, ["medimageinsight", *map(str, arguments)])
 
 
+def precision_of(repository):
+    return json.loads((repository / "medimageinsight/1/manifest.json").read_text())["precision"]
+
+
 @pytest.mark.parametrize("source", [(), ("--checkpoint", PHANTOM_CHECKPOINT, "--random-weights")], ids=["none", "both"])
 def test_export_asked_for_no_source_or_two_is_bad_use(repository, source):
     result = run(*source, "--repository", repository)
@@ -38,13 +42,14 @@ def test_export_of_a_folder_that_does_not_exist_fails_in_one_line(repository, tm
     assert result.stderr == f"Error: {tmp_path / 'absent'}: no such folder\n"
 
 
-def test_export_of_random_weights_fills_the_repository_and_says_where(repository, monkeypatch):
+def test_export_of_random_weights_fills_the_repository_in_fp32_and_says_where(repository, monkeypatch):
     monkeypatch.setattr(export_module, "MedImageInsightConfig", lambda: SMALL)
     result = run("--random-weights", "--repository", repository)
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1].startswith(f"exported to {repository} in ")
     assert (repository / "image_encoder/1/model.onnx").is_file()
     assert (repository / "text_encoder/1/model.onnx").is_file()
+    assert precision_of(repository) == "fp32"
 
 
 @pytest.mark.parametrize(
@@ -72,15 +77,10 @@ def pictures(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize(
-    ("options", "precision"), [((), "fp32"), (("--precision", "fp16"), "fp16")], ids=["default", "fp16"]
-)
-def test_precision_is_what_the_manifest_says(repository, monkeypatch, options, precision):
-    monkeypatch.setattr(export_module, "MedImageInsightConfig", lambda: SMALL)
-    result = run("--random-weights", "--repository", repository, *options)
+def test_precision_is_what_the_manifest_says(repository):
+    result = run("--checkpoint", PHANTOM_CHECKPOINT, "--repository", repository, "--precision", "fp16")
     assert result.exit_code == 0, result.output
-    manifest = json.loads((repository / "medimageinsight/1/manifest.json").read_text())
-    assert manifest["precision"] == precision
+    assert precision_of(repository) == "fp16"
 
 
 def test_int8_with_a_folder_of_images_takes_its_ranges_from_them(repository, exported, pictures):

@@ -3,15 +3,12 @@
 import asyncio
 import hashlib
 import json
-import os
 import re
 from dataclasses import replace
-from shutil import which
 from zipfile import ZipFile
 
 import pytest
 from hatchling.builders.wheel import WheelBuilder
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
@@ -19,20 +16,12 @@ from medimage_server.endpoint import body
 from medimage_server.endpoint.keys import digest
 from medimage_server.endpoint.worker_pool import bound, endpoint_services
 from medimage_server.supervisor import running as running_services
+from tests.browser import PAGE_S, chromium
 from tests.paths import ROOT
 from tests.server.endpoint.asgi import DOCUMENT, SETTINGS, running
 
 FOLDER = ROOT / "server/medimage_server/endpoint/swagger_ui"
 KEY = "key-of-the-endpoint"
-PAGE_S = 60.0  # for a browser that starts on a busy machine
-BROWSER = [
-    "--headless=new",
-    "--disable-background-networking",
-    "--disable-dev-shm-usage",  # containers have little of it
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-    "--window-size=1280,2000",
-]
-
 SHOWN_ROUTES = """
     return Array.from(document.querySelectorAll(".opblock-summary"), route => [
         route.querySelector(".opblock-summary-method").innerText,
@@ -143,17 +132,8 @@ async def test_no_other_file_is_there(caller, path):
 
 @pytest.fixture(scope="module")
 def browser():
-    found = {name: which(name) for name in ("chromium", "chromedriver")}
-    if missing := [name for name, path in found.items() if path is None]:
-        pytest.skip(f"there is no {' and no '.join(missing)}; Debian's packages are chromium and chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = found["chromium"]
-    for argument in [*BROWSER, *(["--no-sandbox"] if os.geteuid() == 0 else [])]:
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(found["chromedriver"]))
-    yield driver
-    driver.quit()
+    with chromium() as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import jsonschema_rs
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given
 from schemathesis.specs.openapi.definitions import OPENAPI_30_VALIDATOR
 
 from medimage_client import InvalidInput
@@ -347,8 +346,7 @@ def test_what_clients_send_is_of_the_schema(name, request_):
     assert accepts(name, request_)
 
 
-@cases(200)
-@given(damaged_requests())
+@cases(200, damaged_requests())
 def test_whatever_is_read_is_of_the_schema(request):
     for name in READERS:
         if accepts(name, request):

@@ -1,7 +1,6 @@
 """Reports as server-sent events, read by a parser of its own, over reports in memory."""
 
 import asyncio
-import gc
 import json
 import re
 from contextlib import aclosing
@@ -16,6 +15,7 @@ from medimage_server.endpoint.report_events import event, report_events, with_co
 from medimage_server.endpoint.scoring import connection_over
 from tests.client.fake_reports import MODEL, OUTPUT, PIECES, TEXT, FakeReports, sent
 from tests.client.fake_triton import grey
+from tests.garbage import new_garbage
 from tests.waiting import soon, until
 
 CONCURRENCY = 4
@@ -89,9 +89,10 @@ async def test_model_is_told_where_triton_tells_it():
 async def test_transport_is_there_for_the_next_request():
     reports = FakeReports()
     for _ in range(2):
-        told, _ = await collected(events_of(reports, study()))
-        assert told[-1] == ("end", {})
-        gc.collect()  # the connection of the request
+        with new_garbage() as collect:
+            told, _ = await collected(events_of(reports, study()))
+            assert told[-1] == ("end", {})
+            collect()  # the connection of the request
         await soon()
     assert reports.closed == 0
 

@@ -1,0 +1,1 @@
+"""Labels of images: prompts, predictions, and how right these are."""
