@@ -14,7 +14,7 @@ POOLS = ("mean", "median", "max", "std")
     "--to",
     required=True,
     metavar="INDEX",
-    help="A folder, or a place in object storage, such as s3://bucket/name; keys of it are read from AWS_… variables.",
+    help="A folder, or object storage as s3://bucket/name, whose keys are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
 )
 @click.option(
     "--group-by",
