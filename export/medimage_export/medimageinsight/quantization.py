@@ -43,7 +43,8 @@ class Quantization:
 
 def quantize_channels(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(out, in) float32 -> int8 of the same shape, symmetric, and the scale of each output channel (out)."""
-    scales = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+    # of a channel of zeros the least number that is none, also where denormals are taken as zero
+    scales = weight.abs().amax(dim=1).clamp(min=127 * torch.finfo(torch.float32).tiny) / 127
     return (weight / scales[:, None]).round().to(torch.int8), scales
 
 

@@ -70,7 +70,9 @@ def test_channels_are_quantized_each_with_its_own_scale_as_numpy_does_it():
     assert (abs(integers * scales[:, None] - weight) <= scales[:, None] * 0.501).all()
 
 
-def test_channel_of_zeros_stays_zero():
+@pytest.mark.parametrize("denormals_are_zero", [True, False])
+def test_channel_of_zeros_stays_zero(denormals_are_zero):
+    torch.set_flush_denormal(denormals_are_zero)
     integers, scales = quantize_channels(torch.zeros(2, 5))
     assert not integers.any()
     assert (scales > 0).all() and torch.isfinite(scales).all()
