@@ -148,6 +148,7 @@ def test_pandas_duckdb_and_polars_read_the_folder_as_it_is(table):
 
 
 @pytest.mark.soak
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # of its own defaults
 def test_ray_reads_the_folder_as_it_is(table):
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
