@@ -31,13 +31,12 @@ class OpenShard:
         self._old = rows_of_shard(plan.table / shard_name(number)) if retry else None
         if self._old is not None and self._again is not None:  # a run that ended in between has embedded some
             self._again -= set(self._old["id"].to_pylist())
-        n = len(self._told) if self._again is None else len(self._again)
         self._features = np.empty((len(self._told), EMBEDDING_SIZE), np.float32)
         self._texts: dict[int, Vectors] = {}  # by row
         self._uids: dict[int, dict[str, str]] = {}
         self._is_embedded = np.zeros(len(self._told), bool)
         self._failures: dict[int, Row] = {}
-        self.n_left = self.n_rows = n
+        self.n_left = len(self._told) if self._again is None else len(self._again)
 
     def batches(self) -> Iterator["Batch"]:
         """What is to be embedded, in the images of one request."""
@@ -61,10 +60,6 @@ class OpenShard:
     def fail(self, index: int, row: Row, reason: str) -> None:
         self._failures[index] = {"id": row["id"], "source": row["source"], "reason": reason}
         self.n_left -= 1
-
-    @property
-    def n_failed(self) -> int:
-        return len(self._failures)
 
     def close(self) -> None:
         """Write the shard, and before it its failures: who sees the one sees the other."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -13,6 +14,7 @@ from medimage_analysis.engine import Servers, embed_shards
 from medimage_analysis.plan import Plan, folder_of_run
 from medimage_analysis.planned import Wanted, rows_of, schema_of
 from medimage_analysis.progress import Progress
+from medimage_analysis.served import served_model
 from medimage_analysis.table import Model, check_same_model
 from medimage_client.cli.bulk import BulkOptions, Embedding
 from medimage_client.errors import InvalidInput
@@ -99,7 +101,7 @@ def model_of(servers: Servers, how: How) -> Model:
         from medimage_analysis.in_process import model_in
 
         return model_in(servers.repository, how.dicom_window)
-    models = {server.name: waited_for(server.model, how.wait_s) for server in servers.made(how)}
+    models = {url: waited_for(partial(served_model, url, how.dicom_window), how.wait_s) for url in servers.urls}
     check_same_model(models)
     return next(iter(models.values()))
 

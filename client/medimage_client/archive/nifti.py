@@ -1,5 +1,6 @@
 """Volumes in NIfTI files, slice by slice; read by nibabel, which is the extra `nifti`."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,10 @@ def read_nifti(path: Path, which: WhichSlices | None) -> list[Slice]:
         if len(shape) == 3 and all(shape):
             volume = image.get_fdata(dtype=np.float32, caching="unchanged")
             affine = image.affine
-    except Exception as error:  # nibabel's, of almost any type; its text may quote the header
-        raise InvalidInput(f"{path}: is a NIfTI file that cannot be read ({type(error).__name__})") from None
+    except Exception as error:  # nibabel's, of almost any type
+        raise unreadable(path, error) from None
     if len(shape) != 3 or not all(shape):
-        raise InvalidInput(f"{path}: has the shape {shape}; expected a volume of three axes")
+        raise no_volume(path, shape)
     if not np.isfinite(volume).all():
         raise InvalidInput(f"{path}: has values that are not finite")
     low, high = (float(value) for value in np.percentile(volume, PERCENTILES))
@@ -76,9 +77,18 @@ def count_slices(path: Path) -> int:
         axes = list(io_orientation(image.affine)[:, 0])  # type: ignore[no-untyped-call]
         if len(image.shape) == 3:
             return int(image.shape[axes.index(2)])
-    except Exception as error:  # nibabel's, of almost any type; its text may quote the header
-        raise InvalidInput(f"{path}: is a NIfTI file that cannot be read ({type(error).__name__})") from None
-    raise InvalidInput(f"{path}: has the shape {image.shape}; expected a volume of three axes")
+    except Exception as error:  # nibabel's, of almost any type
+        raise unreadable(path, error) from None
+    raise no_volume(path, image.shape)
+
+
+def unreadable(path: Path, error: Exception) -> InvalidInput:
+    """Without the error's own text, which may quote the header."""
+    return InvalidInput(f"{path}: is a NIfTI file that cannot be read ({type(error).__name__})")
+
+
+def no_volume(path: Path, shape: Sequence[int]) -> InvalidInput:
+    return InvalidInput(f"{path}: has the shape {shape}; expected a volume of three axes")
 
 
 def axial(volume: NDArray[np.float32], z: int, window: Window, _: DicomWindow) -> NDArray[np.uint8]:
