@@ -66,7 +66,7 @@ TILE_PX, TILES_IN_A_ROW = 200, 5
 )
 @archive_options
 @transfer_options
-@server_options(timeout=DEFAULT_TIMEOUT_S)
+@server_options(timeout=DEFAULT_TIMEOUT_S, scoring=False)
 def search(
     index: str,
     image: Path | str | None,
@@ -84,7 +84,6 @@ def search(
     resize: Resize,
     shared_memory: bool,
     url: str,
-    api_key: str | None,
     timeout: float,
 ) -> None:
     """Find what is most like --image, --text or --id in INDEX, which `medimage index` has written.
@@ -111,7 +110,6 @@ def search(
                 text,
                 resize=resize,
                 url=url,
-                api_key=api_key,
                 timeout=timeout,
                 shared_memory=shared_memory,
             )
@@ -144,7 +142,6 @@ async def embed_query(
     *,
     resize: Resize,
     url: str,
-    api_key: str | None,
     timeout: float,
     shared_memory: bool,
 ) -> "Vectors":
@@ -164,7 +161,7 @@ async def embed_query(
         raise InvalidInput(f"{index.uri}: is of standard deviations, which no text is like; make one with --pool mean")
     window = dicom_window(index.model.windowing)
     index.check_model(await served_model(url, window), url)
-    async with AsyncMedImageInsight(url, api_key=api_key, timeout=timeout, shared_memory=shared_memory) as client:
+    async with AsyncMedImageInsight(url, timeout=timeout, shared_memory=shared_memory) as client:
         if text is not None:
             return (await client.embed_texts([text])).reshape(-1)
         embedded = await embed_items(client, items, resize, window)

@@ -27,10 +27,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 IMAGE_SUFFIXES = {".bmp", ".dcm", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
-def server_options(*, timeout: float | None, what: str = "one request", several: bool = False) -> Callable[[F], F]:
+def server_options(
+    *, timeout: float | None, what: str = "one request", several: bool = False, scoring: bool = True
+) -> Callable[[F], F]:
     """The options --url, --api-key and --timeout, the latter with its default; None if that depends on the request.
 
-    With `several`, the command gets the urls as a tuple.
+    With `several`, the command gets the urls as a tuple. Without `scoring` only a Triton will do, which has no key.
     """
 
     def decorate(command: F) -> F:
@@ -40,7 +42,8 @@ def server_options(*, timeout: float | None, what: str = "one request", several:
             show_default=True,
             multiple=several,
             is_eager=True,  # for `take_key`
-            help="URL of a Triton server (grpc://, grpcs://, http://, https://), or a scoring URI (https://host/score).",
+            help="URL of a Triton server (grpc://, grpcs://, http://, https://)"
+            + (", or a scoring URI (https://host/score)." if scoring else "."),
         )
         key_option = click.option(
             "--api-key",
@@ -56,7 +59,7 @@ def server_options(*, timeout: float | None, what: str = "one request", several:
             show_default=True,
             help=f"Seconds to wait for {what}.",
         )
-        return url_option(key_option(timeout_option(command)))
+        return url_option(key_option(timeout_option(command)) if scoring else timeout_option(command))
 
     return decorate
 
