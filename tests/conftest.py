@@ -11,7 +11,6 @@ import pytest
 from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
 
-from medimage_export.medimageinsight.export import export_medimageinsight
 from medimage_export.repository import copy_unexported
 from tests.paths import PHANTOM_CHECKPOINT, REPOSITORY, ROOT
 
@@ -67,6 +66,8 @@ def repository_of_run(tmp_path_factory) -> Callable[[str, Callable[[Path], objec
 @pytest.fixture(scope="session")
 def exported(repository_of_run) -> Callable[[str], Path]:
     """precision -> a model repository with the phantom checkpoint of MedImageInsight in it."""
+    # here, since PyTorch takes seconds, and the process that hands out the tests does not need it
+    from medimage_export.medimageinsight.export import export_medimageinsight
 
     def repository(precision: str) -> Path:
         export = partial(export_medimageinsight, PHANTOM_CHECKPOINT, precision=precision)

@@ -159,6 +159,7 @@ def test_table_grows_and_is_read(served, run, workplace):
     assert run("python example.py") == printed
 
 
+@pytest.mark.soak
 def test_search_finds_drawings_and_texts_as_the_page_shows(served, run, workplace):
     page = "docs/search.md"
     drawings, commands, *shown = examples(page, "## A worked example")
@@ -220,6 +221,7 @@ def commands_of(page: str, heading: str) -> list[str]:
     return [line for block in blocks for line in block.text.splitlines()]
 
 
+@pytest.mark.soak
 def test_evaluation_from_images_to_scores_outliers_and_a_map(served, phantoms, run, workplace):
     classify, evaluate = commands_of(EVALUATION, "## Label images, and score the labels")
     scores = run(classify)
@@ -315,6 +317,7 @@ def test_status_prints_the_table_of_the_example(endpoint, run):
     assert words(run(status)) == words(printed)
 
 
+@pytest.mark.soak
 def test_one_command_serves_with_the_endpoint(served, run):
     """On a port of its own, beside the endpoint above."""
     port = str(choose_ports("127.0.0.1", {"score": 0})["score"])

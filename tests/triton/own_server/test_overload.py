@@ -145,7 +145,7 @@ def slow_down(step, repository):
 @pytest.mark.parametrize(
     ("slow_step", "leave_the_queue"),
     [
-        pytest.param("image_preprocessing", 2 * 2, id="image_preprocessing", marks=pytest.mark.soak),  # two instances
+        pytest.param("image_preprocessing", 2, id="image_preprocessing", marks=pytest.mark.soak),  # one by one
         pytest.param("image_encoder", 2 * 16, id="image_encoder"),  # batches of 16
     ],
 )
