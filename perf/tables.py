@@ -599,7 +599,7 @@ def search(report: Content) -> str:
             run["kind"],
             f"{run['build']['cpu_s']:.0f}",
             f"{run['bytes'] / 1e9:.2f}",
-            f"{run['probes']} of {run['parts']}" if "probes" in run else "all",
+            *((f"{run['probes']} of {run['parts']}", f"{run['refined']} k") if "probes" in run else ("all", "all")),
             f"{run['recall']:.3f}",
             *(_ms(run[what][unit]) for what in ("search", "with_condition") for unit in ("cpu_ms", "ms")),
             f"{1e3 * report['machine']['cores'] / run['search']['cpu_ms']:.1f}",
@@ -607,12 +607,12 @@ def search(report: Content) -> str:
         for run in report["runs"]
     ]
     header = (
-        *("vectors", "kind", "build CPU s", "GB", "parts", "recall@10", "search CPU ms", "by the clock"),
+        *("vectors", "kind", "build CPU s", "GB", "parts", "ranked", "recall@10", "search CPU ms", "by the clock"),
         *("with a condition CPU ms", "by the clock", "searches/s of all cores"),
     )
     return (
-        f"{measured(report)}. The 10 nearest of made vectors. CPU is processor time, of all threads; the machine was "
-        "busy with other work, so that the clock went on far longer. The rate is the cores over the processor time.\n\n"
+        f"{measured(report)}. The 10 nearest of made vectors. CPU is processor time, of all threads; the machine had "
+        "other work as well, which the clock shows. The rate is the cores over the processor time.\n\n"
         + table(header, rows, left=2)
     )
 

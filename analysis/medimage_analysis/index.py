@@ -29,9 +29,9 @@ FEATURES: dict[Among, str] = {"images": "image_features", "texts": "text_feature
 
 TABLE = "embeddings"  # the one table of the database
 GROUP_KEY, POOL_KEY = b"medimage.group_by", b"medimage.pool"  # in the schema's metadata, of an index of volumes
-PROBES_KEY, RECALL_KEY = b"medimage.probes", b"medimage.recall"  # in the metadata of a column that has an IVF-PQ index
+# in the metadata of a column that has an IVF-PQ index
+PROBES_KEY, REFINED_KEY, RECALL_KEY = b"medimage.probes", b"medimage.refined", b"medimage.recall"
 RECALL_K = 10  # nearest, of which an approximate search should find as many
-REFINED = 20  # as many times k candidates of the compressed vectors are ranked again by the vectors themselves
 DISTANCE = "distance"
 LANCE_DISTANCE = "_distance"
 MAX_REASON = 400  # characters of an error; object storage answers in XML
@@ -79,10 +79,14 @@ class Index:
     def __len__(self) -> int:
         return int(self.lance.count_rows())
 
-    def probes(self, among: Among = "images") -> int | None:
-        """Parts that a search of the IVF-PQ index looks into; None where there is none, and search is exact."""
-        value = self._metadata(among).get(PROBES_KEY)
-        return None if value is None else int(value)
+    def effort(self, among: Among = "images") -> tuple[int, int] | None:
+        """Parts that a search of the IVF-PQ index looks into, and how many times k candidates of the compressed vectors
+        it ranks again by the vectors themselves; None where there is no such index, and search is exact.
+        """
+        metadata = self._metadata(among)
+        if PROBES_KEY not in metadata or REFINED_KEY not in metadata:
+            return None
+        return int(metadata[PROBES_KEY]), int(metadata[REFINED_KEY])
 
     def recall(self, among: Among = "images") -> float | None:
         """Part of the 10 nearest that the IVF-PQ index found when it was made; None where there is none."""
@@ -177,12 +181,13 @@ class Index:
     ) -> pa.Table:
         with failing_at(self.uri if where is None else f"{self.uri}, where {where!r}"):
             query = self.query(vector, features)
-            probes = self.probes("images" if features == FEATURES["images"] else "texts")
-            if exact or probes is None:
+            effort = self.effort("images" if features == FEATURES["images"] else "texts")
+            if exact or effort is None:
                 query = query.bypass_vector_index()
             else:
+                probes, refined = effort
                 # all parts may be looked into where few rows fulfil the condition
-                query = query.minimum_nprobes(probes).maximum_nprobes(0).refine_factor(REFINED)
+                query = query.minimum_nprobes(probes).maximum_nprobes(0).refine_factor(refined)
             if condition:
                 query = query.where(condition)
             found = query.select([*self.columns, LANCE_DISTANCE]).limit(limit).to_arrow()

@@ -1,8 +1,8 @@
 """An embedding table to a search index: rows or volumes are copied, and large ones get an IVF-PQ index.
 
 IVF-PQ keeps the vectors in parts around centres, and of each vector a code of 128 bytes. A search looks into a few
-parts, and ranks the best of them by the vectors themselves. How many parts are needed is measured here on a sample of
-the vectors, against the exact answers.
+parts, and ranks the best of them by the vectors themselves. How many of either are needed is measured here on a sample
+of the vectors, against the exact answers.
 """
 
 import math
@@ -28,7 +28,7 @@ from medimage_analysis.index import (
     PROBES_KEY,
     RECALL_K,
     RECALL_KEY,
-    REFINED,
+    REFINED_KEY,
     TABLE,
     Among,
     Index,
@@ -52,6 +52,9 @@ CODE_BYTES = 128  # of a vector, one for 8 of its numbers
 # Of the k-means that finds parts and codes; LanceDB's own are 50 and 256. What they find is measured all the same, and
 # more parts are looked into where it is too little.
 ITERATIONS, SAMPLE_RATE = 15, 128
+# times k candidates of the codes are ranked by their vectors; as few as find, if a search looks into all parts, half of
+# what it may miss
+REFINEMENTS = (20, 40, 80, 160)
 SAMPLE = 200  # vectors that are looked for to measure the recall
 WANTED_RECALL = 0.95
 
@@ -63,6 +66,7 @@ class Approximation:
     among: Among
     parts: int
     probes: int  # parts that a search looks into
+    refined: int  # times k candidates that it ranks by their vectors
     recall: float  # part of the 10 nearest that it finds, mean of the sample
     seconds: float  # to make it, without the measurement
 
@@ -206,7 +210,7 @@ def fixed_size(column: pa.Array, ids: pa.Array, place: str) -> pa.Array:
 
 
 def approximate(index: Index, among: Among, n_vectors: int, wanted: float) -> Approximation:
-    """Make the IVF-PQ index of a column, and look into as many parts as the wanted recall takes."""
+    """Make the IVF-PQ index of a column, and find out what the wanted recall takes."""
     from lancedb.index import IvfPq
 
     features = FEATURES[among]
@@ -225,19 +229,28 @@ def approximate(index: Index, among: Among, n_vectors: int, wanted: float) -> Ap
         )
     seconds = time.perf_counter() - started
     queries, truth = exact_answers(index, features)
+
+    def recall(probes: int, refined: int) -> float:
+        return recall_of(partial(nearest, index, features, probes, refined), queries, truth)
+
+    for refined in REFINEMENTS:
+        if recall(parts, refined) >= (1 + wanted) / 2:
+            break
     probes = 1
-    while (found := recall_of(partial(nearest, index, features, probes), queries, truth)) < wanted and probes < parts:
+    while (found := recall(probes, refined)) < wanted and probes < parts:
         probes = min(2 * probes, parts)
-    metadata = {PROBES_KEY.decode(): str(probes), RECALL_KEY.decode(): f"{found:.4f}"}
+    metadata = {PROBES_KEY: str(probes), REFINED_KEY: str(refined), RECALL_KEY: f"{found:.4f}"}
     with failing_at(index.uri):
-        index.lance.update_field_metadata({"path": features, "metadata": metadata})
-    return Approximation(among, parts, probes, found, seconds)
+        index.lance.update_field_metadata(
+            {"path": features, "metadata": {key.decode(): value for key, value in metadata.items()}}
+        )
+    return Approximation(among, parts, probes, refined, found, seconds)
 
 
-def nearest(index: Index, features: str, probes: int, query: Vectors) -> list[int]:
+def nearest(index: Index, features: str, probes: int, refined: int, query: Vectors) -> list[int]:
     """Row ids by the IVF-PQ index, the query's own among them."""
     with failing_at(index.uri):
-        search = index.query(query, features).nprobes(probes).refine_factor(REFINED).with_row_id(True)
+        search = index.query(query, features).nprobes(probes).refine_factor(refined).with_row_id(True)
         rows: list[int] = search.select([LANCE_DISTANCE]).limit(RECALL_K + 1).to_arrow()["_rowid"].to_pylist()
     return rows
 

@@ -68,6 +68,7 @@ def measure(folder: Path, size: int) -> Iterator[dict[str, object]]:
         "kind": "ivf-pq",
         "recall": made.recall,
         "probes": made.probes,
+        "refined": made.refined,
         "parts": made.parts,
         "build": {name: spent[name] + more[name] for name in spent},  # the copy, the index, the recall
         **searched(folder, queries),

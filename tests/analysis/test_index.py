@@ -116,8 +116,9 @@ def test_ivf_pq_says_the_recall_that_it_has(table, tmp_path, monkeypatch):
     (made,) = built.approximations  # of the images; 200 texts are too few
     index = Index.open(tmp_path / "i")
     assert (made.among, made.parts) == ("images", 6)
-    assert (index.probes(), index.recall()) == (made.probes, pytest.approx(made.recall, abs=1e-4))
-    assert index.probes("texts") is None
+    assert index.effort() == (made.probes, made.refined)
+    assert index.recall() == pytest.approx(made.recall, abs=1e-4)
+    assert index.effort("texts") is None
     shares = []
     for n in range(0, N, 10):
         truth = {f"image {row}" for row in nearest(VECTORS[n], VECTORS, [m for m in range(N) if m != n])[0][:10]}

@@ -70,7 +70,7 @@ def index(
     for made in built.approximations:
         click.echo(
             f"IVF-PQ of {made.among}, made in {made.seconds:.1f} s: a search looks into {made.probes} of {made.parts} "
-            f"parts, recall@10 {made.recall:.3f}"
+            f"parts and ranks {made.refined} k by their vectors, recall@10 {made.recall:.3f}"
         )
         if made.recall < recall:
             click.echo(f"Warning: --recall {recall:g} is not reached; `medimage search --exact` finds all", err=True)
