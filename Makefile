@@ -33,12 +33,13 @@ demo: $(VENV)/.runtime  ## the whole way on a real Triton, with the phantom chec
 	$(BIN)/python examples/demo.py
 
 # tests/conftest.py says what a worker gets. Without bytecode on the disk each of the hundreds of processes that they
-# start would compile what it imports: four seconds for PyTorch. Of two workers on two cores each has one: PyTorch's
-# threads, which wait for one another busily, would take half as much again.
+# start would compile what it imports: four seconds for PyTorch. Three workers keep two cores busy, since the two with
+# real servers often wait. Each process has one thread: PyTorch's threads, which wait for one another busily, would take
+# half as much again.
 unexport PYTHONDONTWRITEBYTECODE
 test: export OMP_NUM_THREADS := 1
-test: $(VENV)/.dev  ## the tests, on two workers
-	MEDIMAGE_REQUIRE_TRITON=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder -m "not soak"
+test: $(VENV)/.dev  ## the tests, on three workers
+	MEDIMAGE_REQUIRE_TRITON=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadscope --no-loadscope-reorder -m "not soak"
 
 test-soak: $(VENV)/.dev  ## the tests that take minutes, and the whole of those that `make test` does in part
 	MEDIMAGE_REQUIRE_TRITON=1 $(BIN)/python -m pytest -m soak
