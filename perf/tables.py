@@ -2,14 +2,13 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-Content = Mapping[str, Any]
+from perf.cells import NONE, Content, floor_ms, ms, spread, table
+from perf.gpu_tables import gpu_checks, gpu_images, gpu_path, gpu_reports
 
 # Points by which an export may differ from PyTorch in fp32, of Accuracy, BACC and mAUC.
 GOALS = {"fp16": (0.2, 0.2, 0.1), "bf16": (0.2, 0.2, 0.1), "int8": (0.5, 0.5, 0.5)}
 CARD = ("**Image size**", "**Model**", "**Latency** (ms)", "**Speed-up**", "**Accuracy**", "**BACC**", "**mAUC**")
-NONE = "-"
 OURS = ("OnnxRuntime ", "OpenVINO as served ")  # how names of runtimes begin; other OpenVINOs are baselines
 TRITON_LIMIT_MS, TRITON_LIMIT_SHARE, WHOLE_PATH_LIMIT_SHARE = 15, 0.03, 0.07  # the goals of what Triton adds
 
@@ -25,7 +24,7 @@ def about(report: Content) -> str:
 def floor(run: Content) -> str:
     """The matrix rates, and an image's published arithmetic at each of them."""
     rows = [
-        (precision, f"{rate['gflop_per_s']:,.0f}", _ms(rate["image_ms"])) for precision, rate in run["floor"].items()
+        (precision, f"{rate['gflop_per_s']:,.0f}", ms(rate["image_ms"])) for precision, rate in run["floor"].items()
     ]
     return (
         "The floor: the machine's best matrix rate at the shapes of the image encoder, and one image's published "
@@ -54,15 +53,10 @@ def _card_cells(runtime: tuple[str, Content], baseline: Content | None, scores: 
     quality = scores["runtimes"][name]
     speed_up = NONE if baseline is None else f"**{reduction(baseline['median_ms'], timing['median_ms']):.2%}**"
     return (
-        _ms(timing["median_ms"]),
+        ms(timing["median_ms"]),
         speed_up,
         *(f"{quality[metric]:.2%}" for metric in ("accuracy", "balanced_accuracy", "macro_auc")),
     )
-
-
-def floor_ms(gflop: float, gflop_per_s: float) -> float:
-    """Milliseconds that the work takes at that rate."""
-    return 1e3 * gflop / gflop_per_s
 
 
 def reduction(baseline_ms: float, ms: float) -> float:
@@ -85,8 +79,8 @@ def encoders(run: Content) -> str:
                 (
                     name,
                     runtime,
-                    _ms(timing["median_ms"]),
-                    _spread(timing),
+                    ms(timing["median_ms"]),
+                    spread(timing),
                     f"{baseline_ms / timing['median_ms']:.2f}",
                     share,
                     f"{timing['max_abs_difference']:.1e}",
@@ -110,13 +104,13 @@ def whole_path(run: Content) -> str:
     rows = []
     for size, case in path["cases"].items():
         baseline_ms = next(iter(case["runtimes"].values()))["median_ms"]
-        rows.append((size, "Pillow, decoding alone", _ms(case["decode"]["median_ms"]), _spread(case["decode"]), "", ""))
+        rows.append((size, "Pillow, decoding alone", ms(case["decode"]["median_ms"]), spread(case["decode"]), "", ""))
         rows += [
             (
                 size,
                 runtime,
-                _ms(timing["median_ms"]),
-                _spread(timing),
+                ms(timing["median_ms"]),
+                spread(timing),
                 f"{baseline_ms / timing['median_ms']:.2f}",
                 f"{timing['min_cosine']:.6f}",
             )
@@ -363,115 +357,6 @@ def reports(report: Content) -> str:
     )
 
 
-def gpu_checks(report: Content) -> str:
-    """What was checked on a GPU, and what it can do."""
-    lines = [gpu_about(report)]
-    if check := _piece(report, "check"):
-        cosines = ", ".join(f"{what} {cosine:.6f}" for what, cosine in check["min_cosines"].items())
-        same = check["same_tokens"]
-        lines.append(
-            f"Phantoms, least cosine with PyTorch in fp32: {cosines}. Of {same['tokens']} tokens of {same['studies']} "
-            f"studies, {same['same']} are the same whether the studies are answered alone or together."
-        )
-    if limits := _piece(report, "floor"):
-        rates = ", ".join(f"{precision} {rate / 1e3:,.1f}" for precision, rate in limits["gflop_per_s"].items())
-        lines.append(f"Measured there: {rates} TFLOP/s, {limits['bytes_per_s'] / 1e9:,.0f} GB/s.")
-    failed = [f"{name} failed: {found['failed']}" for name, found in report.items() if "failed" in found]
-    return "\n\n".join([*lines, *failed])
-
-
-def gpu_images(report: Content) -> str:
-    """The image encoder by batch."""
-    limits, rows, notes = _piece(report, "floor"), [], []
-    for name, case in report.items():
-        if not name.startswith(("image-", "autotune-")) or "failed" in case:
-            continue
-        notes += [f"{name}: {runtime} was not measured. {reason}" for runtime, reason in case["not_measured"].items()]
-        for runtime, timing in case["runtimes"].items():
-            rate = limits["gflop_per_s"].get("fp16" if "fp16" in runtime else "fp32") if limits else None
-            is_counted = rate and report["machine"]["weights"].startswith("random")
-            rows.append(
-                (
-                    name,
-                    runtime,
-                    _ms(timing["median_ms"]),
-                    _spread(timing),
-                    f"{1e3 * case['batch'] / timing['median_ms']:,.0f}",
-                    f"{floor_ms(case['gflop'], rate) / timing['median_ms']:.0%}" if is_counted else NONE,
-                    f"{timing['min_cosine']:.6f}",
-                )
-            )
-    header = ("piece", "runtime", "median ms", "min-max ms", "images/s", "floor ÷ it", "min cosine")
-    text = "The image encoder, from pixels in host memory to vectors there; cosines are with PyTorch in fp32.\n\n"
-    return "\n\n".join([text.strip(), table(header, rows, left=2), *notes]) if rows else ""
-
-
-def gpu_path(report: Content) -> str:
-    """From a PNG to its vector."""
-    if not (path := _piece(report, "path")):
-        return ""
-    rows = [
-        (size, runtime, _ms(timing["median_ms"]), _spread(timing))
-        for size, runtimes in path["cases"].items()
-        for runtime, timing in runtimes.items()
-    ]
-    header = ("PNG", "runtime", "median ms", "min-max ms")
-    return f"From a PNG to its vector; ours {path['through']}.\n\n{table(header, rows, left=2)}"
-
-
-def gpu_reports(report: Content) -> str:
-    """Decode steps of ours and of transformers', and the floor: weights and KV cache read once."""
-    limits, rows, notes = _piece(report, "floor"), [], []
-    for name, case in report.items():
-        if not name.startswith("reports-") or "failed" in case:
-            continue
-        theirs = _piece(report, name.replace("reports", "generate")) or {"steps": []}
-        their_s = {step["studies"]: step["median_s"] for step in theirs["steps"]}
-        for step in case["steps"]:
-            floor_s = (case["weight_bytes"] + step["kv_bytes"]) / limits["bytes_per_s"] if limits else None
-            their_step_s = their_s.get(step["studies"])
-            rows.append(
-                (
-                    str(step["context"]),
-                    str(step["studies"]),
-                    f"{1e3 * step['median_s']:.2f}",
-                    f"{1e3 * step['min_s']:.2f}-{1e3 * step['max_s']:.2f}",
-                    f"{step['studies'] / step['median_s']:,.0f}",
-                    f"{1e3 * floor_s:.2f}" if floor_s else NONE,
-                    f"{floor_s / step['median_s']:.0%}" if floor_s else NONE,
-                    f"{1e3 * their_step_s:.2f}" if their_step_s else NONE,
-                )
-            )
-        tokens = case["steps"][0]["context"] if case["steps"] else 0
-        notes.append(f"A prompt of {tokens:,} tokens is read in {1e3 * case['first_token_s']:,.0f} ms.")
-    header = (
-        "tokens in a slot",
-        "studies",
-        "step ms",
-        "min-max ms",
-        "tokens/s",
-        "floor ms",
-        "floor ÷ step",
-        "theirs ms",
-    )
-    text = "Decode steps; theirs is transformers with a static, compiled cache.\n\n"
-    return "\n\n".join([text.strip(), table(header, rows, left=0), *notes]) if rows else ""
-
-
-def gpu_about(report: Content) -> str:
-    run = report["machine"]
-    device = run["gpu"] if run["device"] == "cuda" else f"{run['cpu']}, {run['cores']} cores, in place of a GPU"
-    return (
-        f"{device}; torch {run['torch']}, onnxruntime {run['onnxruntime']}; {run['weights']}; commit {run['commit']}."
-    )
-
-
-def _piece(report: Content, name: str) -> Content | None:
-    """What a piece has measured; None of one that failed, or is still to be measured."""
-    found: Content | None = report.get(name)
-    return None if found is None or "failed" in found else found
-
-
 def starts(report: Content) -> str:
     """How long a Triton takes to start, and its memory."""
     served = report["serving"]
@@ -601,7 +486,7 @@ def search(report: Content) -> str:
             f"{run['bytes'] / 1e9:.2f}",
             *((f"{run['probes']} of {run['parts']}", f"{run['refined']} k") if "probes" in run else ("all", "all")),
             f"{run['recall']:.3f}",
-            *(_ms(run[what][unit]) for what in ("search", "with_condition") for unit in ("cpu_ms", "ms")),
+            *(ms(run[what][unit]) for what in ("search", "with_condition") for unit in ("cpu_ms", "ms")),
             f"{1e3 * report['machine']['cores'] / run['search']['cpu_ms']:.1f}",
         )
         for run in report["runs"]
@@ -625,29 +510,6 @@ def measured(report: Content) -> str:
 def exported(report: Content) -> str:
     weights, precision = report["exported"]["weights"], report["exported"]["precision"]
     return f"{precision}, {'random weights of the published size' if weights == 'random' else 'phantom checkpoint'}"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
-    """A Markdown table, its first `left` columns aligned left and the others right, padded to be read as text, too."""
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return f"| {' | '.join(padded)} |"
-
-    rule = ["-" * width if column < left else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
-    return "\n".join([line(header), line(rule), *map(line, rows)])
-
-
-def _ms(milliseconds: float) -> str:
-    return f"{milliseconds:.0f}" if milliseconds >= 100 else f"{milliseconds:.1f}"
-
-
-def _spread(timing: Content) -> str:
-    return f"{_ms(timing['min_ms'])}-{_ms(timing['max_ms'])}"
 
 
 def _met(is_met: bool) -> str:

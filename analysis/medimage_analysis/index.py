@@ -5,6 +5,7 @@ vectors, from 0 to 2. Vectors of single images are of length 1, for which the Eu
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,11 @@ PROBES_KEY, REFINED_KEY, RECALL_KEY = b"medimage.probes", b"medimage.refined", b
 RECALL_K = 10  # nearest, of which an approximate search should find as many
 DISTANCE = "distance"
 LANCE_DISTANCE = "_distance"
+RESERVED = (DISTANCE, LANCE_DISTANCE, "_score", "_relevance_score", "_rowid", "_rowaddr", "_rowoffset")
+# Of LanceDB's errors: of a folder without a version, the system's number, where in its source, and of damaged files
+NOT_WHOLE = f"Table '{TABLE}' was not found"
+SYSTEM_ERROR, SOURCE_LINE = re.compile(r"\(os error (\d+)\)"), re.compile(r", /\S+\.rs:\d+:\d+$")
+DAMAGE = ("LanceError(IO)", "lance error: Not found", "corrupt", "invalid magic")
 MAX_REASON = 400  # characters of an error; object storage answers in XML
 
 
@@ -217,6 +223,12 @@ def distinct(texts: pa.ChunkedArray) -> list[int]:
     return list(first.values())
 
 
+def name_in_index(column: str) -> str:
+    """Of a column of the table: LanceDB has no dots in names, and some names for itself."""
+    name = column.replace(".", "_")
+    return f"column_{name}" if name in RESERVED else name
+
+
 def quoted(text: str) -> str:
     """As SQL has it."""
     return "'{}'".format(text.replace("'", "''"))
@@ -236,14 +248,20 @@ def connect(uri: str) -> "DBConnection":
 
 
 def open_lance(uri: str) -> "LanceTable | None":
-    """None where there is no index."""
-    if not is_remote(uri) and not Path(uri, f"{TABLE}.lance").is_dir():  # LanceDB would make the folder
-        return None
+    """None where there is no index, or one whose making was interrupted."""
+    with failing_at(uri):
+        if not is_remote(uri) and not Path(uri, f"{TABLE}.lance").is_dir():  # LanceDB would make the folder
+            return None
     database = connect(uri)
     with failing_at(uri):
         if TABLE not in database.list_tables().tables:
             return None
-        return database.open_table(TABLE)
+        try:
+            return database.open_table(TABLE)
+        except ValueError as error:
+            if NOT_WHOLE in str(error):
+                return None
+            raise
 
 
 @contextmanager
@@ -252,13 +270,22 @@ def failing_at(place: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError, OSError, pa.ArrowException) as error:
-        raise InvalidInput(f"{place}: {reason(error)}") from None
+        raise InvalidInput(f"{place}: {reason(error, place)}") from None
 
 
-def reason(error: Exception) -> str:
+def reason(error: Exception, place: str) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    line = first_line(error).removeprefix("Invalid input, ").removeprefix("Schema error: ")
+    line = first_line(error)
+    if number := SYSTEM_ERROR.search(line):
+        return os.strerror(int(number[1]))
     if "tcp connect error" in line or "ConnectionRefused" in line:
         return "cannot be reached: the object storage refuses the connection; is AWS_ENDPOINT right?"
+    if "could not convert to literal" in line:
+        return "compares a column with a value of another type; those of a CSV are texts, CAST(age AS INT) is a number"
+    if not is_remote(place) and any(mark in line for mark in DAMAGE):
+        return "is damaged; remove it and make it anew with `medimage index`"
+    for words in ("Invalid input, ", "Schema error: ", "lance error: "):
+        line = line.removeprefix(words)
+    line = SOURCE_LINE.sub("", line)
     return line if len(line) <= MAX_REASON else f"{line[:MAX_REASON]}…"

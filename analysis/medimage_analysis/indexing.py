@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from threading import Event, Lock
 from typing import Literal
 
 import numpy as np
@@ -35,9 +36,10 @@ from medimage_analysis.index import (
     connect,
     failing_at,
     is_remote,
+    name_in_index,
     open_lance,
 )
-from medimage_analysis.table import VECTOR, Table, Vectors, check_unique, first_line, vectors_of
+from medimage_analysis.table import VECTOR, Table, Vectors, check_unique, vectors_of
 from medimage_analysis.volumes import GROUPS, Pool, count_images, volume_schema, volumes
 from medimage_client.constants import EMBEDDING_SIZE
 from medimage_client.errors import InvalidInput
@@ -103,7 +105,9 @@ def build(
     place = os.fspath(uri)
     is_there = check_target(place, replace=replace)
     column = None if group_by is None else GROUPS.get(group_by, group_by)
-    check_unique(table.read(["id"])["id"], str(table.path))
+    if column is not None:
+        table.check_values(column)
+    check_unique(table.read(["id"])["id"], str(table.path), "embed its sources anew, into another table")
     n_rows = table.dataset.count_rows() if column is None else len(count_images(table, column))
     if kind == "ivf-pq" and n_rows < MIN_APPROXIMATE:
         raise InvalidInput(
@@ -116,16 +120,25 @@ def build(
         table.dataset.to_batches(batch_size=BATCH_ROWS) if column is None else volumes(table, column, pool, BATCH_ROWS)
     )
     failed: list[InvalidInput] = []  # LanceDB wraps what its reader raises
+    is_interrupted, making = Event(), Lock()
 
     def checked() -> Iterator[pa.RecordBatch]:
+        batches = iter(rows)
         try:
-            for batch in rows:
-                yield arranged_batch(batch, schema, str(table.path))
+            while True:
+                with making:
+                    if is_interrupted.is_set():
+                        raise InvalidInput("interrupted")
+                    batch = next(batches, None)
+                    if batch is None:
+                        return
+                    made = arranged_batch(batch, schema, str(table.path))
+                yield made
         except InvalidInput as error:
             failed.append(error)
             raise
-        except pa.ArrowException as error:
-            failed.append(InvalidInput(f"{table.path}: a shard is damaged: {first_line(error)}"))
+        except (pa.ArrowException, OSError):
+            failed.append(table.damage())
             raise
 
     reader = pa.RecordBatchReader.from_batches(schema, checked())
@@ -138,6 +151,10 @@ def build(
                 lance.optimize(cleanup_older_than=timedelta(milliseconds=1))
     except InvalidInput as error:
         raise failed[0] if failed else error from None
+    except KeyboardInterrupt:  # a thread of LanceDB that makes rows while Python ends would be fatal
+        is_interrupted.set()
+        with making:
+            raise
     copied_s = time.perf_counter() - started
     index = Index.open(place)
     made = []
@@ -176,15 +193,22 @@ def index_schema(table: Table, column: str | None, pool: Pool) -> pa.Schema:
         filter=ds.field("text_features").is_valid()
     )
     fields = [
-        pa.field(field.name, VECTOR) if field.name in FEATURES.values() else pa.field(field.name, field.type)
+        pa.field(name_in_index(field.name), VECTOR if field.name in FEATURES.values() else field.type)
         for field in schema
         if has_texts or field.name != "text_features"
     ]
+    for field in fields:
+        if sum(other.name == field.name for other in fields) > 1:
+            raise InvalidInput(
+                f"{table.path}: two columns would be {field.name!r} in an index, where a dot becomes _; embed its "
+                "sources anew with other names"
+            )
     return pa.schema(fields, metadata=metadata)
 
 
 def arranged_batch(batch: pa.RecordBatch, schema: pa.Schema, place: str) -> pa.RecordBatch:
     """In the columns of the index; the error names the first damaged vector."""
+    batch = batch.rename_columns([name_in_index(name) for name in batch.schema.names])
     columns = []
     for field in schema:
         column = batch.column(field.name)

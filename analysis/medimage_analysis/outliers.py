@@ -63,7 +63,10 @@ def distances(described: Described, reference: Described, k: int) -> tuple[NDArr
     own = np.array([place.get(name, -1) for name in described.ids])
     n_others = len(reference.ids) - int((own >= 0).any())
     if not 1 <= k <= n_others:
-        raise InvalidInput(f"the reference has {n_others} to compare with; {k} nearest ones need as many")
+        raise InvalidInput(
+            f"the reference has {n_others} to compare with; {k} nearest ones need as many: take a larger reference, or "
+            "a smaller -k"
+        )
     n = min(k + 1, len(reference.ids))
     model = NearestNeighbors(n_neighbors=n, algorithm="brute").fit(reference.vectors)
     found, rows = model.kneighbors(described.vectors)

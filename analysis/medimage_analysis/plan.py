@@ -4,21 +4,33 @@ It lies beside the table `T`, in `T.run/plan`, as one Parquet file for each shar
 `T.run/failures.parquet`, a folder of Parquet files as well. A shard is done when its file is in the table.
 """
 
+import glob
 import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medimage_analysis.planned import Row
-from medimage_analysis.table import SHARD, Model, check_unique, first_line, shard_name, shards_of
+from medimage_analysis.table import (
+    SHARD,
+    Model,
+    check_unique,
+    first_line,
+    folder_of_run,
+    reading,
+    shard_name,
+    shards_of,
+    write_whole,
+)
 from medimage_client.errors import InvalidInput
 
 SETTINGS = "settings.json"
@@ -63,7 +75,8 @@ class Plan:
             return None
         except (ValueError, KeyError, TypeError):
             raise InvalidInput(
-                f"{path}: is no plan of a run; remove {path.parents[1]} and {table} to begin anew"
+                f"{path}: is no plan of a run; choose another --to, or remove {path.parents[1]} and {table} to begin "
+                "anew"
             ) from None
 
     @classmethod
@@ -98,16 +111,20 @@ class Plan:
             n_shards = 0
             while (first := next(iterator, None)) is not None:
                 part = chain([first], islice(iterator, shard_size - 1))
-                with pq.ParquetWriter(unnamed / shard_name(n_shards), schema, compression="zstd") as writer:
+                with (
+                    synced(unnamed / shard_name(n_shards)) as file,
+                    pq.ParquetWriter(file, schema, compression="zstd") as writer,
+                ):
                     for group in groups(part):
                         writer.write_table(as_table(group, schema))
                         ids.append(pa.array([row["id"] for row in group], pa.string()))
                 n_shards += 1
             all_ids = pa.chunked_array(ids, pa.string())
-            check_unique(all_ids, "the sources")
+            check_unique(all_ids, "the sources", "give each source once, or the rows of a table a column `id`")
             plan = cls(table, model, settings, len(all_ids), shard_size)
             values = {"model": model.to_json(), "settings": settings, "n_rows": plan.n_rows, "shard_size": shard_size}
-            (unnamed / SETTINGS).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            with synced(unnamed / SETTINGS) as file:
+                file.write(json.dumps(values, indent=2).encode() + b"\n")
             try:
                 unnamed.rename(folder / "plan")
             except OSError:
@@ -133,17 +150,16 @@ class Plan:
                 "another --to"
             )
 
-    def part(self, shard: int) -> pq.ParquetFile:
+    @contextmanager
+    def part(self, shard: int) -> Iterator[pq.ParquetFile]:
         """The planned rows of a shard, in row groups that fit into memory.
 
         Raises:
             InvalidInput: it is gone or damaged.
         """
         path = folder_of_run(self.table) / "plan" / shard_name(shard)
-        try:
-            return pq.ParquetFile(path)
-        except (pa.ArrowException, OSError) as error:
-            raise InvalidInput(f"{path}: cannot be read: {first_line(error)}") from None
+        with reading(path, "the run cannot go on; choose another --to"), pq.ParquetFile(path) as file:
+            yield file
 
     def done(self) -> set[int]:
         """The shards that are complete."""
@@ -152,8 +168,13 @@ class Plan:
     def clear(self) -> None:
         """Once all shards are complete, remove what killed runs have left half written beside the table."""
         if len(self.done()) == self.n_shards:
-            for partial in self.table.parent.glob(f".{self.table.name}-part-*.partial"):
+            for partial in (
+                *self.table.parent.glob(f".{glob.escape(self.table.name)}-part-*.partial"),
+                *folder_of_run(self.table).glob(".part-*.partial"),
+            ):
                 partial.unlink(missing_ok=True)
+            for unnamed in folder_of_run(self.table).glob(".plan-*"):
+                shutil.rmtree(unnamed, ignore_errors=True)
 
     def failed(self) -> set[int]:
         """The shards some of whose images failed."""
@@ -161,8 +182,17 @@ class Plan:
         return {int(match[1]) for name in names if (match := SHARD.fullmatch(name))}
 
     def failures(self, shard: int) -> list[Row]:
+        """What failed of a shard.
+
+        Raises:
+            InvalidInput: the list is damaged.
+        """
         path = self._failures_of(shard)
-        return list(pq.read_table(path).to_pylist()) if path.exists() else []
+        if not path.exists():
+            return []
+        of_table = self.table / shard_name(shard)
+        with reading(path, f"remove it and {of_table}, and give the same command again, which makes both anew"):
+            return list(pq.read_table(path).to_pylist())
 
     def write_failures(self, shard: int, failures: list[Row]) -> None:
         """In place of those that the shard had; whole or not at all."""
@@ -171,16 +201,19 @@ class Plan:
             path.unlink(missing_ok=True)
             return
         path.parent.mkdir(exist_ok=True)
-        partial = folder_of_run(self.table) / f".{path.name}-{os.getpid()}.partial"
-        pq.write_table(pa.Table.from_pylist(failures, FAILURES), partial)
-        os.replace(partial, path)
+        write_whole(path, pa.Table.from_pylist(failures, FAILURES), path.parents[1] / f".{path.stem}")
 
     def _failures_of(self, shard: int) -> Path:
         return folder_of_run(self.table) / "failures.parquet" / shard_name(shard)
 
 
-def folder_of_run(table: Path) -> Path:
-    return table.with_name(f"{table.name}.run")
+@contextmanager
+def synced(path: Path) -> Iterator[BinaryIO]:
+    """A new file, which is on disk at the end."""
+    with path.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
@@ -200,6 +233,8 @@ def groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
 def as_table(rows: list[Row], schema: pa.Schema) -> pa.Table:
     try:
         return pa.Table.from_pylist(rows, schema)
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"{os.fsencode(error.object)!r}: is a name that is not UTF-8; rename it") from None
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise InvalidInput(
             f"the sources have a value that does not fit its column: {first_line(error)[:200]}"

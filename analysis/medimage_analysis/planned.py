@@ -42,6 +42,7 @@ PLACE = pa.schema(
 TOLD = ("id", "source", "study_uid", "series_uid", "sop_uid", "frame", "text")  # columns that a plan may have of a row
 TEXTS = ("study_uid", "series_uid", "sop_uid", "text")  # of a source, those that are texts
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+WHOLE = ""  # in the place of a member: a zip whose members cannot be told
 ROWS_AT_ONCE = 16  # of a Parquet table, whose cells may be large images
 TABLE_SUFFIXES = (*DELIMITERS, ".parquet")
 
@@ -91,21 +92,37 @@ def rows_of(sources: Sequence[Path | str], archives: Sources, wanted: Wanted, re
             n += 1
             yield row
         if n == 0:
-            raise InvalidInput(f"no images in {source}; expected {', '.join(sorted(IMAGE_SUFFIXES))}, DICOM or NIfTI")
+            expected = f"{', '.join(sorted(IMAGE_SUFFIXES))}, DICOM or NIfTI"
+            expected = "a row for each image" if is_table(source) else expected
+            raise InvalidInput(f"no images in {source}; expected {expected}")
 
 
 def rows_of_source(source: Path | str, archives: Sources, wanted: Wanted, report: Any) -> Iterator[Row]:
     if isinstance(source, str) or (wanted.slices is not None and not is_nifti(source) and not is_table(source)):
         yield from rows_of_studies(source, archives, wanted, report)
     elif source.is_dir():
-        for folder, folders, names in os.walk(source):
-            folders.sort()
-            for name in sorted(names):
-                path = Path(folder, name)
-                if is_image_file(path):
-                    yield from rows_of_file(path, archives, wanted, report)
+        yield from rows_of_folder(source, archives, wanted, report)
     else:
         yield from rows_of_file(source, archives, wanted, report)
+
+
+def rows_of_folder(source: Path, archives: Sources, wanted: Wanted, report: Any) -> Iterator[Row]:
+    """With those below it. What cannot be read is a row as well, of which its reader tells why."""
+    closed: list[OSError] = []
+    for folder, folders, names in os.walk(source, onerror=closed.append):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(folder, name)
+            if not is_image_file(path):
+                continue
+            if is_utf8(path):
+                yield from rows_of_file(path, archives, wanted, report)
+            else:
+                shown = os.fsencode(path).decode(errors="backslashreplace")
+                report(f"{shown}: has a name that is not UTF-8; rename it")
+                yield {"id": shown, "source": shown, "plan.path": shown}
+    for error in closed:
+        yield {"id": error.filename, "source": error.filename, "plan.path": error.filename}
 
 
 def rows_of_file(path: Path, archives: Sources, wanted: Wanted, report: Any) -> Iterator[Row]:
@@ -136,8 +153,9 @@ def rows_of_zip(path: Path, seen: dict[str, int]) -> Iterator[Row]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = sorted(info.filename for info in archive.infolist() if not info.is_dir())
-    except (OSError, zipfile.BadZipFile):
-        raise InvalidInput(f"{path} is a zip that is damaged or cannot be read") from None
+    except (OSError, zipfile.BadZipFile):  # who reads it tells that
+        yield {"id": str(path), "source": str(path), "plan.path": str(path), "plan.member": WHOLE, **seen}
+        return
     for name in names:
         if Path(name).suffix.lower() in (*IMAGE_SUFFIXES, "") and Path(name).name != "DICOMDIR":
             source = f"{path}/{name}"
@@ -190,7 +208,7 @@ def row_of_cell(table: Path, index: int, name: Any, cell: Any) -> Row:
     if not isinstance(cell, str) or not cell:
         return {"id": place, "source": place, **given}  # who reads it tells that there is none
     path = table.parent / cell if len(cell) < os.pathconf("/", "PC_PATH_MAX") else None
-    if path is not None and ("." in cell or path.exists()):  # base64 has no dot
+    if path is not None and ("." in cell or os.path.exists(path)):  # base64 has no dot, and may be no name at all
         return {"id": str(path), "source": str(path), "plan.path": str(path), **stamp_of(path), **given}
     return {"id": place, "source": place, "plan.base64": cell, **given}
 
@@ -229,7 +247,7 @@ def csv_of(path: Path) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
     """Names of the columns, and rows."""
     csv.field_size_limit(MAX_BODY_BYTES)
     with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()])
+        rows = csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()], strict=True)  # a quote is closed
         yield next(rows, []), rows
 
 
@@ -239,12 +257,16 @@ def readable(path: Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, csv.Error, OSError, UnicodeDecodeError) as error:
         is_text = isinstance(error, UnicodeDecodeError)  # whose words have some of it
-        reason = "is not UTF-8" if is_text else first_line(error)[:200]
+        reason = "it is not UTF-8; save it as CSV UTF-8" if is_text else first_line(error)[:200]
         raise InvalidInput(f"{path}: is a table that cannot be read: {reason}") from None
 
 
 def check_columns(path: Path, schema: pa.Schema, image_column: str) -> None:
     """Raise InvalidInput unless a table has a column of images, each column once, and those of ours in their types."""
+    if not schema.names:
+        raise InvalidInput(f"{path}: is empty; expected a line with the names of its columns")
+    if image_column not in schema.names and any(mark in schema.names[0] for mark in ",;\t"):
+        raise InvalidInput(f"{path}: its columns are parted by other than a comma in .csv, or a tab in .tsv")
     if image_column not in schema.names:
         raise InvalidInput(
             f"{path}: no column {image_column!r}; it has {', '.join(schema.names)}; name that of the images with "
@@ -265,14 +287,21 @@ def is_table(source: Path | str) -> bool:
 def is_image_file(path: Path) -> bool:
     """Of a folder; tables are not looked for in folders, nor are pipes, which may have no end."""
     if path.suffix.lower() in (*IMAGE_SUFFIXES, ".zip") or is_nifti(path):
-        return path.is_file()
-    return path.is_file() and is_dicom(head_of(path)) and not is_dicomdir(path)
+        return os.path.isfile(path) or not os.path.exists(path)  # or it cannot be seen, of which its reader tells
+    return os.path.isfile(path) and is_dicom(head_of(path)) and not is_dicomdir(path)
+
+
+def is_utf8(path: Path) -> bool:
+    try:
+        return bool(str(path).encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def stamp_of(path: Path) -> dict[str, int]:
     """By which a file that changes is known; nothing of one that is not there."""
     try:
         status = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # the latter of a NUL in its name
         return {}
     return {"plan.size": status.st_size, "plan.modified_ns": status.st_mtime_ns}

@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Generic, TypeVar
 
-from medimage_analysis.planned import Row, stamp_of
+from medimage_analysis.planned import WHOLE, Row, stamp_of
 from medimage_client.archive.dicomweb import Resource, is_dicomweb
 from medimage_client.archive.files import read_header, read_in_zip
 from medimage_client.archive.nifti import is_nifti, read_nifti
@@ -109,9 +109,12 @@ class Reader:
     def _member(self, path: Path, name: str) -> bytes:
         try:
             archive = self._zips(path)
+            if name == WHOLE:
+                raise InvalidInput("could not be read when the run was planned; embed it into a table of its own")
             info = archive.getinfo(name)
         except (OSError, zipfile.BadZipFile):
-            raise InvalidInput("is in a zip that is damaged or cannot be read") from None
+            is_in = "is" if name == WHOLE else "is in"
+            raise InvalidInput(f"{is_in} a zip that is damaged or cannot be read") from None
         except KeyError:
             raise InvalidInput("is in its zip no more") from None
         return read_in_zip(archive, info)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from medimage_analysis.plan import Plan
 from medimage_analysis.planned import PLACE, Row
@@ -24,9 +23,9 @@ class OpenShard:
     def __init__(self, plan: Plan, number: int, *, retry: bool) -> None:
         self.plan = plan
         self.number = number
-        self._file: pq.ParquetFile = plan.part(number)
-        told = [name for name in self._file.schema_arrow.names if name not in PLACE.names]
-        self._told = self._file.read(columns=told)
+        with plan.part(number) as part:
+            told = [name for name in part.schema_arrow.names if name not in PLACE.names]
+            self._told: pa.Table = part.read(columns=told)
         self._again = {row["id"] for row in plan.failures(number)} if retry else None
         self._old = rows_of_shard(plan.table / shard_name(number)) if retry else None
         if self._old is not None and self._again is not None:  # a run that ended in between has embedded some
@@ -41,12 +40,13 @@ class OpenShard:
     def batches(self) -> Iterator["Batch"]:
         """What is to be embedded, in the images of one request."""
         start = 0
-        for group in range(self._file.num_row_groups):  # each fits into memory
-            rows = list(enumerate(self._file.read_row_group(group).to_pylist(), start))
-            start += len(rows)
-            wanted = [row for row in rows if self._again is None or row[1]["id"] in self._again]
-            for first in range(0, len(wanted), IMAGES_PER_REQUEST):
-                yield Batch(self, wanted[first : first + IMAGES_PER_REQUEST])
+        with self.plan.part(self.number) as part:
+            for group in range(part.num_row_groups):  # each fits into memory
+                rows = list(enumerate(part.read_row_group(group).to_pylist(), start))
+                start += len(rows)
+                wanted = [row for row in rows if self._again is None or row[1]["id"] in self._again]
+                for first in range(0, len(wanted), IMAGES_PER_REQUEST):
+                    yield Batch(self, wanted[first : first + IMAGES_PER_REQUEST])
 
     def put(self, index: int, features: Vectors, text_features: Vectors | None, uids: dict[str, str]) -> None:
         self._features[index] = features
@@ -63,7 +63,6 @@ class OpenShard:
 
     def close(self) -> None:
         """Write the shard, and before it its failures: who sees the one sees the other."""
-        self._file.close()
         rows = self._rows()
         if self._old is None:
             self.plan.write_failures(self.number, self._failed())

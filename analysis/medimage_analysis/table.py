@@ -3,10 +3,13 @@
 It holds nothing else, so that pandas, pyarrow, DuckDB, Polars and Ray read the folder as it is.
 """
 
+import errno
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -122,8 +125,17 @@ class Table:
             self.check_column(name)
         try:
             return self.dataset.to_table(columns=None if columns is None else list(columns))
-        except (pa.ArrowException, OSError) as error:
-            raise InvalidInput(f"{self.path}: a shard is damaged: {first_line(error)}") from None
+        except (pa.ArrowException, OSError):
+            raise self.damage() from None
+
+    def damage(self) -> InvalidInput:
+        """Which shard cannot be read, once that one is known to be."""
+        for shard in shards_of(self.path):
+            try:
+                rows_of_shard(shard)
+            except InvalidInput as error:
+                return error
+        return InvalidInput(f"{self.path}: could not be read, and can be now; give the command again")
 
     def vectors(self, column: str = "image_features") -> Vectors:
         """A column of vectors, (n, 1024) float32.
@@ -146,6 +158,12 @@ class Table:
         if name not in self.schema.names:
             raise InvalidInput(f"{self.path}: no column {name!r}; it has {', '.join(self.schema.names)}")
 
+    def check_values(self, name: str) -> None:
+        """Raise InvalidInput unless the table has the column, with one value in a row."""
+        self.check_column(name)
+        if pa.types.is_nested(kind := self.schema.field(name).type):
+            raise InvalidInput(f"{self.path}: column {name!r} is of {kind}; expected texts or numbers")
+
 
 def write(path: str | os.PathLike[str], rows: pa.Table, model: Model, *, shard: int = 0) -> Path:
     """Write rows as one shard of a table, whole or not at all; returns its file.
@@ -158,10 +176,16 @@ def write(path: str | os.PathLike[str], rows: pa.Table, model: Model, *, shard: 
     """
     folder = Path(path)
     content = arranged(rows, model)
-    check_unique(content["id"], str(folder))
+    check_unique(content["id"], str(folder), "give each row an id of its own")
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / shard_name(shard)
-    partial = folder.parent / f".{folder.name}-{file.stem}-{os.getpid()}.partial"  # not in the table, which is read
+    write_whole(file, content, folder.parent / f".{folder.name}-{file.stem}")  # not in the table, which is read
+    return file
+
+
+def write_whole(file: Path, content: pa.Table, beside: Path) -> None:
+    """Write a Parquet file, whole or not at all; until it is whole, under a name that begins as `beside`."""
+    partial = beside.with_name(f"{beside.name}-{secrets.token_hex(4)}.partial")  # of its own on each machine
     try:
         with partial.open("wb") as opened:
             pq.write_table(content, opened, compression="zstd")
@@ -170,7 +194,6 @@ def write(path: str | os.PathLike[str], rows: pa.Table, model: Model, *, shard: 
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
-    return file
 
 
 def arranged(rows: pa.Table, model: Model) -> pa.Table:
@@ -205,12 +228,12 @@ def check_same_model(models: Mapping[str, Model]) -> None:
             )
 
 
-def check_unique(ids: pa.ChunkedArray | pa.Array, place: str) -> None:
+def check_unique(ids: pa.ChunkedArray | pa.Array, place: str, remedy: str) -> None:
     """Raise InvalidInput, which names the first of them, if ids come twice."""
     counts = ids.value_counts()
     twice = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(twice):
-        raise InvalidInput(f"{place}: {len(twice)} ids come twice or more, the first is {twice[0]['values']}")
+        raise InvalidInput(f"{place}: {len(twice)} ids come twice or more, the first is {twice[0]['values']}; {remedy}")
 
 
 def vectors_of(column: pa.ChunkedArray | pa.Array) -> Vectors:
@@ -254,7 +277,8 @@ def rows_of_shard(shard: Path) -> pa.Table:
         InvalidInput: it is damaged or cannot be read.
     """
     schema = read_schema(shard)
-    return ds.dataset(str(shard), schema=schema, format="parquet").to_table()
+    with reading(shard, remedy_of(shard)):
+        return ds.dataset(str(shard), schema=schema, format="parquet").to_table()
 
 
 def read_schema(shard: Path) -> pa.Schema:
@@ -263,14 +287,45 @@ def read_schema(shard: Path) -> pa.Schema:
     Raises:
         InvalidInput: it is damaged or cannot be read.
     """
-    try:
+    with reading(shard, remedy_of(shard)):
         return pq.read_schema(shard)
+
+
+def check_shards(folder: Path, model: Model) -> None:
+    """Look at the head of each shard of a run that goes on.
+
+    Raises:
+        InvalidInput: one is damaged.
+        OtherModel: one is of another model than the run.
+    """
+    for shard in shards_of(folder):
+        check_same_model({str(folder): model, str(shard): model_of(shard, read_schema(shard))})
+
+
+@contextmanager
+def reading(file: Path, remedy: str) -> Iterator[None]:
+    """Raise InvalidInput where a Parquet file cannot be read, with a remedy for one that is damaged or gone."""
+    try:
+        yield
+    except PermissionError:
+        raise InvalidInput(f"{file}: cannot be read: {os.strerror(errno.EACCES)}") from None
     except (pa.ArrowException, OSError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else "it is truncated or damaged"
-        raise InvalidInput(
-            f"{shard}: cannot be read: {why}; remove it and give the command that wrote the table again, "
-            "which makes this shard anew"
-        ) from None
+        number = error.errno if isinstance(error, OSError) else None
+        why = os.strerror(number) if number else "it is truncated or damaged"
+        raise InvalidInput(f"{file}: cannot be read: {why}; {remedy}") from None
+
+
+def remedy_of(shard: Path) -> str:
+    """For a shard that is damaged."""
+    if folder_of_run(shard.parent).is_dir():
+        return "remove it and give the command that wrote the table again, which makes this shard anew"
+    return f"its rows can only be embedded anew, into another table, for {folder_of_run(shard.parent)} is gone"
+
+
+def folder_of_run(table: Path) -> Path:
+    """What a run keeps beside its table."""
+    table = table if table.name else table.resolve()  # `.`, which has none
+    return table.with_name(f"{table.name}.run")
 
 
 def model_of(shard: Path, schema: pa.Schema) -> Model:

@@ -2,7 +2,9 @@
 
 import base64
 import csv
+import os
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -264,10 +266,69 @@ def test_bad_input_is_said_before_the_run(run, images, tmp_path):
     pq.write_table(pa.table({"image": ["0.png"], "text": [1]}), tmp_path / "e.parquet")
     assert run("e.parquet", "--to", "t").stderr == "Error: e.parquet: column 'text' is of int64; expected string\n"
     result = run("images", "images/0.png", "--to", "t")
-    assert result.stderr == "Error: the sources: 1 ids come twice or more, the first is images/0.png\n"
+    assert result.stderr == (
+        "Error: the sources: 1 ids come twice or more, the first is images/0.png; give each source once, or the rows "
+        "of a table a column `id`\n"
+    )
     (tmp_path / "empty").mkdir()
     assert "Error: no images in empty; expected .bmp" in run("empty", "--to", "t").stderr
     assert not (tmp_path / "t").exists() and not list((tmp_path / "t.run").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty; expected a line with the names of its columns"),
+        (b"image\n", "no images in a.csv; expected a row for each image"),
+        (b"image;text\n0.png;x\n", "its columns are parted by other than a comma"),
+        ("image\nM\xfcller.png\n".encode("cp1252"), "it is not UTF-8; save it as CSV UTF-8"),
+        (b'image,text\n0.png,"x\n1.png,y\n', "is a table that cannot be read: unexpected end of data"),
+    ],
+)
+def test_a_csv_that_cannot_be_read_is_said_in_one_line(run, images, tmp_path, content, message):
+    (tmp_path / "a.csv").write_bytes(content)
+    result = run("a.csv", "--to", "t")
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1 and message in result.stderr
+    assert not (tmp_path / "t").exists()
+
+
+def test_cells_that_are_no_names_are_failures(run, images, tmp_path):
+    """A NUL is in no path; base64 without a slash is longer than a name may be."""
+    plain = base64.b64encode(png(20) + b"\0" * 300)
+    assert b"/" not in plain[-300:]
+    (tmp_path / "a.csv").write_bytes(b"image\nimages/1.png\n\0.png\n" + b"e" * 300 + b".png\n" + plain + b"\n")
+    assert run("a.csv", "--to", "t").exit_code == 0
+    assert vectors_by_id("t") == {"images/1.png": 11, "a.csv#3": 20}
+    assert failures("t") == {
+        "\0.png": "cannot read '\\x00.png': no file has such a name",
+        "e" * 300 + ".png": f"cannot read {'e' * 300}.png: File name too long",
+    }
+
+
+def test_what_cannot_be_read_in_a_folder_is_a_failure(run, images, monkeypatch):
+    (images / "a.zip").write_bytes(b"PK\x03\x04, and no more")
+    (images / "b.png").symlink_to("nowhere")
+    Path(os.fsdecode(os.fsencode(images) + b"/\xff.png")).write_bytes(png(30))
+    (images / "closed").mkdir()
+    scandir = os.scandir
+
+    def scan(path):
+        if str(path).endswith("closed"):  # root may look into any
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", scan)
+    result = run("images", "--to", "t")
+    assert result.exit_code == 0, result.output
+    assert r"images/\xff.png: has a name that is not UTF-8; rename it" in result.stderr
+    assert vectors_by_id("t") == EXPECTED
+    reasons = failures("t")
+    assert reasons.pop("images/closed").startswith("cannot read images/closed: ")
+    assert reasons == {
+        "images/a.zip": "is a zip that is damaged or cannot be read",
+        "images/b.png": "cannot read images/b.png: No such file or directory",
+        r"images/\xff.png": r"cannot read images/\xff.png: No such file or directory",
+    }
 
 
 def test_a_file_that_changes_during_the_run_is_a_failure_until_it_is_tried_again(run, images, triton):
@@ -289,11 +350,55 @@ def test_a_truncated_shard_is_made_anew_once_it_is_removed(run, images, tmp_path
     run("images", "--to", "t", "--shard-size", 4)
     shard = tmp_path / "t" / "part-00001.parquet"
     shard.write_bytes(shard.read_bytes()[:-50])
-    with pytest.raises(Exception, match="truncated or damaged; remove it"):
-        Table.open("t")
+    again = run("images", "--to", "t", "--shard-size", 4)
+    assert again.exit_code == 1
+    assert again.stderr == (
+        "Error: t/part-00001.parquet: cannot be read: it is truncated or damaged; remove it and give the command that "
+        "wrote the table again, which makes this shard anew\n"
+    )
     shard.unlink()
     assert run("images", "--to", "t", "--shard-size", 4).exit_code == 0
     assert vectors_by_id("t") == EXPECTED
+
+
+def test_a_shard_of_another_model_ends_a_second_start(run, images, tmp_path):
+    run("images", "--to", "t", "--shard-size", 4)
+    shard = tmp_path / "t" / "part-00001.parquet"
+    rows = pq.read_table(shard)
+    key = b"medimage.model"
+    changed = {key: rows.schema.metadata[key].replace(b"fp32", b"int8")}
+    pq.write_table(rows.replace_schema_metadata(changed), shard)
+    result = run("images", "--to", "t", "--shard-size", 4)
+    assert result.exit_code == 1 and "t/part-00001.parquet is of medimageinsight" in result.stderr
+    assert "int8" in result.stderr and "fp32" in result.stderr
+
+
+def test_damaged_files_of_a_run_are_said_with_a_remedy_that_works(run, images, tmp_path):
+    (images / "9.png").write_bytes(b"")
+    arguments = ("images", "--to", "t", "--shard-size", 4)
+    assert run(*arguments).exit_code == 0
+    listed, shard = tmp_path / "t.run/failures.parquet/part-00002.parquet", tmp_path / "t/part-00002.parquet"
+    listed.write_bytes(listed.read_bytes()[:-20])
+    result = run(*arguments, "--retry-failed")
+    assert result.stderr == (
+        "Error: t.run/failures.parquet/part-00002.parquet: cannot be read: it is truncated or damaged; remove it and "
+        "t/part-00002.parquet, and give the same command again, which makes both anew\n"
+    )
+    listed.unlink()
+    shard.unlink()
+    assert run(*arguments).exit_code == 0
+    assert failures("t") == {"images/9.png": "is empty; expected the bytes of an image file"}
+
+    planned = tmp_path / "t.run/plan/part-00002.parquet"
+    whole = planned.read_bytes()
+    shard.unlink()
+    for damaged in (whole[:-20], b"PAR1" + bytes(200) + whole[204:]):  # its end, and what is within
+        planned.write_bytes(damaged)
+        result = run(*arguments)
+        assert result.exit_code == 1 and result.stderr.endswith(
+            "Error: t.run/plan/part-00002.parquet: cannot be read: it is truncated or damaged; the run cannot go on; "
+            "choose another --to\n"
+        )
 
 
 def test_a_full_disk_ends_the_run_with_the_finished_shards_untouched(run, images, monkeypatch):
@@ -305,23 +410,26 @@ def test_a_full_disk_ends_the_run_with_the_finished_shards_untouched(run, images
     monkeypatch.setattr("pyarrow.parquet.write_table", full)
     result = run("images", "--to", "t", "--shard-size", 4)
     assert result.exit_code == 1
-    assert "cannot write t: No space left on device; the finished shards stay" in result.stderr
+    assert "Error: t: No space left on device; the finished shards stay" in result.stderr
     assert len(vectors_by_id("t")) == 4
 
 
 def test_a_place_that_cannot_be_written_is_said(run, images):
     result = run("images", "--to", "images/0.png/t")
     assert result.exit_code == 1
-    assert result.stderr.startswith("Error: cannot write images/0.png/t.run") and "Not a directory" in result.stderr
+    assert result.stderr.startswith("Error: images/0.png/t.run/plan/settings.json: Not a directory")
 
 
 def test_what_killed_runs_left_is_removed_at_the_end(run, images, tmp_path):
     left = tmp_path / ".t-part-00001-4711.partial"
     left.touch()
+    (tmp_path / "t.run" / ".plan-4711").mkdir(parents=True)
+    (tmp_path / "t.run" / ".part-00001-4711.partial").touch()
     assert run("images", "--to", "t", "--shard-size", 4, "--shard", "1/2").exit_code == 0
     assert left.exists()
     assert run("images", "--to", "t", "--shard-size", 4).exit_code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "t", "t.run"]
+    assert [path.name for path in (tmp_path / "t.run").iterdir()] == ["plan"]
 
 
 def test_the_folder_of_the_run_itself_can_be_the_table(run, images, tmp_path, monkeypatch):

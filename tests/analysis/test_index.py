@@ -2,6 +2,10 @@
 
 import json
 import os
+import shutil
+import signal
+import subprocess
+import sys
 import threading
 import urllib.request
 
@@ -166,6 +170,8 @@ def test_what_cannot_be_grouped_is_named(table, tmp_path):
         build(table, tmp_path / "i", group_by="study")
     with pytest.raises(InvalidInput, match="no column 'patient'; it has id, source"):
         build(table, tmp_path / "i", group_by="patient")
+    with pytest.raises(InvalidInput, match=r"'image_features' is of fixed_size_list.*; expected texts or numbers"):
+        build(table, tmp_path / "i", group_by="image_features")
     assert build(table, tmp_path / "i", group_by="label").rows == 3  # any column will do
 
 
@@ -208,8 +214,63 @@ def test_a_shard_that_is_damaged_within_is_named(tmp_path):
     where = pq.ParquetFile(shard).metadata.row_group(0).column(6).data_page_offset + 60
     content[where : where + 400] = bytes(400)  # within the vectors; the footer is whole
     shard.write_bytes(content)
-    with pytest.raises(InvalidInput, match=r"t: a shard is damaged: "):
+    with pytest.raises(InvalidInput, match=r"part-00000.parquet: cannot be read: it is truncated or damaged; its rows"):
         build(table, tmp_path / "i")
+
+
+def test_an_index_that_was_interrupted_can_be_made_again(tmp_path, monkeypatch):
+    table = Table.open(make_table(tmp_path / "t", range(50)))
+    n_asked = 0
+
+    def interrupted(batch, schema, place):
+        nonlocal n_asked
+        n_asked += 1
+        os.kill(os.getpid(), signal.SIGINT)
+        raised.wait(10)  # while the main thread is told
+        return batch
+
+    raised = threading.Event()
+    monkeypatch.setattr(indexing, "arranged_batch", interrupted)
+    monkeypatch.setattr(indexing, "BATCH_ROWS", 10)
+    monkeypatch.setattr(indexing.Event, "set", lambda event, set=threading.Event.set: (set(event), set(raised)))
+    with pytest.raises(KeyboardInterrupt):
+        build(table, tmp_path / "i")
+    assert n_asked == 1  # LanceDB's thread asks for no more rows
+    monkeypatch.undo()
+    with pytest.raises(InvalidInput, match="i: no index; expected what"):
+        Index.open(tmp_path / "i")
+    build(table, tmp_path / "i")
+    assert len(Index.open(tmp_path / "i")) == 50
+
+
+@pytest.mark.parametrize(
+    ("file", "remedy"), [("_versions/*.manifest", "remove"), ("data/*.lance", "remove"), ("data/*.lance", "replace")]
+)
+def test_a_damaged_index_is_said_with_a_remedy_that_works(tmp_path, file, remedy):
+    table = Table.open(make_table(tmp_path / "t", range(50)))
+    build(table, tmp_path / "i")
+    (damaged,) = (tmp_path / "i" / "embeddings.lance").glob(file)
+    damaged.write_bytes(damaged.read_bytes()[:-30])
+    with pytest.raises(InvalidInput, match=r"i: is damaged; remove it and make it anew with `medimage index`$"):
+        Index.open(tmp_path / "i").search(VECTORS[0])
+    if remedy == "remove":
+        shutil.rmtree(tmp_path / "i")
+    build(table, tmp_path / "i", replace=remedy == "replace")
+    assert len(Index.open(tmp_path / "i").search(VECTORS[0])) == 10
+
+
+def test_columns_whose_names_lancedb_has_not_are_renamed(tmp_path):
+    make_table(tmp_path / "t", [0, 90], **{"patient.age": [40, 50], "_distance": [1, 2], "distance": [3, 4]})
+    build(Table.open(tmp_path / "t"), tmp_path / "i")
+    index = Index.open(tmp_path / "i")
+    found = index.search(index.vector("0"), where="patient_age > 45")
+    assert found.select(["id", "patient_age", "column__distance", "column_distance"]).to_pylist() == [
+        {"id": "1", "patient_age": 50, "column__distance": 2, "column_distance": 4}
+    ]
+    assert found["distance"].to_pylist() == pytest.approx([1])
+    make_table(tmp_path / "u", [0], **{"a.b": [1], "a_b": [2]})
+    with pytest.raises(InvalidInput, match="two columns would be 'a_b' in an index"):
+        build(Table.open(tmp_path / "u"), tmp_path / "j")
 
 
 def test_equal_ids_in_two_shards_are_named(tmp_path):
@@ -224,10 +285,12 @@ def test_what_is_asked_wrongly_is_one_line(index):
     for where, words in [
         ("modality = 'CR'", "where \"modality = 'CR'\": No field named modality. Valid fields are "),
         ("label =", "where 'label =': Error parsing statement"),
+        ("label > 3", "where 'label > 3': compares a column with a value of another type; those of a CSV are texts"),
+        ("CAST(label AS INT) = 1", "Cast error: Cannot cast string '"),
     ]:
         with pytest.raises(InvalidInput) as error:
             index.search(VECTORS[0], where=where)
-        assert words in str(error.value) and "\n" not in str(error.value)
+        assert words in str(error.value) and "\n" not in str(error.value) and ".rs:" not in str(error.value)
     with pytest.raises(InvalidInput, match='no id "it\'s not there"; ids are those of the table'):
         index.vector("it's not there")
     with pytest.raises(InvalidInput, match="no column 'modality'; it has id, source, "):
@@ -248,11 +311,52 @@ def test_what_is_no_index_is_said_and_nothing_is_made(tmp_path, table):
     assert [path.name for path in (tmp_path / "notes").iterdir()] == ["a.txt"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_no_permission_is_one_line(tmp_path, table):
+def test_no_permission_and_a_full_disk_are_one_line_each_and_harm_nothing(tmp_path):
+    """In a process of its own, which has not root's rights over files, and may write no large ones."""
+    make_table(tmp_path / "t", range(200))
     (tmp_path / "closed").mkdir(mode=0o500)
-    with pytest.raises(InvalidInput, match="closed/i: Permission denied"):
-        build(table, tmp_path / "closed" / "i")
+    program = f"""
+import resource
+from pathlib import Path
+from medimage_analysis.index import Index
+from medimage_analysis.indexing import build
+from medimage_analysis.table import Table
+from medimage_client.errors import InvalidInput
+
+def attempt(what, *arguments):
+    try:
+        print(len(what(*arguments)))
+    except InvalidInput as error:
+        print(error)
+
+folder = Path({str(tmp_path)!r})
+attempt(lambda: build(Table.open(folder / "t"), folder / "closed" / "i"))
+build(Table.open(folder / "t"), folder / "i")
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+attempt(lambda: build(Table.open(folder / "t"), folder / "i", replace=True))
+attempt(lambda: build(Table.open(folder / "t"), folder / "j"))
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+attempt(Index.open, folder / "i")
+build(Table.open(folder / "t"), folder / "j")
+attempt(Index.open, folder / "j")
+(folder / "i" / "embeddings.lance").chmod(0)
+attempt(Index.open, folder / "i")
+(folder / "t" / "part-00000.parquet").chmod(0)
+attempt(Table.open, folder / "t")
+"""
+    less = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    done = subprocess.run([*less, sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    (tmp_path / "i" / "embeddings.lance").chmod(0o700)
+    assert done.stderr == ""
+    assert done.stdout.replace(f"{tmp_path}/", "").splitlines() == [
+        "closed/i: Permission denied",
+        "i: File too large",
+        "j: File too large",
+        "200",
+        "200",
+        "i: Permission denied",
+        "t/part-00000.parquet: cannot be read: Permission denied",
+    ]
 
 
 def test_a_place_that_cannot_be_is_one_line(tmp_path, table):

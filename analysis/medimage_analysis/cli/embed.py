@@ -11,11 +11,11 @@ import click
 
 from medimage_analysis.bulk import AWAY, How
 from medimage_analysis.engine import Servers, embed_shards
-from medimage_analysis.plan import Plan, folder_of_run
+from medimage_analysis.plan import Plan
 from medimage_analysis.planned import Wanted, rows_of, schema_of
 from medimage_analysis.progress import Progress
 from medimage_analysis.served import served_model
-from medimage_analysis.table import Model, check_same_model
+from medimage_analysis.table import Model, check_same_model, check_shards, folder_of_run
 from medimage_client.cli.bulk import BulkOptions, Embedding
 from medimage_client.errors import InvalidInput
 from medimage_client.wire.retries import delay_s
@@ -70,8 +70,8 @@ def embed_to_table(table: Path, embedding: Embedding, bulk: BulkOptions) -> None
         plan.clear()
     except OSError as error:
         raise InvalidInput(
-            f"cannot write {error.filename or table}: {error.strerror or error}; the finished shards stay, and the "
-            "same command goes on from there"
+            f"{error.filename or table}: {error.strerror or error}; the finished shards stay, and the same command "
+            "goes on from there"
         ) from error
     tell_failures(plan)
 
@@ -87,6 +87,7 @@ def plan_of(table: Path, embedding: Embedding, bulk: BulkOptions, model: Model) 
     plan = Plan.open(table)
     if plan is not None:
         plan.check_settings(settings, model)
+        check_shards(table, model)
         return plan
     wanted = Wanted(embedding.slices, bulk.image_column)
     rows = rows_of(embedding.paths, embedding.sources, wanted, lambda line: click.echo(line, err=True))

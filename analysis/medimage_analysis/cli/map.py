@@ -56,7 +56,7 @@ def draw_map(table: Path, color: str, method: str, outputs: list[Path], column: 
     from medimage_analysis.table import Table
 
     opened = Table.open(table)
-    opened.check_column(color)
+    opened.check_values(color)
     vectors = opened.vectors(column)
     n = len(vectors)
     rows = np.arange(n) if n <= sample else np.sort(np.random.default_rng(0).choice(n, sample, replace=False))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from medimage_client.cli.evaluate_classification import picture_option
 from medimage_client.cli.output_file import Content, check_place, write_files
+from medimage_client.cli.table import in_one_line
 from medimage_client.cli.table import table as text_table
 from medimage_client.errors import InvalidInput
 from medimage_client.labels.pictures import roc_curves
@@ -154,6 +155,7 @@ def describe(table: "Table", column: str, group_by: str | None) -> tuple["Descri
 
 def read_texts(table: "Table", column: str, ids: Sequence[str]) -> list[str]:
     """A column without gaps, as texts."""
+    table.check_values(column)
     values = table.read([column])[column].to_pylist()
     for name, value in zip(ids, values, strict=True):
         if value is None or value == "" or value != value:
@@ -248,7 +250,7 @@ def render(
         )
     names = [name for name in columns if name != "nearest"]
     rows_of_text = [
-        [str(name), f"{distance:.4f}", "yes" if outlier else "no", *map(str, more)]
+        [in_one_line(name), f"{distance:.4f}", "yes" if outlier else "no", *map(in_one_line, more)]
         for name, distance, outlier, *more in zip(*(columns[name][:top] for name in names), strict=True)
     ]
     return "\n".join([*lines, "", *text_table(names, rows_of_text)])

@@ -22,7 +22,7 @@ from medimage_client.cli.options import (
     transfer_options,
 )
 from medimage_client.cli.output_file import check_place, write_files
-from medimage_client.cli.table import table
+from medimage_client.cli.table import in_one_line, table
 from medimage_client.constants import DEFAULT_TIMEOUT_S
 from medimage_client.errors import InvalidInput
 from medimage_client.images.resize import Resize
@@ -201,7 +201,3 @@ def render(rows: Sequence[dict[str, Any]], label: str | None, among: str) -> lis
         for row in rows
     ]
     return table([*names, "distance"], cells)
-
-
-def in_one_line(value: object) -> str:
-    return " ".join(str(value).splitlines())

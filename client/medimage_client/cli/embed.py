@@ -54,7 +54,7 @@ UIDS = ("study_uid", "series_uid", "sop_uid")
 @dicom_window_option
 @archive_options
 @transfer_options
-@server_options(timeout=DEFAULT_TIMEOUT_S, several=True)
+@server_options(timeout=DEFAULT_TIMEOUT_S, several=True, key_of="With --output: key of the scoring URI")
 @click.pass_context
 def embed(
     ctx: click.Context,

@@ -20,7 +20,9 @@ from medimage_client.cli.options import (
     archive_options,
     dicom_window_option,
     image_paths,
+    key_option,
     read_items,
+    timeout_option,
     transfer_options,
 )
 from medimage_client.cli.progress import Item, embed_items, name_of
@@ -83,19 +85,8 @@ def read_servers(ctx: click.Context, parameter: click.Parameter, values: Sequenc
 @dicom_window_option
 @archive_options
 @transfer_options
-@click.option(
-    "--api-key",
-    envvar="MEDIMAGE_API_KEY",
-    show_envvar=True,
-    help="Key of scoring URIs. Other users of this machine can see options, so prefer the environment.",
-)
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=DEFAULT_TIMEOUT_S,
-    show_default=True,
-    help="Seconds to wait for one request.",
-)
+@key_option("Key of scoring URIs")
+@timeout_option(DEFAULT_TIMEOUT_S)
 def servers(
     paths: tuple[Path | str, ...],
     slices: WhichSlices | None,

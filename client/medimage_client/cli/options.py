@@ -28,7 +28,12 @@ IMAGE_SUFFIXES = {".bmp", ".dcm", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".tif
 
 
 def server_options(
-    *, timeout: float | None, what: str = "one request", several: bool = False, scoring: bool = True
+    *,
+    timeout: float | None,
+    what: str = "one request",
+    several: bool = False,
+    scoring: bool = True,
+    key_of: str = "Key of the scoring URI",
 ) -> Callable[[F], F]:
     """The options --url, --api-key and --timeout, the latter with its default; None if that depends on the request.
 
@@ -45,23 +50,32 @@ def server_options(
             help="URL of a Triton server (grpc://, grpcs://, http://, https://)"
             + (", or a scoring URI (https://host/score)." if scoring else "."),
         )
-        key_option = click.option(
-            "--api-key",
-            envvar="MEDIMAGE_API_KEY",
-            show_envvar=True,
-            callback=take_key,
-            help="Key of the scoring URI. Other users of this machine can see options, so prefer the environment.",
-        )
-        timeout_option = click.option(
-            "--timeout",
-            type=click.FloatRange(min=0, min_open=True),
-            default=timeout,
-            show_default=True,
-            help=f"Seconds to wait for {what}.",
-        )
-        return url_option(key_option(timeout_option(command)) if scoring else timeout_option(command))
+        with_timeout = timeout_option(timeout, what)(command)
+        return url_option(key_option(key_of, callback=take_key)(with_timeout) if scoring else with_timeout)
 
     return decorate
+
+
+def key_option(of: str, callback: Any = None) -> Callable[[F], F]:
+    """The option --api-key; help says of what."""
+    return click.option(
+        "--api-key",
+        envvar="MEDIMAGE_API_KEY",
+        show_envvar=True,
+        callback=callback,
+        help=f"{of}. Other users of this machine can see options, so prefer the environment.",
+    )
+
+
+def timeout_option(default: float | None, what: str = "one request") -> Callable[[F], F]:
+    """The option --timeout, in seconds."""
+    return click.option(
+        "--timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        default=default,
+        show_default=True,
+        help=f"Seconds to wait for {what}.",
+    )
 
 
 def take_key(ctx: click.Context, parameter: click.Parameter, key: str | None) -> str | None:

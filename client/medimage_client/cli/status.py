@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from medimage_client.cli.options import key_option, timeout_option
 from medimage_client.cli.table import table
 from medimage_client.errors import InvalidInput, RequestTimeout, ResponseError
 from medimage_client.wire.error_reader import not_scoring, one_line, unified_error
@@ -18,19 +19,8 @@ MB = 2**20
 
 @click.command()
 @click.argument("url")
-@click.option(
-    "--api-key",
-    envvar="MEDIMAGE_API_KEY",
-    show_envvar=True,
-    help="Key of the endpoint. Other users of this machine can see options, so prefer the environment.",
-)
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=10.0,
-    show_default=True,
-    help="Seconds to wait for the answer.",
-)
+@key_option("Key of the endpoint")
+@timeout_option(10.0, "the answer")
 @click.pass_context
 def status(ctx: click.Context, url: str, api_key: str | None, timeout: float) -> None:
     """Show the state of an endpoint started by `medimage serve --score-port` or `medimage endpoint`.

@@ -9,3 +9,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in (head, *rows)
     ]
+
+
+def in_one_line(value: object) -> str:
+    """A cell, such as the name of a file, without line breaks and what else would move a terminal's cursor."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(str(value).splitlines()))

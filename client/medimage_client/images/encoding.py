@@ -138,6 +138,8 @@ def read_path(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InvalidInput(f"cannot read {path}: {error.strerror}") from error
+    except ValueError:  # of a NUL, which no name has
+        raise InvalidInput(f"cannot read {str(path)!r}: no file has such a name") from None
 
 
 def read_base64(text: str) -> bytes:
