@@ -30,7 +30,7 @@ GET_LIBPYTHON = { cd $(VENV) && apt-get download --quiet $(LIBPYTHON) && dpkg --
 .PHONY: demo test test-soak check fix docs lock perf perf-gpu swagger-ui clean
 
 demo: $(VENV)/.runtime  ## the whole way on a real Triton, with the phantom checkpoint
-	$(BIN)/python examples/demo.py
+	$(BIN)/medimage demo --output build/demo
 
 # tests/conftest.py says what a worker gets. Without bytecode on the disk each of the hundreds of processes that they
 # start would compile what it imports: four seconds for PyTorch. Of two workers on two cores each has one: PyTorch's
