@@ -29,7 +29,7 @@ EXTRAS = {  # of each room, beside the base
     "tests": ("dev",),
     "docs": ("docs",),
     "checkpoints": ("dev",),
-    "requirements": (),
+    "requirements": ("dev",),
 }
 DISTRIBUTIONS = packages_distributions()  # of the environment of the tests, by module
 OURS = {
@@ -74,6 +74,7 @@ NOT_IMPORTED = {
     "mypy": "a command",
     "pydicom-data": "public files, found by its module",
     "ruff": "a command",
+    "twine": "a command",
     "furo": "named in docs/conf.py",
     "myst-parser": "named in docs/conf.py",
     "sphinx-click": "named in docs/conf.py",

@@ -17,7 +17,7 @@ from medimage_server.endpoint.worker_pool import bound, worker_pool
 from medimage_server.errors import LaunchError
 from medimage_server.launcher import spawn_triton
 from medimage_server.listening import Ports, Sockets, choose_ports
-from medimage_server.model_repository import ServedModels
+from medimage_server.model_repository import ServedModels, other_version
 from medimage_server.options import PORT, option
 from medimage_server.signals import end_on_signals
 from medimage_server.supervisor import Service, running, watch
@@ -92,6 +92,8 @@ def serve(
     hangups = end_on_signals()
     try:
         served = ServedModels(repository, models)
+        if line := other_version(repository):
+            tell(line)
         triton_environment.prepare(tell)
         with ExitStack() as held:
             run = held.enter_context(clean_run())

@@ -1,6 +1,6 @@
 """`medimage triton-env`: an environment of their own for the embedded Triton and its Python models.
 
-Triton 2.51 takes no NumPy 2, and there is no NumPy 1 for Python 3.13. So where the environment that we run in has
+That Triton takes no NumPy 2, and there is no NumPy 1 for Python 3.13. So where the environment that we run in has
 either, or has no Triton, its models run in another one: a venv of a Python 3.11 or 3.12 of this machine, with exactly
 what `triton-environment.lock` names, file for file by its hash. Only our own packages come from where we run, so that
 both sides are always of one version.

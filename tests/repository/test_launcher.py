@@ -236,13 +236,11 @@ def test_tensorrt_plans_are_served_by_a_triton_with_their_backend(planned, tmp_p
 
 def test_python_model_without_its_file_is_named_and_not_waited_for(exported):
     (exported / "text_tokenizer/1/model.py").unlink()
-    with pytest.raises(LaunchError, match=r"^no model.py for text_tokenizer: restore it"):
+    with pytest.raises(LaunchError, match=r"^no model.py for text_tokenizer: run `medimage init"):
         ServedModels(exported, ["medimageinsight_text"])
     served = ServedModels(exported)
     assert served.names == ["image_preprocessing", "image_encoder", "medimageinsight_image"]
-    assert served.faults == {
-        "text_tokenizer": "text_tokenizer: no model.py; restore it from the project's model_repository"
-    }
+    assert served.faults == {"text_tokenizer": "text_tokenizer: no model.py; `medimage init` restores it"}
 
 
 def test_one_port_for_two_services_is_refused():
