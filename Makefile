@@ -2,6 +2,19 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+
+# First of all, since a long installation would fail late: the locks are of one Python.
+LOCKED_PYTHON := 3.11
+ifneq ($(filter-out clean lock swagger-ui,$(or $(MAKECMDGOALS),demo)),)
+ASKED_PYTHON := $(or $(wildcard $(BIN)/python),$(PYTHON))
+FOUND_PYTHON := $(shell { $(ASKED_PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' || echo not there; } 2>/dev/null)
+ifneq ($(FOUND_PYTHON),$(LOCKED_PYTHON))
+$(error make needs Python $(LOCKED_PYTHON), and $(ASKED_PYTHON) is $(FOUND_PYTHON): \
+	run `make PYTHON=python$(LOCKED_PYTHON)`$(if $(wildcard $(BIN)/python), after `make clean`); for other Pythons see \
+	docs/install.md)
+endif
+endif
+
 # --no-compile: writing bytecode of everything takes longer than importing the part that is used
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 # The locks are complete, so nothing is looked for beside them; `pip check` tells if that is not so. What comes as source
@@ -18,17 +31,6 @@ SWAGGER_UI_VERSION := 5.35.0
 SWAGGER_UI := server/medimage_server/endpoint/swagger_ui
 SWAGGER_UI_FILES := LICENSE NOTICE swagger-ui-bundle.js swagger-ui-bundle.js.LICENSE.txt swagger-ui.css
 export ORT_DISABLE_TELEMETRY := 1
-
-# First of all, since a long installation would fail late: the locks are of one Python.
-LOCKED_PYTHON := 3.11
-ifneq ($(filter-out clean lock swagger-ui,$(or $(MAKECMDGOALS),demo)),)
-FOUND_PYTHON := $(shell $(or $(wildcard $(BIN)/python),$(PYTHON)) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>&1)
-ifneq ($(FOUND_PYTHON),$(LOCKED_PYTHON))
-$(error make needs Python $(LOCKED_PYTHON), and $(or $(wildcard $(BIN)/python),$(PYTHON)) is $(FOUND_PYTHON): \
-	run `make PYTHON=python$(LOCKED_PYTHON)`$(if $(wildcard $(BIN)/python), after `make clean`); for other Pythons see \
-	docs/install.md)
-endif
-endif
 
 # Triton's python backend needs libpython, which Debian has in a package of its own: unpacked into .venv/lib, which takes
 # no root. If that cannot be done, the second FIND_TRITON says what to install.

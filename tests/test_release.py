@@ -96,20 +96,21 @@ def test_version_is_written_in_no_code():
     assert [path for path in files if f'"{PROJECT["version"]}"' in path.read_text(encoding="utf-8")] == []
 
 
-@pytest.mark.parametrize("python", ["python3.13", "python3.10"])
+@pytest.mark.parametrize("python", ["python3.13", "python3.10", "absent"])
 def test_make_names_the_python_that_it_needs_before_anything_else(tmp_path, python):
     shutil.copy(ROOT / "Makefile", tmp_path)
     fake = tmp_path / python
-    fake.write_text(f"#!/bin/sh\necho {python.removeprefix('python')}\n")
-    fake.chmod(0o755)
+    if python != "absent":
+        fake.write_text(f"#!/bin/sh\necho {python.removeprefix('python')}\n")
+        fake.chmod(0o755)
     for goal in ("demo", "test"):
         done = subprocess.run(
             ["make", goal, f"PYTHON={fake}"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
         )
         assert done.returncode != 0 and done.stdout == ""
         assert re.fullmatch(
-            rf"Makefile:\d+: \*\*\* make needs Python 3\.11, and {fake} is 3\.1[03]: run `make PYTHON=python3\.11`; for "
-            r"other Pythons see docs/install\.md\.  Stop\.\n",
+            rf"Makefile:\d+: \*\*\* make needs Python 3\.11, and {fake} is (3\.1[03]|not there): "
+            r"run `make PYTHON=python3\.11`; for other Pythons see docs/install\.md\.  Stop\.\n",
             done.stderr,
         )
     assert not (tmp_path / ".venv").exists()

@@ -58,7 +58,7 @@ def triton_env(python: Path | None) -> None:
     try:
         with _alone():
             made = make(lambda line: click.echo(line, err=True), python)
-    except (LaunchError, OSError) as error:
+    except LaunchError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"Triton's Python models run with Python {made.version} in {folder()}")
 
@@ -245,8 +245,18 @@ def _digest() -> str:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """No other process of this user makes the environment during the block."""
-    data_folder().mkdir(parents=True, exist_ok=True)
-    with (data_folder() / "triton-env.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    """No other process of this user makes the environment during the block.
+
+    Raises:
+        LaunchError: it cannot be written.
+    """
+    try:
+        data_folder().mkdir(parents=True, exist_ok=True)
+        with (data_folder() / "triton-env.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise LaunchError(
+            f"cannot write Triton's environment into {data_folder()}: {error.strerror}: set XDG_DATA_HOME to a folder "
+            "that can be written, or install the extra `triton` here"
+        ) from error

@@ -140,6 +140,13 @@ def test_candidates_are_those_of_the_path_each_once(data, monkeypatch):
     assert found[0] == Path(sys._base_executable).resolve()
 
 
+def test_data_folder_that_cannot_be_written_is_named(numpy_2, data, monkeypatch):
+    (data / "file").write_text("")
+    monkeypatch.setenv("XDG_DATA_HOME", str(data / "file"))
+    with pytest.raises(LaunchError, match=rf"^cannot write Triton's environment into {data}/file/medimage: Not a dir"):
+        triton_environment.prepare(print)
+
+
 def test_failure_of_the_installer_is_one_line(data, monkeypatch):
     libraries = data / "lib"
     libraries.mkdir()
