@@ -58,7 +58,7 @@ def test_three_faults_get_a_remedy_each(look, monkeypatch, tmp_path):
     assert [line.removeprefix("fault: ") for line in faults] == [
         "NumPy 2.3.1 is installed here, and the embedded Triton takes none after 1: "
         "run `medimage triton-env`, which gives Triton an environment of its own",
-        f"ports {port} are taken: end what listens there, or name others with --http-port",
+        f"taken: port {port}: end what listens there, or name another with --http-port",
         f"model repository {tmp_path}/absent does not exist; name one with --repository; `medimage export` makes it",
     ]
 

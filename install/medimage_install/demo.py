@@ -10,6 +10,7 @@ import signal
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -107,7 +108,9 @@ def azure_request(client: MedImageInsight, file: Path) -> None:
         "params": {"get_scaling_factor": True},
     }
     print(f"\n3. The Azure request of the model card with {file.name}; the answer, vectors shortened:\n")
-    row = client.score(request)[0]
+    rows = client.score(request)
+    assert isinstance(rows, list)  # as the row layout has it
+    row = rows[0]
     shortened = {
         "image_features": [[*row["image_features"][0][:3], "..."]],
         "text_features": [*row["text_features"][:3], "..."],
@@ -133,11 +136,12 @@ def zero_shot(client: MedImageInsight, files: list[Path]) -> list[str]:
 def timings(client: MedImageInsight, files: list[Path]) -> None:
     """Medians of one image, one text and many images at once, file or text to vector through Triton."""
     print("\n5. Timings, encoded file or text to vector over gRPC:\n")
-    for name, call, runs in (
+    calls: list[tuple[str, Callable[[], object], int]] = [
         ("one image", lambda: client.embed_images(files[:1]), 10),
         ("one text", lambda: client.embed_texts(CAPTIONS[:1]), 10),
         (f"{len(files)} images", lambda: client.embed_images(files), 3),
-    ):
+    ]
+    for name, call, runs in calls:
         times_ms = []
         for _ in range(runs):
             started = time.perf_counter()

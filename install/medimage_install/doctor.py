@@ -190,7 +190,7 @@ def ports() -> Iterator[Row]:
     taken = [port for port in PORTS if is_taken(port)]
     found = ", ".join(f"{port} {'taken' if port in taken else 'free'}" for port in PORTS)
     options = ", ".join(PORTS[port] for port in taken)
-    fault = f"ports {', '.join(map(str, taken))} are taken: end what listens there, or name others with {options}"
+    fault = f"taken: port {', '.join(map(str, taken))}: end what listens there, or name another with {options}"
     yield Row("ports", found, fault if taken else None)
 
 

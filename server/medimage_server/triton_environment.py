@@ -34,7 +34,7 @@ PACKAGES_VARIABLE = "MEDIMAGE_PACKAGES"  # of Triton's processes: a folder with 
 PTH = f'import os, sys; sys.path.extend(filter(None, [os.environ.get("{PACKAGES_VARIABLE}")]))\n'
 PROBE = (
     "import json, sys, sysconfig, venv; print(json.dumps({"
-    '"version": "%d.%d" % sys.version_info[:2], "packages": sysconfig.get_path("purelib"), '
+    '"python": sys.executable, "version": "%d.%d" % sys.version_info[:2], "packages": sysconfig.get_path("purelib"), '
     '"libraries": [sysconfig.get_config_var("LIBDIR"), sys.base_prefix + "/lib"]}))'
 )
 TRY = "import medimage_server.onnx_backend, medimage_server.text_tokenizer, medimage_server.reports.generator"
@@ -107,9 +107,9 @@ def make(tell: Tell, python: Path | None = None) -> PythonEnvironment:
         target = Path(scratch) / "environment"
         tell(f"installing {len(_pins())} packages for {base.python} (Python {base.version})")
         _run([str(base.python), "-I", "-m", "venv", "--without-pip", str(target)], "cannot make a venv")
-        packages = target / base.packages.relative_to(base.packages.parents[2])
+        packages = target / "lib" / f"python{base.version}" / "site-packages"
         inner = PythonEnvironment(target / "bin" / "python3", base.version, packages, base.libraries)
-        _run(_installer(inner.python), "cannot install the packages")
+        _run(_installer(inner.python), "cannot install the packages, for which PIP_FIND_LINKS may name a folder")
         (packages / "medimage.pth").write_text(PTH, encoding="utf-8")
         with tempfile.TemporaryDirectory() as links:
             env = {**os.environ, PACKAGES_VARIABLE: str(link_ours(Path(links)))}
@@ -187,11 +187,13 @@ def _candidates() -> Iterator[Path]:
 
 
 def _usable(python: Path) -> PythonEnvironment:
-    """Raises LaunchError, with the reason, if Triton's models cannot run in it."""
+    """Itself, also where a shim of pyenv was asked. Raises LaunchError, with the reason, if Triton's models cannot run
+    in it.
+    """
     answer = _run([str(python), "-I", "-c", PROBE], f"{python} has no venv, or is no Python")
     told = json.loads(answer)
     libraries = tuple(map(Path, told["libraries"]))
-    found = PythonEnvironment(python, told["version"], Path(told["packages"]), libraries)
+    found = PythonEnvironment(Path(told["python"]), told["version"], Path(told["packages"]), libraries)
     if found.version not in PYTHONS:
         raise LaunchError(f"{python} is Python {found.version}")
     if not has_libpython(found):

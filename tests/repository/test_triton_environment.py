@@ -31,7 +31,12 @@ def data(monkeypatch, tmp_path) -> Path:
 def python_of(path: Path, version: str, libraries: Path) -> Path:
     """A stand-in for a Python, which says what it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    told = {"version": version, "packages": "/lib/python3/site-packages", "libraries": [str(libraries)]}
+    told = {
+        "python": str(path),
+        "version": version,
+        "packages": "/lib/python3/site-packages",
+        "libraries": [str(libraries)],
+    }
     path.write_text(f"#!/bin/sh\necho '{json.dumps(told)}'\n")
     path.chmod(0o755)
     return path
