@@ -2,6 +2,19 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+
+# First of all, since a long installation would fail late: the locks are of one Python.
+LOCKED_PYTHON := 3.11
+ifneq ($(filter-out clean lock swagger-ui,$(or $(MAKECMDGOALS),demo)),)
+ASKED_PYTHON := $(or $(wildcard $(BIN)/python),$(PYTHON))
+FOUND_PYTHON := $(shell { $(ASKED_PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' || echo not there; } 2>/dev/null)
+ifneq ($(FOUND_PYTHON),$(LOCKED_PYTHON))
+$(error make needs Python $(LOCKED_PYTHON), and $(ASKED_PYTHON) is $(FOUND_PYTHON): \
+	run `make PYTHON=python$(LOCKED_PYTHON)`$(if $(wildcard $(BIN)/python), after `make clean`); for other Pythons see \
+	docs/install.md)
+endif
+endif
+
 # --no-compile: writing bytecode of everything takes longer than importing the part that is used
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 # The locks are complete, so nothing is looked for beside them; `pip check` tells if that is not so. What comes as source
@@ -27,10 +40,10 @@ LIBPYTHON = libpython$(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.v
 GET_LIBPYTHON = { cd $(VENV) && apt-get download --quiet $(LIBPYTHON) && dpkg --extract $(LIBPYTHON)_*.deb deb \
 	&& cp --no-dereference deb/usr/lib/*/$(LIBPYTHON).so.1.0 lib/ && rm -r deb $(LIBPYTHON)_*.deb; } || true
 
-.PHONY: demo test test-soak check fix docs lock perf perf-gpu swagger-ui clean
+.PHONY: demo test test-soak check fix docs lock perf perf-gpu release swagger-ui clean
 
 demo: $(VENV)/.runtime  ## the whole way on a real Triton, with the phantom checkpoint
-	$(BIN)/python examples/demo.py
+	$(BIN)/medimage demo --output build/demo
 
 # tests/conftest.py says what a worker gets. Without bytecode on the disk each of the hundreds of processes that they
 # start would compile what it imports: four seconds for PyTorch. Three workers keep two cores busy, since the two with
@@ -68,6 +81,17 @@ lock:  ## write requirements/*.lock anew; options of uv as in `make lock UPGRADE
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	PATH=$(CURDIR)/build/lock/bin:$$PATH python requirements/lock.py $(UPGRADE)
+
+# The wheel is built of the sdist, as whoever builds it again will; the time stamps are those of the commit.
+release: export SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2>/dev/null)
+release: $(VENV)/.dev  ## wheel, sdist and bill of materials in dist/, looked at by twine and installed anew
+	rm -rf dist build/release && mkdir -p build/release
+	$(BIN)/python -m hatchling build --target sdist --directory dist
+	tar --extract --gzip --file dist/*.tar.gz --directory build/release --strip-components 1
+	cd build/release && $(CURDIR)/$(BIN)/python -m hatchling build --target wheel --directory $(CURDIR)/dist
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python requirements/sbom.py dist/medimage-triton.cdx.json
+	$(BIN)/python -m pytest tests/test_release.py -m soak
 
 swagger-ui:  ## fetch anew, with npm, what shows the API at /docs; npm compares the package with the registry's hash
 	mkdir -p build

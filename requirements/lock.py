@@ -16,6 +16,13 @@ from tempfile import TemporaryDirectory
 FOLDER = Path(__file__).parent
 PYPROJECT = FOLDER.parent / "pyproject.toml"
 RUNTIME_EXTRAS = ("cli", "export", "triton")
+# What Triton's Python models import, and the embedded Triton. In the package, as `medimage triton-env` installs it; the
+# hashes are of the files for every Python.
+TRITON_ENVIRONMENT = FOLDER.parent / "server" / "medimage_server" / "triton-environment.lock"
+OF_TRITON = (
+    *("flatbuffers", "ftfy", "jiter", "numpy", "nvidia-pytriton", "onnxruntime", "packaging", "pillow", "protobuf"),
+    *("pybase64", "tokenizers", "wcwidth"),
+)
 ABOUT = {
     "runtime": "What exports and serves, but for torch, and what builds this project.",
     "cpu": "PyTorch's build of torch for CPUs, of https://download.pytorch.org/whl/cpu.",
@@ -24,6 +31,7 @@ ABOUT = {
     "docs": "What builds the site of docs/, beyond runtime.lock and dev.lock.",
     "openvino": "OpenVINO, which serves bf16 and is a baseline of the benchmarks, without its telemetry.",
     "onnxruntime-gpu": "Takes the place of onnxruntime, which has no CUDA.",
+    "triton-environment": "What `medimage triton-env` installs: the embedded Triton, and what its models import.",
 }
 UV = (
     *("uv", "pip", "compile", "--quiet", "--no-config", "--generate-hashes", "--no-header", "--no-annotate"),
@@ -51,6 +59,7 @@ def main(options: Sequence[str]) -> None:
     write("docs", everything, everything.keys() - dev.keys())
     write("cuda", everything, cuda)
     write("cpu", {"torch": f"{torch}+cpu \\\n    --hash=sha256:{hash_of_cpu_build}\n"}, {"torch"})
+    write("triton-environment", runtime, OF_TRITON, TRITON_ENVIRONMENT)
     write("openvino", resolve(["openvino"], old, ["--no-deps", *options]), {"openvino"})
     write("onnxruntime-gpu", resolve([onnxruntime_gpu], [], ["--no-deps"]), {"onnxruntime-gpu"})
 
@@ -85,9 +94,9 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def write(name: str, lock: Lock, packages: Collection[str]) -> None:
+def write(name: str, lock: Lock, packages: Collection[str], path: Path | None = None) -> None:
     lines = f"# {ABOUT[name]}\n# Written by `make lock`.\n"
-    (FOLDER / f"{name}.lock").write_text(
+    (path or FOLDER / f"{name}.lock").write_text(
         lines + "".join(lock[package] for package in sorted(packages)), encoding="utf-8"
     )
 

@@ -23,15 +23,25 @@ EXTRAS = {  # of each room, beside the base
     "server": ("server", "openvino"),  # without `triton`: NVIDIA's container has one
     "model_repository": ("server",),
     "export": ("export",),
+    "install": ("all",),
     "perf": ("perf",),
     "examples": (),
     "tests": ("dev",),
     "docs": ("docs",),
     "checkpoints": ("dev",),
-    "requirements": (),
+    "requirements": ("dev",),
 }
 DISTRIBUTIONS = packages_distributions()  # of the environment of the tests, by module
-OURS = {"checkpoints", "medimage_analysis", "medimage_client", "medimage_export", "medimage_server", "perf", "tests"}
+OURS = {
+    "checkpoints",
+    "medimage_analysis",
+    "medimage_client",
+    "medimage_export",
+    "medimage_install",
+    "medimage_server",
+    "perf",
+    "tests",
+}
 OF_TRITON = {"triton_python_backend_utils"}  # which the server has, not a package
 WHERE = {  # what the client imports beyond its base, and where
     "click": "cli/",
@@ -64,6 +74,7 @@ NOT_IMPORTED = {
     "mypy": "a command",
     "pydicom-data": "public files, found by its module",
     "ruff": "a command",
+    "twine": "a command",
     "furo": "named in docs/conf.py",
     "myst-parser": "named in docs/conf.py",
     "sphinx-click": "named in docs/conf.py",

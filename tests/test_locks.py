@@ -72,3 +72,13 @@ def test_docs_install_the_locked_onnxruntime_on_a_gpu():
 
 def test_gpu_build_of_onnxruntime_has_the_version_of_the_other():
     assert read_lock(ROOT / "requirements/onnxruntime-gpu.lock") == {"onnxruntime-gpu": RUNTIME["onnxruntime"]}
+
+
+def test_environment_of_triton_has_the_very_lines_of_the_runtime():
+    """So that a checkout tests what `medimage triton-env` installs; for each Python that it may be made of."""
+    own = (ROOT / "server/medimage_server/triton-environment.lock").read_text(encoding="utf-8")
+    runtime = (ROOT / "requirements/runtime.lock").read_text(encoding="utf-8")
+    packages = [match[0] for match in PACKAGE.finditer(own)]
+    assert len(packages) > 8
+    assert [package for package in packages if package not in runtime] == []
+    assert re.sub(r"^#.*\n", "", own, flags=re.MULTILINE) == "".join(packages)

@@ -8,13 +8,14 @@ import pytest
 
 from tests.paths import ROOT
 
-ROOMS = {"medimage_analysis", "medimage_client", "medimage_export", "medimage_server"}
+ROOMS = {"medimage_analysis", "medimage_client", "medimage_export", "medimage_install", "medimage_server"}
 AROUND = {"checkpoints", "examples", "perf", "tests"}  # they use the rooms, and no room uses them
 ALLOWED = {
     "analysis": {"medimage_analysis", "medimage_client", "medimage_server"},
     "client": {"medimage_client"},
-    "export": {"medimage_export"},
-    "server": {"medimage_server", "medimage_client"},
+    "export": {"medimage_export", "medimage_install"},
+    "install": ROOMS,
+    "server": {"medimage_server", "medimage_client", "medimage_install"},
     "model_repository": {"medimage_server"},
 }
 CLIENT = ROOT / "client" / "medimage_client"
@@ -95,6 +96,16 @@ def test_server_imports_of_the_client_exactly_what_is_listed():
     rest = [path for path in server.rglob("*.py") if server / "endpoint" not in path.parents]
     assert endpoint == set(ENDPOINT)
     assert set().union(*map(modules_of_the_client, rest)) == set(MODELS_OF_TRITON)
+
+
+def test_rooms_take_of_the_installation_only_where_things_lie():
+    """All else there builds on the rooms."""
+    for room in ("analysis", "client", "export", "server"):
+        for path in (ROOT / room).rglob("*.py"):
+            lines = path.read_text(encoding="utf-8").splitlines()
+            assert {line for line in lines if "medimage_install" in line and "import" in line} == {
+                line for line in lines if line.startswith("from medimage_install.places import ")
+            }, path
 
 
 def test_one_module_of_the_analysis_imports_the_server():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from medimage_export.errors import ExportError, OpenVINOMissing
+from medimage_install.places import DEFAULT_REPOSITORY, default_repository
 
 if TYPE_CHECKING:
     from medimage_export.cxrreportgen.decoder_graph import Precision as ReportPrecision
@@ -28,8 +29,38 @@ def export() -> None:
 
 def repository_option(command: F) -> F:
     return click.option(
-        "--repository", type=click.Path(path_type=Path), default=Path("model_repository"), show_default=True
+        "--repository",
+        type=click.Path(path_type=Path),
+        default=default_repository,
+        show_default=DEFAULT_REPOSITORY,
+        envvar="MEDIMAGE_REPOSITORY",
+        show_envvar=True,
+        help="The model repository. One that is not there yet is made, as by `medimage init`.",
     )(command)
+
+
+@click.command()
+@click.option(
+    "--repository",
+    type=click.Path(path_type=Path),
+    default=default_repository,
+    show_default=DEFAULT_REPOSITORY,
+    envvar="MEDIMAGE_REPOSITORY",
+    show_envvar=True,
+    help="Folder to write into.",
+)
+def init(repository: Path) -> None:
+    """Make a model repository, or bring one of an earlier version up to date.
+
+    Writes configs and adapters, which `medimage export` completes with a checkpoint. Says what it changed. What was
+    exported, and every file that this command did not write or that was edited since, stays as it is.
+    """
+    from medimage_export.initial_repository import init_repository, summary
+
+    try:
+        click.echo("\n".join(summary(repository, init_repository(repository))))
+    except (ExportError, OSError) as exc:
+        raise click.ClickException(str(exc)) from exc
 
 
 @export.command()
@@ -128,9 +159,14 @@ def running(checkpoint: Path | None, random_weights: bool, repository: Path) -> 
     """What every export does around its work: one line for an error, and time and peak memory at the end."""
     if (checkpoint is None) != random_weights:
         raise click.UsageError("give either --checkpoint DIR or --random-weights")
+    from medimage_export.initial_repository import init_repository, summary
+
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as Ctrl-C: leaves the export's block, which cleans up
     started = time.monotonic()
     try:
+        if not repository.is_dir() or not any(repository.iterdir()):
+            for line in summary(repository, init_repository(repository)):
+                click.echo(line)
         yield
     except (ExportError, OSError) as exc:
         raise click.ClickException(str(exc)) from exc

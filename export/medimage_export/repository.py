@@ -20,7 +20,7 @@ def check_is_repository(repository: Path, models: Sequence[str]) -> None:
     for model in models:
         path = repository / model / "config.pbtxt"
         if not path.is_file():
-            raise RepositoryError(f"{path} is missing; --repository takes the model_repository folder of this project")
+            raise RepositoryError(f"{path} is missing; run `medimage init --repository {repository}`")
 
 
 @contextmanager
@@ -56,12 +56,17 @@ def copy_unexported(repository: Path, target: Path) -> Path:
 
 
 def _write_config(path: Path, text: str) -> None:
-    """Whole or not at all; and only where something changes, as Triton loads a model again whose config is newer."""
+    """Only where something changes, as Triton loads a model again whose config is newer."""
     content = text.encode()  # bytes, so that line ends stay
     if path.read_bytes() != content:
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_bytes(content)
-        partial.replace(path)
+        write_whole(path, content)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that nobody ever sees a part of it."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)
 
 
 def check_configs(repository: Path, expected: Mapping[tuple[str, str], Sequence[int]]) -> None:

@@ -79,7 +79,14 @@ def config_change(repository: Path, model: str, written: Format, *, precision: s
             has a CPU accelerator already; or it is written so that these cannot be changed in it.
     """
     path = repository / model / "config.pbtxt"
-    edited = as_onnx(path.read_bytes().decode())  # bytes, so that line ends stay
+    edited = _serving(path, path.read_bytes().decode(), written, precision)  # bytes, so that line ends stay
+    other: Format = "onnx" if written == "tensorrt" else "tensorrt"
+    return ConfigChange(model, edited, SERVED[other].files)
+
+
+def _serving(path: Path, text: str, written: Format, precision: str) -> str:
+    """The text of a config after `config_change`."""
+    edited = as_onnx(text)
     wanted = parse_config(path, edited)
     if written == "tensorrt":
         if any(group.kind == ModelInstanceGroup.KIND_CPU for group in wanted.instance_group):
@@ -120,8 +127,24 @@ def config_change(repository: Path, model: str, written: Format, *, precision: s
             f'own, {SERVED["onnx"].runner}, default_model_filename: "{SERVED["onnx"].file}", a kind in its '
             "instance_group, execution_accelerators { in its optimization, and model_warmup"
         )
-    other: Format = "onnx" if written == "tensorrt" else "tensorrt"
-    return ConfigChange(model, edited, SERVED[other].files)
+    return edited
+
+
+def changed_alike(path: Path, changed: str, text: str) -> str:
+    """The text of a new config with what an export changed in the old one.
+
+    Args:
+        changed: text of the old config, as an export left it.
+        text: of the new one, as no export changed it yet.
+
+    Raises:
+        RepositoryError: the new one cannot serve what was exported, see `config_change`; export again.
+    """
+    is_plan = re.search(rf"(?m)^{re.escape(SERVED['tensorrt'].runner)}", changed)
+    precision = next((one for one in FOR_CPUS if _before(one) in changed), "fp16" if FOR_GPUS in changed else "fp32")
+    edited = _serving(path, text, "tensorrt" if is_plan else "onnx", precision)
+    told_lines = [line for line in changed.splitlines(keepends=True) if TOLD in line]
+    return "".join([edited, *told_lines])
 
 
 def told(repository: Path, model: str, parameters: Mapping[str, str]) -> ConfigChange:

@@ -6,6 +6,8 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from medimage_install.places import DEFAULT_REPOSITORY, default_repository
+from medimage_server import triton_environment
 from medimage_server.banner import endpoint_banner, tell, triton_banner
 from medimage_server.clean import clean_run
 from medimage_server.endpoint.fallback_server import FallbackServer
@@ -15,7 +17,7 @@ from medimage_server.endpoint.worker_pool import bound, worker_pool
 from medimage_server.errors import LaunchError
 from medimage_server.launcher import spawn_triton
 from medimage_server.listening import Ports, Sockets, choose_ports
-from medimage_server.model_repository import ServedModels
+from medimage_server.model_repository import ServedModels, other_version
 from medimage_server.options import PORT, option
 from medimage_server.signals import end_on_signals
 from medimage_server.supervisor import Service, running, watch
@@ -30,7 +32,8 @@ PORT_OPTIONS = ("host", "http_port", "grpc_port", "metrics_port", "http")
 @option(
     "--repository",
     type=click.Path(path_type=Path),
-    default=Path("model_repository"),
+    default=default_repository,
+    show_default=DEFAULT_REPOSITORY,
     help="The model repository that `medimage export` wrote into.",
 )
 @option(
@@ -89,6 +92,9 @@ def serve(
     hangups = end_on_signals()
     try:
         served = ServedModels(repository, models)
+        if line := other_version(repository):
+            tell(line)
+        triton_environment.prepare(tell)
         with ExitStack() as held:
             run = held.enter_context(clean_run())
             if score_port is None:

@@ -1,30 +1,37 @@
 """Find a tritonserver, the container's or the one inside the nvidia-pytriton wheel, and what it needs to run.
 
 That wheel carries the server and the python backend alone, so the backend directory is composed in a temporary
-folder: the wheel's python backend with the stub of the running Python, and our python-based onnxruntime backend.
+folder: the wheel's python backend with the stub of a Python, and our python-based onnxruntime backend. The Python is
+the running one or, where Triton cannot use that, the one of Triton's own environment, see triton_environment.py.
 """
 
-import ctypes.util
-import importlib.util
 import os
 import shutil
 import sys
-import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from medimage_server import triton_environment
 from medimage_server.endpoint.keys import KEYS_VARIABLE
 from medimage_server.errors import LaunchError
+from medimage_server.python_environment import PythonEnvironment, fault_here, stub_of, this_environment
 
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """A tritonserver executable, its backends, and where its shared libraries are looked up."""
+    """A tritonserver executable, its backends, and where its shared libraries are looked up.
+
+    Attributes:
+        python: that its Python models run in.
+        is_own: whether that is of Triton's own environment, and our packages are elsewhere.
+    """
 
     executable: Path
     library_path: tuple[Path, ...] = ()
     python_stub: Path | None = None  # None where the python backend has its own
+    python: Path = Path(sys.executable)
+    is_own: bool = False
 
     @property
     def backends(self) -> Path:
@@ -36,31 +43,30 @@ class Installation:
 
 
 def find_triton() -> Installation:
-    """The tritonserver on PATH (NVIDIA's container), else the one in the nvidia-pytriton wheel.
+    """The tritonserver on PATH (NVIDIA's container), else the one in the nvidia-pytriton wheel, in this environment if
+    Triton can use it, or in Triton's own.
 
     Raises:
-        LaunchError: neither is there, or the wheel has no stub for this Python, or no libpython for that stub.
+        LaunchError: none is there that can be used.
     """
     if on_path := shutil.which("tritonserver"):
         return Installation(Path(on_path).resolve())
-    spec = importlib.util.find_spec("pytriton")
-    if spec is None or spec.origin is None:
-        raise LaunchError("no tritonserver on PATH or in this environment: run `pip install 'medimage-triton[triton]'`")
-    package = Path(spec.origin).parent
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = package / "tritonserver" / "python_backend_stubs" / version / "triton_python_backend_stub"
-    if not stub.is_file():
-        raise LaunchError(f"nvidia-pytriton has no Python {version} backend; use one of 3.8 to 3.13")
-    # Debian has libpython in a package of its own; the environment's lib/ is where `make` puts it without root.
-    python_libraries = (Path(sysconfig.get_config_var("LIBDIR")), Path(sys.prefix) / "lib")
-    libpython = f"libpython{version}.so.1.0"
-    found = any((folder / libpython).exists() for folder in python_libraries)
-    if not found and not ctypes.util.find_library(f"python{version}"):
-        raise LaunchError(f"Triton's python backend needs {libpython}: run `apt-get install libpython{version}`")
+    fault = fault_here()
+    if fault is None:
+        return embedded(this_environment(), is_own=False)
+    if own := triton_environment.find():
+        return embedded(own, is_own=True)
+    raise LaunchError(f"{fault}: run `medimage triton-env`, which gives Triton an environment of its own")
+
+
+def embedded(environment: PythonEnvironment, *, is_own: bool) -> Installation:
+    """The Triton inside the nvidia-pytriton wheel of an environment."""
     return Installation(
-        executable=package / "tritonserver" / "bin" / "tritonserver",
-        library_path=(package.parent / "nvidia_pytriton.libs", *python_libraries),
-        python_stub=stub,
+        executable=environment.packages / "pytriton" / "tritonserver" / "bin" / "tritonserver",
+        library_path=(environment.packages / "nvidia_pytriton.libs", *environment.libraries),
+        python_stub=stub_of(environment),
+        python=environment.python,
+        is_own=is_own,
     )
 
 
@@ -91,12 +97,21 @@ def find_onnxruntime_backend(package: Path = Path(__file__).parent) -> Path:
     return inside if inside.is_dir() else beside
 
 
+def compose_packages(installation: Installation, scratch: Path) -> Mapping[str, str]:
+    """The variable by which Triton's own environment finds our packages; nothing where models run in this one."""
+    if not installation.is_own:
+        return {}
+    packages = scratch / "packages"
+    packages.mkdir()
+    return {triton_environment.PACKAGES_VARIABLE: str(triton_environment.link_ours(packages))}
+
+
 def environment(installation: Installation) -> Mapping[str, str]:
-    """Our environment without the keys of callers; stub processes find this Python and libraries, and tell nobody."""
+    """Our environment without the keys of callers; stub processes find their Python and libraries, and tell nobody."""
     libraries = [*map(str, installation.library_path), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
     return {
         **{name: value for name, value in os.environ.items() if name != KEYS_VARIABLE},
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PATH": os.pathsep.join([str(installation.python.parent), os.environ.get("PATH", os.defpath)]),
         "LD_LIBRARY_PATH": os.pathsep.join(libraries),
         "PYTHONDONTWRITEBYTECODE": "1",  # into the repository, where another user who serves it could not read it
         "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime's official builds send events to Microsoft unless told not to

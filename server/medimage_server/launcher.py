@@ -16,7 +16,14 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from medimage_server import heartbeat, signals, versions
 from medimage_server.errors import LaunchError, StuckStart
-from medimage_server.installation import cache_options, compose_backends, environment, find_triton, python_backends
+from medimage_server.installation import (
+    cache_options,
+    compose_backends,
+    compose_packages,
+    environment,
+    find_triton,
+    python_backends,
+)
 from medimage_server.listening import Ports, Sockets, choose_ports
 from medimage_server.model_repository import ServedModels, changed_line, check_served, with_parts
 from medimage_server.processes import awaited_by, children, end_group, exit_of, parent_of
@@ -240,10 +247,12 @@ def spawn_triton(
     installation = find_triton()
     models = served.unchanged()
     check_served(models, served.configs, installation.backends)
-    versions.check_onnxruntime()
+    if not installation.is_own:
+        versions.check_onnxruntime()
     with ExitStack() as stack:
         scratch = stack.enter_context(scratch_folder(run))
         backends = compose_backends(installation, scratch)
+        packages = compose_packages(installation, scratch)
         prefix = run.region_prefix
         command = [
             *(sys.executable, "-P", "-m", "medimage_server.guard", str(run.path), str(installation.executable)),
@@ -262,7 +271,7 @@ def spawn_triton(
         output = stack.enter_context(log.open("wb")) if log else None
         process = subprocess.Popen(
             command,
-            env={**environment(installation), heartbeat.FOLDER_VARIABLE: str(run.path)},
+            env={**environment(installation), **packages, heartbeat.FOLDER_VARIABLE: str(run.path)},
             stdin=subprocess.PIPE,  # whose end tells the guard that we have ended
             stdout=output,
             stderr=subprocess.STDOUT if output else None,

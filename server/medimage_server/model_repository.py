@@ -1,12 +1,15 @@
 """Read a Triton model repository before Triton does, so that its mistakes get one clear line each."""
 
+import json
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 
 from google.protobuf import text_format  # type: ignore[import-untyped]  # protobuf carries no types
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from medimage_install.places import STAMP
 from medimage_server.errors import LaunchError
 from medimage_server.exported import Export
 
@@ -29,7 +32,7 @@ class ServedModels:
         self.repository = repository.absolute()
         self.configs, self.faults = read_configs(self.repository)  # the latter a line for each that is left out
         for name in _without_file(self.repository, self.configs, self.configs, "python"):
-            self.faults[name] = f"{name}: no model.py; restore it from the project's model_repository"
+            self.faults[name] = f"{name}: no model.py; `medimage init` restores it"
         self.names = with_parts(models, self.configs) if models else exported_models(self.repository, self.configs)
         check_complete(self.repository, self.names, self.configs)
         self._states = {name: self._state(name) for name in self.names}
@@ -70,6 +73,18 @@ class ServedModels:
     def _files(self, name: str, pattern: str) -> list[Path]:
         found = (self.repository / name).glob(f"[0-9]*/{pattern}")
         return [path for path in found if path.is_file() and path.parent.name != "__pycache__"]
+
+
+def other_version(repository: Path) -> str | None:
+    """A line for the operator, if another version of this package wrote the configs and adapters."""
+    try:
+        before = json.loads((repository / STAMP).read_text(encoding="utf-8"))["version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # a checkout's, or one that was made by hand
+    now = version("medimage-triton")
+    if before == now:
+        return None
+    return f"{repository} is of version {before}, and this is {now}: run `medimage init --repository {repository}`"
 
 
 def changed_line(models: Iterable[str]) -> str:
@@ -122,7 +137,7 @@ def check_complete(repository: Path, models: Sequence[str], configs: dict[str, M
     """
     # Triton would wait for ever for the process that cannot start, see triton_workarounds.py
     if missing := _without_file(repository, models, configs, "python"):
-        raise LaunchError(f"no model.py for {', '.join(missing)}: restore it from the project's model_repository")
+        raise LaunchError(f"no model.py for {', '.join(missing)}: run `medimage init --repository {repository}`")
     for kind, option in (("onnxruntime", ""), ("tensorrt_plan", " --format tensorrt")):
         if missing := _without_file(repository, models, configs, kind):
             raise LaunchError(

@@ -14,5 +14,5 @@ def option(flag: str, *names: str, help: str, **settings: Any) -> Callable[[F], 
     """`click.option`, with its environment variable and, where there is one, its default in the help."""
     name = flag.partition("/")[0].removeprefix("--").replace("-", "_")
     settings |= {"envvar": f"MEDIMAGE_{name.upper()}", "show_envvar": True}
-    settings["show_default"] = settings.get("default") is not None
+    settings.setdefault("show_default", settings.get("default") is not None)
     return click.option(flag, *names, help=help, **settings)

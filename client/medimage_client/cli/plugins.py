@@ -52,7 +52,8 @@ def load(entry_point: EntryPoint) -> click.Command:
 
 
 def remedy(entry_point: EntryPoint, missing: ModuleNotFoundError) -> str:
-    extra = entry_point.module.split(".")[0].removeprefix("medimage_")  # packages are named after their extra
+    room = entry_point.module.split(".")[0].removeprefix("medimage_")
+    extra = "all" if room == "install" else room  # the others are named after their extra
     return f"needs {missing.name}: pip install 'medimage-triton[{extra}]'"
 
 

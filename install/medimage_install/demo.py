@@ -1,6 +1,6 @@
-"""The whole way in one run: phantom checkpoints -> ONNX -> a real Triton -> Azure request, zero-shot table and report.
+"""`medimage demo`: phantom checkpoints -> ONNX -> a real Triton -> Azure request, zero-shot table and report.
 
-Run: make demo        Leaves: build/demo/phantoms.png, build/demo/report.png, build/demo/triton.log
+Leaves in its folder: phantoms.png, report.png, triton.log, and the model repository that it served.
 """
 
 import base64
@@ -10,40 +10,67 @@ import signal
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import click
 from PIL import Image, ImageDraw
 
-from medimage_client import CXRReportGen, MedImageError, MedImageInsight
+from medimage_client import CXRReportGen, MedImageInsight
 from medimage_export.cxrreportgen.export import export_cxrreportgen
 from medimage_export.errors import ExportError
+from medimage_export.initial_repository import init_repository
 from medimage_export.medimageinsight.export import export_medimageinsight
 from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_export.phantoms.chest_study import chest_study
-from medimage_export.repository import copy_unexported
+from medimage_install.places import phantom_checkpoint
+from medimage_server import triton_environment
 from medimage_server.errors import LaunchError
 from medimage_server.launcher import run_triton
 
-ROOT = Path(__file__).parents[1]
-OUTPUT = ROOT / "build" / "demo"
-REPOSITORY = OUTPUT / "model_repository"  # a copy: a real checkpoint exported into model_repository/ stays there
 SEED = 1_000_000  # far from the seeds of training
 STUDY_SEED = 1_000_004  # a chest with three findings
 TILE_PX = 240
 
 
-def main() -> None:
-    shutil.rmtree(OUTPUT, ignore_errors=True)
-    copy_unexported(ROOT / "model_repository", REPOSITORY)
-    files = draw_studies(OUTPUT / "studies")
+@click.command()
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("medimage-demo"),
+    show_default=True,
+    help="Folder to write into. One of an earlier demo is replaced.",
+)
+def demo(output: Path) -> None:
+    """Export the checkpoints that are trained on drawings, serve them on a real Triton, and query them.
+
+    It needs no GPU, no container and no weights, and touches no other model repository. The drawings have no medical
+    meaning, and neither have the answers.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as Ctrl-C: leaves run_triton's block, which ends Triton
+    repository = output / "model_repository"
+    if output.is_dir() and any(output.iterdir()) and not any(repository.glob("*/config.pbtxt")):
+        raise click.UsageError(f"{output} holds something else than an earlier demo; name another folder with --output")
+    try:
+        triton_environment.prepare(lambda line: click.echo(line, err=True))
+        for earlier in (repository, output / "studies"):
+            shutil.rmtree(earlier, ignore_errors=True)
+        init_repository(repository)
+        run(output, repository)
+    except (ExportError, LaunchError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def run(output: Path, repository: Path) -> None:
+    files = draw_studies(output / "studies")
 
     print("1. Export the phantom checkpoints; PyTorch and ONNX Runtime side by side:\n")
-    export_medimageinsight(ROOT / "checkpoints" / "medimageinsight-phantom", REPOSITORY)
-    export_cxrreportgen(ROOT / "checkpoints" / "cxrreportgen-phantom", REPOSITORY)
+    export_medimageinsight(phantom_checkpoint("medimageinsight"), repository)
+    export_cxrreportgen(phantom_checkpoint("cxrreportgen"), repository)
 
     print("\n2. Start Triton on free ports ...", end=" ", flush=True)
     started = time.monotonic()
-    with run_triton(REPOSITORY, log=OUTPUT / "triton.log") as server:
+    with run_triton(repository, log=output / "triton.log") as server:
         print(f"ready after {time.monotonic() - started:.1f} s (gRPC {server.grpc_port}, HTTP {server.http_port})")
         url = server.url
         with MedImageInsight(url) as client:
@@ -51,11 +78,11 @@ def main() -> None:
             labels = zero_shot(client, files)
             timings(client, files)
         with CXRReportGen(url) as client:
-            report(client).save(OUTPUT / "report.png")
-    picture = OUTPUT / "phantoms.png"
+            report(client).save(output / "report.png")
+    picture = output / "phantoms.png"
     contact_sheet(files, labels).save(picture)
-    print(f"\nTriton stopped. Inputs with their predicted labels: {picture.relative_to(ROOT)}")
-    print(f"The X-ray with the boxes of its report: {(OUTPUT / 'report.png').relative_to(ROOT)}")
+    print(f"\nTriton stopped. Inputs with their predicted labels: {picture}")
+    print(f"The X-ray with the boxes of its report: {output / 'report.png'}")
 
 
 def draw_studies(folder: Path) -> list[Path]:
@@ -81,7 +108,9 @@ def azure_request(client: MedImageInsight, file: Path) -> None:
         "params": {"get_scaling_factor": True},
     }
     print(f"\n3. The Azure request of the model card with {file.name}; the answer, vectors shortened:\n")
-    row = client.score(request)[0]
+    rows = client.score(request)
+    assert isinstance(rows, list)  # as the row layout has it
+    row = rows[0]
     shortened = {
         "image_features": [[*row["image_features"][0][:3], "..."]],
         "text_features": [*row["text_features"][:3], "..."],
@@ -107,11 +136,12 @@ def zero_shot(client: MedImageInsight, files: list[Path]) -> list[str]:
 def timings(client: MedImageInsight, files: list[Path]) -> None:
     """Medians of one image, one text and many images at once, file or text to vector through Triton."""
     print("\n5. Timings, encoded file or text to vector over gRPC:\n")
-    for name, call, runs in (
+    calls: list[tuple[str, Callable[[], object], int]] = [
         ("one image", lambda: client.embed_images(files[:1]), 10),
         ("one text", lambda: client.embed_texts(CAPTIONS[:1]), 10),
         (f"{len(files)} images", lambda: client.embed_images(files), 3),
-    ):
+    ]
+    for name, call, runs in calls:
         times_ms = []
         for _ in range(runs):
             started = time.perf_counter()
@@ -157,11 +187,3 @@ def contact_sheet(files: list[Path], labels: list[str], columns: int = 6) -> Ima
         text = "\n".join([" ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :])])
         draw.multiline_text((x + 4, y + 3), text, fill="lightgreen" if label == CAPTIONS[i] else "salmon", font_size=12)
     return sheet
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as Ctrl-C: leaves run_triton's block, which ends Triton
-    try:
-        main()
-    except (ExportError, LaunchError, MedImageError) as error:
-        sys.exit(f"Error: {error}")
