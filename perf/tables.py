@@ -306,6 +306,42 @@ def saturation(report: Content) -> str:
     )
 
 
+def several_tritons(report: Content) -> str:
+    alone = report["numbers"][0]["per_second"]
+    rows = [
+        (
+            str(row["tritons"]),
+            f"{row['per_second']:.1f} ({row['per_second'] / alone:.2f} x)",
+            f"{row['p50_ms']:,.0f}",
+            f"{row['p99_ms']:,.0f}",
+            f"{row['failed']:,} of {row['requests']:,}",
+        )
+        for row in report["numbers"]
+    ]
+    return (
+        f"{measured(report)}; {report['callers']} callers of one image each, phantom checkpoint, each Triton on one of "
+        f"{report['cores']} cores, which endpoint and callers share.\n\n"
+        + table(("Tritons", "requests a second", "p50 ms", "p99 ms", "failed"), rows, left=1)
+    )
+
+
+def changed_tritons(report: Content) -> str:
+    rows = [
+        (
+            row["what"],
+            f"{row['seconds']:.1f}",
+            f"{row['failed']:,} of {row['requests']:,}",
+            f"{row['p50_ms']:,.0f}",
+            f"{row['p99_ms']:,.0f}",
+            f"{row['max_ms']:,.0f}",
+        )
+        for row in report["changes"]
+    ]
+    return f"{measured(report)}; {report['callers']} callers.\n\n" + table(
+        ("change under load", "seconds", "failed", "p50 ms", "p99 ms", "longest ms"), rows, left=1
+    )
+
+
 def socket_hop(report: Content) -> str:
     rows = [
         (row["request"], *(f"{row[way]['median_ms']:.2f}" for way in ("port", "socket")), f"{row['added_ms']:+.2f}")
@@ -667,6 +703,7 @@ CASES: Mapping[str, Sequence[Callable[[Content], str]]] = {
     "client_transport": (resize, shared_memory),
     "endpoint_overhead": (endpoint_overhead,),
     "endpoint_load": (endpoint_load, saturation),
+    "several_tritons": (several_tritons, changed_tritons),
     "socket_hop": (socket_hop,),
     "perf_analyzer": (perf_analyzer, perf_analyzer_parts),
     "bulk": (bulk,),
