@@ -306,6 +306,18 @@ def saturation(report: Content) -> str:
     )
 
 
+def capacity(run: Content) -> str:
+    """What a pod answers: images of 512 x 512 a second, one at a time, and the core seconds of each."""
+    cores = run["machine"]["cores"]
+    runtimes = run["whole_path"]["cases"]["512 x 512"]["runtimes"]
+    rows = [
+        (name, f"{1e3 / timing['median_ms']:.2f}", f"{cores * timing['median_ms'] / 1e3:.1f}")
+        for name, timing in runtimes.items()
+        if name.startswith(OURS)
+    ]
+    return f"{about(run)}.\n\n" + table(("as served", "images a second", "core seconds an image"), rows, left=1)
+
+
 def several_tritons(report: Content) -> str:
     alone = report["numbers"][0]["per_second"]
     rows = [
@@ -696,7 +708,7 @@ def of(case: str, report: Content) -> str:
 
 
 CASES: Mapping[str, Sequence[Callable[[Content], str]]] = {
-    "suite": (speed, card, encoders, whole_path, accuracy),
+    "suite": (speed, card, encoders, whole_path, accuracy, capacity),
     "scaling": (batches, concurrency, starts),
     "triton_overhead": (triton_overhead,),
     "preprocessing": (preprocessing, decoders, resizers),
