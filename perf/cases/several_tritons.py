@@ -36,6 +36,7 @@ WITH_HOSTS = ("unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/hosts &&
 PORT = 18601  # of gRPC, on each address; HTTP and metrics take the next two
 CALLERS = 8
 MOST = 3  # Tritons
+STARTS = 3
 READY_S = 300.0
 FOUND_S = 60.0
 SETTLE_S = 3.0  # before and after a change, under load
@@ -59,9 +60,14 @@ class Tritons:
         command += [str(MEDIMAGE), "serve", "--repository", str(self._repository), "--host", address]
         command += [f"--grpc-port={PORT}", f"--http-port={PORT + 1}", f"--metrics-port={PORT + 2}"]
         command += ["--models=medimageinsight_image", "--models=medimageinsight_text", "--text-cache-mb=0"]
-        log = self._scratch / f"{address}.log"
-        self.processes[address], _ = self._held.enter_context(running(command, log, "ready:"))
-        return address
+        for attempt in count(1):  # on a machine that is full Triton's start may fail
+            try:
+                log = self._scratch / f"{address}-{attempt}.log"
+                self.processes[address], _ = self._held.enter_context(running(command, log, "ready:"))
+                return address
+            except click.ClickException:
+                if attempt == STARTS:
+                    raise
 
     def name(self, *addresses: str) -> None:
         self.hosts.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {NAME}\n" for address in addresses))
@@ -151,7 +157,10 @@ def main(quick: bool, repository: Path | None, seconds: int) -> None:
             found = asked(address, requests, seconds)["score"]
             report.content["numbers"].append({"tritons": number, **summary(found)})
             report.put()
-        report.put(changes=list(changes(tritons, address, requests)))
+        report.put(changes=[])
+        for change in changes(tritons, address, requests):
+            report.content["changes"].append(change)
+            report.put()
     print(tables.of("several_tritons", report.content))
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests.deploy.kustomization import containers, documents, rendered
 from tests.paths import ROOT
+from tests.triton.commands import texts
 from tests.triton.endpoint.raw_http import KEY
 
 DEPLOY = ROOT / "deploy"
@@ -16,10 +17,10 @@ METRIC = re.compile(r"\b(?:medimage|nv)_[a-z_]+\b")
 OF_GPUS = {"nv_gpu_utilization", "nv_gpu_memory_total_bytes", "nv_gpu_memory_used_bytes"}
 
 
-def get(address, path, **headers):
-    connection = HTTPConnection(*address, timeout=30)
+def ask(address, path, body=None, **headers):
+    connection = HTTPConnection(*address, timeout=60)
     try:
-        connection.request("GET", path, headers=headers)
+        connection.request("GET" if body is None else "POST", path, body, headers)
         response = connection.getresponse()
         return response.status, response.read().decode()
     finally:
@@ -32,10 +33,12 @@ def samples(page):
 
 @pytest.fixture(scope="module")
 def exported_metrics(triton, endpoint):
-    """Names of all samples of the endpoint and of Triton."""
-    status, own = get(endpoint.address, "/metrics", authorization=f"Bearer {KEY}")
+    """Names of all samples of the endpoint and of Triton, once there has been a request."""
+    headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+    assert ask(endpoint.address, "/score", texts("a text"), **headers)[0] == 200
+    status, own = ask(endpoint.address, "/metrics", **headers)
     assert status == 200
-    status, tritons = get(("127.0.0.1", triton.server.metrics_port), "/metrics")
+    _, tritons = ask(("127.0.0.1", triton.server.metrics_port), "/metrics")
     return samples(own) | samples(tritons) | OF_GPUS
 
 
@@ -58,4 +61,4 @@ def test_probes_are_answered_without_a_key(triton, endpoint):
     addresses = {"medimage": endpoint.address, "triton": ("127.0.0.1", triton.server.http_port)}
     for container in containers(objects):
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-            assert get(addresses[container["name"]], container[probe]["httpGet"]["path"])[0] == 200
+            assert ask(addresses[container["name"]], container[probe]["httpGet"]["path"])[0] == 200
