@@ -1,4 +1,4 @@
-"""Writes the tables of README.md, docs/performance.md and docs/search.md from perf/results/*.json.
+"""Writes the tables of README.md and of pages in docs/ from perf/results/*.json.
 
 A table stands between `<!-- table: NAME FILE -->` and `<!-- end of table -->`; the rest of a page is written by hand. A
 measured number stands in a table or beside it, between those marks, and never in the text written by hand.
@@ -15,14 +15,14 @@ from perf.tables import TABLES
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "perf" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "search.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("performance", "search", "clusters")))
 TABLE = re.compile(r"(<!-- table: (\S+) (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
 @click.command()
 @click.option("--check", is_flag=True, help="Change nothing; exit code 1 if a page differs from the results.")
 def page(check: bool) -> None:
-    """Write the tables of README.md, docs/performance.md and docs/search.md from perf/results."""
+    """Write the tables of README.md and of pages in docs/ from perf/results."""
     for path in PAGES:
         old = path.read_text(encoding="utf-8")
         new = filled(old)

@@ -300,6 +300,54 @@ def saturation(report: Content) -> str:
     )
 
 
+def capacity(run: Content) -> str:
+    """What a pod answers: images of 512 x 512 a second, one at a time, and the core seconds of each."""
+    cores = run["machine"]["cores"]
+    runtimes = run["whole_path"]["cases"]["512 x 512"]["runtimes"]
+    rows = [
+        (name, f"{1e3 / timing['median_ms']:.2f}", f"{cores * timing['median_ms'] / 1e3:.1f}")
+        for name, timing in runtimes.items()
+        if name.startswith(OURS)
+    ]
+    return f"{about(run)}.\n\n" + table(("as served", "images a second", "core seconds an image"), rows, left=1)
+
+
+def several_tritons(report: Content) -> str:
+    alone = report["numbers"][0]["per_second"]
+    rows = [
+        (
+            str(row["tritons"]),
+            f"{row['per_second']:.1f} ({row['per_second'] / alone:.2f} x)",
+            f"{row['p50_ms']:,.0f}",
+            f"{row['p99_ms']:,.0f}",
+            f"{row['failed']:,} of {row['requests']:,}",
+        )
+        for row in report["numbers"]
+    ]
+    return (
+        f"{measured(report)}; {report['callers']} callers of one image each, phantom checkpoint, each Triton on one of "
+        f"{report['cores']} cores, which endpoint and callers share.\n\n"
+        + table(("Tritons", "requests a second", "p50 ms", "p99 ms", "failed"), rows, left=1)
+    )
+
+
+def changed_tritons(report: Content) -> str:
+    rows = [
+        (
+            row["what"],
+            f"{row['seconds']:.1f}",
+            f"{row['failed']:,} of {row['requests']:,}",
+            f"{row['p50_ms']:,.0f}",
+            f"{row['p99_ms']:,.0f}",
+            f"{row['max_ms']:,.0f}",
+        )
+        for row in report["changes"]
+    ]
+    return f"{measured(report)}; {report['callers']} callers.\n\n" + table(
+        ("change under load", "seconds", "failed", "p50 ms", "p99 ms", "longest ms"), rows, left=1
+    )
+
+
 def socket_hop(report: Content) -> str:
     rows = [
         (row["request"], *(f"{row[way]['median_ms']:.2f}" for way in ("port", "socket")), f"{row['added_ms']:+.2f}")
@@ -522,13 +570,14 @@ def of(case: str, report: Content) -> str:
 
 
 CASES: Mapping[str, Sequence[Callable[[Content], str]]] = {
-    "suite": (speed, card, encoders, whole_path, accuracy),
+    "suite": (speed, card, encoders, whole_path, accuracy, capacity),
     "scaling": (batches, concurrency, starts),
     "triton_overhead": (triton_overhead,),
     "preprocessing": (preprocessing, decoders, resizers),
     "client_transport": (resize, shared_memory),
     "endpoint_overhead": (endpoint_overhead,),
     "endpoint_load": (endpoint_load, saturation),
+    "several_tritons": (several_tritons, changed_tritons),
     "socket_hop": (socket_hop,),
     "perf_analyzer": (perf_analyzer, perf_analyzer_parts),
     "bulk": (bulk,),

@@ -23,6 +23,7 @@ OF_TRITON = (
     *("flatbuffers", "ftfy", "jiter", "numpy", "nvidia-pytriton", "onnxruntime", "packaging", "pillow", "protobuf"),
     *("pybase64", "tokenizers", "wcwidth"),
 )
+CONTAINER_EXTRAS = ("archive", "cli", "dicom", "nifti", "parquet", "triton")  # serves, and embeds an archive
 ABOUT = {
     "runtime": "What exports and serves, but for torch, and what builds this project.",
     "cpu": "PyTorch's build of torch for CPUs, of https://download.pytorch.org/whl/cpu.",
@@ -30,6 +31,7 @@ ABOUT = {
     "dev": "What tests, checks and benchmarks need beyond runtime.lock and openvino.lock.",
     "docs": "What builds the site of docs/, beyond runtime.lock and dev.lock.",
     "openvino": "OpenVINO, which serves bf16 and is a baseline of the benchmarks, without its telemetry.",
+    "container": "What the images of deploy/container serve and embed with, each as in the other locks.",
     "onnxruntime-gpu": "Takes the place of onnxruntime, which has no CUDA.",
     "triton-environment": "What `medimage triton-env` installs: the embedded Triton, and what its models import.",
 }
@@ -54,7 +56,9 @@ def main(options: Sequence[str]) -> None:
     hash_of_cpu_build, needs_of_cpu_build = cpu_build(torch)
     cuda = {"torch", *(resolve([torch], pins).keys() - needs_of_cpu_build)}
     onnxruntime_gpu = pin_of(everything["onnxruntime"]).replace("onnxruntime", "onnxruntime-gpu")
+    container = resolve(build, pins, [str(PYPROJECT), *(f"--extra={extra}" for extra in CONTAINER_EXTRAS)])
     write("runtime", runtime, runtime.keys() - cuda)
+    write("container", everything, container.keys())
     write("dev", everything, dev.keys() - runtime.keys())
     write("docs", everything, everything.keys() - dev.keys())
     write("cuda", everything, cuda)

@@ -59,6 +59,17 @@ NOT_RUN = {
     ("docs/install.md", "# Install without a checkout"): "installs; tests/test_release.py does it",
     ("docs/install.md", "## Triton's own environment"): "installs; tests/test_release.py does it",
     ("docs/install.md", "## What is wrong?"): "is of the machine; tests/test_doctor.py runs it",
+    **dict.fromkeys(
+        [
+            ("docs/containers.md", heading)
+            for heading in ("## Build and run", "## GPU", "## Compose: with Prometheus and Grafana")
+        ],
+        "wants a container engine and a registry of images; tests/deploy holds the files to the code",
+    ),
+    **dict.fromkeys(
+        [("docs/clusters.md", f"## {name}") for name in ("Kubernetes", "KServe", "Azure Machine Learning", "Slurm")],
+        "wants a cluster; tests/deploy holds the files to schemas and to the code",
+    ),
     ("docs/models.md", "### GPU"): "replaces a package, and wants a GPU",
     ("docs/search.md", "## Volumes and studies"): "wants volumes; tests/analysis/test_search_command.py runs the like",
     ("docs/search.md", "## Object storage"): "wants one; tests/analysis/test_index.py has a stand-in",

@@ -28,6 +28,7 @@ EXTRAS = {  # of each room, beside the base
     "examples": (),
     "tests": ("dev",),
     "docs": ("docs",),
+    "deploy": ("server",),  # in the images of deploy/container
     "checkpoints": ("dev",),
     "requirements": ("dev",),
 }

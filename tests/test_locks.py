@@ -37,13 +37,27 @@ NEEDED = [  # what an installation of the Makefile has, and what it has to have
     *((RUNTIME, Requirement(text)) for text in (*PROJECT["dependencies"], *PYPROJECT["build-system"]["requires"])),
     *((RUNTIME, requirement) for extra in ("cli", "export", "triton") for requirement in requirements_of(extra)),
     *((RUNTIME | DEV, requirement) for requirement in requirements_of("dev")),
+    *(
+        (read_lock(ROOT / "requirements/container.lock"), requirement)
+        for extra in ("archive", "cli", "dicom", "nifti", "parquet", "triton")
+        for requirement in requirements_of(extra)
+    ),
     *((RUNTIME | DEV | DOCS, requirement) for requirement in requirements_of("docs")),
     *((read_lock(ROOT / "requirements/openvino.lock"), requirement) for requirement in requirements_of("openvino")),
 ]
 
 
 def test_locks_are_all_there():
-    assert [path.stem for path in LOCKS] == ["cpu", "cuda", "dev", "docs", "onnxruntime-gpu", "openvino", "runtime"]
+    assert [path.stem for path in LOCKS] == [
+        "container",
+        "cpu",
+        "cuda",
+        "dev",
+        "docs",
+        "onnxruntime-gpu",
+        "openvino",
+        "runtime",
+    ]
 
 
 @pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.stem)
@@ -58,9 +72,15 @@ def test_what_the_project_asks_for_is_in_the_lock_of_its_step(lock, requirement)
     assert requirement.specifier.contains(lock[canonicalize_name(requirement.name)])
 
 
+def test_images_have_what_the_other_locks_have():
+    container = read_lock(ROOT / "requirements/container.lock")
+    assert container.items() <= (RUNTIME | DEV).items()
+    assert not container.keys() & {"torch", "transformers", "onnx"}
+
+
 def test_only_torch_is_in_two_locks_once_for_cpus_and_once_with_cuda():
     """pip would refuse two versions in one installation."""
-    packages = [name for path in LOCKS for name in read_lock(path)]
+    packages = [name for path in LOCKS if path.stem != "container" for name in read_lock(path)]
     assert {name for name in packages if packages.count(name) > 1} == {"torch"}
     assert {"torch": f"{CUDA['torch']}+cpu"} == CPU
 

@@ -64,7 +64,7 @@ def main(quick: bool, repository: Path | None, callers: str, seconds: int, satur
         scratch = Path(held.enter_context(tempfile.TemporaryDirectory()))
         repository = repository or phantom_repository(scratch)
         with serve(repository, scratch, max_requests=2 * max(numbers)) as servers:
-            rows = make_rows(servers)
+            rows = make_rows(servers.grpc_url)
             report.put(callers=[line for n in numbers for line in compare(servers, rows, n, seconds, rounds)])
         with serve(repository, scratch, max_requests=MAX_REQUESTS) as servers:
             report.put(saturation=saturated(servers, mixed(rows), seconds, saturate))
@@ -72,10 +72,10 @@ def main(quick: bool, repository: Path | None, callers: str, seconds: int, satur
     print(f"\nafter it: {report.content['saturation']['at_end']}")
 
 
-def make_rows(servers: Servers) -> list[Row]:
+def make_rows(triton: str) -> list[Row]:
     """Rows of images, of texts and of both, and their vectors, each asked alone and over gRPC."""
     images = [png(phantom(CAPTIONS[n], SEED, size=512).image) for n in range(8)]
-    with MedImageInsight(servers.grpc_url) as client:
+    with MedImageInsight(triton) as client:
         image_features = [client.embed_images([image])[0].tolist() for image in images]
         text_features = [client.embed_texts([text])[0].tolist() for text in CAPTIONS[:8]]
     rows: list[Row] = []

@@ -11,7 +11,7 @@ from medimage_server import triton_environment
 from medimage_server.banner import endpoint_banner, tell, triton_banner
 from medimage_server.clean import clean_run
 from medimage_server.endpoint.fallback_server import FallbackServer
-from medimage_server.endpoint.options import checked_settings, endpoint_options
+from medimage_server.endpoint.options import LOOPBACK, checked_settings, endpoint_options
 from medimage_server.endpoint.settings import EndpointOptions
 from medimage_server.endpoint.worker_pool import bound, worker_pool
 from medimage_server.errors import LaunchError
@@ -89,6 +89,11 @@ def serve(
     if score_port is not None and given:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise click.UsageError(f"with --score-port Triton opens no port; leave out {names}")
+    if score_port is None and host not in LOOPBACK:
+        tell(
+            f"warning: Triton on {host} takes requests from anyone who reaches its ports, without keys or TLS; "
+            "docs/security.md says why nobody but `medimage endpoint` should"
+        )
     hangups = end_on_signals()
     try:
         served = ServedModels(repository, models)

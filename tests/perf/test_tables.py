@@ -264,3 +264,21 @@ def test_perf_analyzer_is_shown_by_model_and_by_part():
     assert ["text_encoder", "http", "4", "text_encoder"] in [row[:4] for row in parts]
     assert "cache" not in tables.perf_analyzer(report)
     assert "answered from its cache" in tables.perf_analyzer(report | {"other_server": True})
+
+
+def test_a_pod_answers_what_its_latency_leaves_it_time_for():
+    timings = {"PyTorch eager fp32": {"median_ms": 8000.0}, "OnnxRuntime fp32": {"median_ms": 4000.0}}
+    content = {"machine": ABOUT | {"cores": 2}, "whole_path": {"cases": {"512 x 512": {"runtimes": timings}}}}
+    assert rows(tables.capacity(content))[1:] == [["OnnxRuntime fp32", "0.25", "8.0"]]
+
+
+def test_rates_of_several_tritons_are_beside_that_of_one():
+    seen = {"requests": 300, "failed": 0, "p50_ms": 1.0, "p99_ms": 20.4, "max_ms": 31.0}
+    report = {"machine": ABOUT | {"commit": "c"}, "callers": 8, "cores": 2}
+    report["numbers"] = [{"tritons": n, "per_second": rate, **seen} for n, rate in ((1, 10.0), (3, 25.0))]
+    report["changes"] = [{"what": "one added", "seconds": 1.25, **seen, "failed": 2}]
+    assert rows(tables.several_tritons(report))[1:] == [
+        ["1", "10.0 (1.00 x)", "1", "20", "0 of 300"],
+        ["3", "25.0 (2.50 x)", "1", "20", "0 of 300"],
+    ]
+    assert rows(tables.changed_tritons(report))[1:] == [["one added", "1.2", "2 of 300", "1", "20", "31"]]

@@ -10,6 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from medimage_server.cli import serve
 from medimage_server.endpoint import private_files
 from medimage_server.endpoint.options import checked_settings, endpoint_options
 from medimage_server.endpoint.settings import EndpointOptions, EndpointSettings
@@ -266,3 +267,28 @@ def test_log_that_cannot_be_written_is_refused(settings, tmp_path):
     assert settings("--access-log", tmp_path / "log").access_log == str(tmp_path / "log")
     assert (tmp_path / "log").read_text() == "before\n"
     assert settings("--access-log", "-").access_log == "-"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7"])
+def test_network_without_tls_draws_a_warning(host, settings, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("MEDIMAGE_KEYS", KEY)
+    settings("--score-host", host)
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"warning: {host} is on a network, and keys, images and texts travel unencrypted: give ")
+    monkeypatch.setenv("MEDIMAGE_KEYS", KEY)
+    certificate, key = make_certificate(tmp_path, "tls")
+    settings("--score-host", host, "--tls-certificate", certificate, "--tls-key", key)
+    assert "unencrypted" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_this_machine_needs_no_tls(host, settings, capsys):
+    settings("--score-host", host)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("127.0.0.1", False)])
+def test_triton_on_a_network_draws_a_warning(host, warned, tmp_path):
+    result = CliRunner().invoke(serve, ["--host", host, "--repository", str(tmp_path / "none")])
+    assert result.exit_code == 1
+    assert (f"warning: Triton on {host} takes requests from anyone who reaches its ports" in result.stderr) == warned

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -13,12 +13,14 @@ from medimage_client.errors import MedImageError, ModelLost, NotFound, NotReady,
 from medimage_client.wire.transport import Call, Outputs
 from medimage_client.wire.triton import SOCKET, Endpoint, GrpcTransport, HttpTransport
 from medimage_client.wire.triton_workarounds import CANCELLED_CALL, DeferredCancellation
-from medimage_server.endpoint.metrics import TRITON_READY
+from medimage_server.endpoint.discovery import DNS, TritonName
+from medimage_server.endpoint.metrics import TRITONS_READY
 from medimage_server.endpoint.settings import MODELS
 from medimage_server.triton_workarounds import PARAMETER, file_of, new_number
 
 CHECK_EVERY_S = 1.0
 CHECK_LIMIT_S = 2.0
+LOOK_UP_EVERY_S = 5.0  # of names; as long as Kubernetes' name server has its answers kept
 BETTER_ELSEWHERE = (TransportError, Unavailable, NotFound, ModelLost)  # failures that another Triton may not have
 MAX_LOST = 2  # Tritons that one call may lose: what it carries may be what ends them, and it shall not end them all
 GIVEN_UP_S = 120.0  # for which Triton's models are told so of a call: none waits longer in their queues
@@ -28,13 +30,21 @@ logger = logging.getLogger(__name__)
 
 
 class Backend:
-    """One Triton, and what is known of it."""
+    """One Triton, and what is known of it.
 
-    def __init__(self, url: str, transport: GrpcTransport | HttpTransport, deployments: Sequence[str]) -> None:
+    Args:
+        given: the URL as the operator gave it, which may be a name of several.
+    """
+
+    def __init__(
+        self, url: str, transport: GrpcTransport | HttpTransport, deployments: Sequence[str], *, given: str
+    ) -> None:
         self.url = url
+        self.given = given
         self.transport = transport
         self.ready = dict.fromkeys(deployments, False)  # when last asked
         self.in_flight = 0
+        self._has_left = False
         self._socket = Path(url.removeprefix(SOCKET)) if url.startswith(SOCKET) else None
         self._calls: set[asyncio.Timeout] = set()
         self._silent_checks = 0
@@ -80,11 +90,18 @@ class Backend:
                 await self.transport.server_version()
 
     def mark(self, deployment: str, *, ready: bool) -> None:
+        ready = ready and not self._has_left
         if self.ready[deployment] != ready:
             level = logging.INFO if ready else logging.WARNING
             logger.log(level, "%s: %s is %s", self.url, deployment, "ready" if ready else "not ready")
+            TRITONS_READY.labels(self.given, deployment).inc(1 if ready else -1)
         self.ready[deployment] = ready
-        TRITON_READY.labels(self.url, deployment).set(ready)
+
+    def leave(self) -> None:
+        """It is not there any more: no call goes to it, and those in flight go on."""
+        self._has_left = True
+        for deployment in self.ready:
+            self.mark(deployment, ready=False)
 
     @asynccontextmanager
     async def call(self) -> AsyncIterator[None]:
@@ -132,42 +149,66 @@ class BalancedTransport:
     lost is tried once more. It belongs to one event loop.
 
     Args:
-        urls: of the Tritons, as the clients take them.
+        urls: of the Tritons, as the clients take them; or names of several, see `discovery.py`.
         deployments: what they may serve; a Triton is asked for a deployment only while it is ready for it.
         slots: calls in flight of each deployment, so that Triton's own queues never overflow by us alone.
     """
 
     def __init__(self, urls: Sequence[str], deployments: Sequence[str], *, slots: int) -> None:
         self.backends: list[Backend] = []
-        self._endpoints = {url: Endpoint.parse(url) for url in urls}
+        self._names = {url: TritonName.parse(url) for url in urls if url.startswith(DNS)}
+        self._endpoints = {url: Endpoint.parse(url) for url in urls if url not in self._names}
+        self._leaving: list[Backend] = []
         self._deployment = {model: name for name in deployments for model in MODELS[name]}
         self._slots = {name: asyncio.Semaphore(slots) for name in deployments}
         self._cancellation = DeferredCancellation()
 
     async def open(self) -> None:
         """Connect to every Triton, and ask each for its health."""
-        deployments = list(self._slots)
-        self.backends = [
-            Backend(url, endpoint.connect(shared_memory=False), deployments)
-            for url, endpoint in self._endpoints.items()
-        ]
-        await self.check()
+        for given in (*self._endpoints, *self._names):
+            for deployment in self._slots:
+                TRITONS_READY.labels(given, deployment).set(0)  # a worker before us may have ended with others
+        self.backends = [self._backend(url, endpoint, given=url) for url, endpoint in self._endpoints.items()]
+        await asyncio.gather(self.check(), self.find())
+
+    def _backend(self, url: str, endpoint: Endpoint, *, given: str) -> Backend:
+        return Backend(url, endpoint.connect(shared_memory=False), list(self._slots), given=given)
 
     def is_serving(self, deployment: str) -> bool:
         """Whether at least one Triton was ready for it when last asked."""
         return any(backend.is_serving(deployment) for backend in self.backends)
 
     async def watch(self) -> None:
-        """Ask every Triton for its health, again and again; never returns."""
-        while True:
-            try:
-                await self.check()
-            except Exception as error:  # of a library below; one check more or less does not matter, their end would
-                logger.error("the check of the Tritons failed: %s", type(error).__name__)
-            await asyncio.sleep(CHECK_EVERY_S)
+        """Ask every Triton for its health, and names for their Tritons, again and again; never returns."""
+        await asyncio.gather(
+            repeat(self.check, "the check of the Tritons", every_s=CHECK_EVERY_S),
+            repeat(self.find, "the search for Tritons", every_s=LOOK_UP_EVERY_S),
+        )
 
     async def check(self) -> None:
         await asyncio.gather(*(backend.check() for backend in self.backends))
+
+    async def find(self) -> None:
+        """Connect to the Tritons that have come to the names, and send nothing more to those that have gone.
+
+        A name without any address changes nothing: it may be the name server that fails, and Tritons that are gone are
+        seen not to be ready.
+        """
+        for backend in [backend for backend in self._leaving if backend.in_flight == 0]:
+            self._leaving.remove(backend)
+            await backend.transport.close()
+        for given, name in self._names.items():
+            if not (urls := await name.look_up()):
+                continue
+            gone = [backend for backend in self.backends if backend.given == given and backend.url not in urls]
+            known = {backend.url for backend in self.backends if backend.given == given}
+            new = [self._backend(url, Endpoint.parse(url), given=given) for url in urls if url not in known]
+            for backend in gone:
+                logger.info("%s: has left %s", backend.url, given)
+                backend.leave()
+            self.backends = [backend for backend in self.backends if backend not in gone] + new
+            self._leaving += gone
+            await asyncio.gather(*(backend.check() for backend in new))
 
     async def infer(self, call: Call, *, timeout: float) -> Outputs:
         """As of any transport; a call that is cancelled may go on for a while and keep its slot, see `CANCELLED_CALL`.
@@ -236,7 +277,7 @@ class BalancedTransport:
         try:
             await self._cancellation.finish()
         finally:
-            await asyncio.gather(*(backend.transport.close() for backend in self.backends))
+            await asyncio.gather(*(backend.transport.close() for backend in (*self.backends, *self._leaving)))
 
     def _by_load(self, deployment: str) -> list[Backend]:
         ready = [backend for backend in self.backends if backend.is_serving(deployment)]
@@ -246,3 +287,13 @@ class BalancedTransport:
 def has_lost_enough(failures: Sequence[MedImageError]) -> bool:
     """Whether a call that has failed so is not to be tried any more."""
     return sum(isinstance(failure, TransportError | ModelLost) for failure in failures) == MAX_LOST
+
+
+async def repeat(step: Callable[[], Awaitable[object]], what: str, *, every_s: float) -> None:
+    """Take a step again and again; never returns."""
+    while True:
+        try:
+            await step()
+        except Exception as error:  # of a library below; one step more or less does not matter, their end would
+            logger.error("%s failed: %s", what, type(error).__name__)
+        await asyncio.sleep(every_s)

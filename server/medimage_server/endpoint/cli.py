@@ -9,6 +9,7 @@ import click
 from medimage_client import CXRReportGen, MedImageError, MedImageInsight
 from medimage_server.banner import endpoint_banner, tell
 from medimage_server.clean import clean_run
+from medimage_server.endpoint.discovery import tritons_now
 from medimage_server.endpoint.fallback_server import FallbackServer
 from medimage_server.endpoint.options import checked_settings, endpoint_options
 from medimage_server.endpoint.settings import EMBEDDINGS, MODELS, REPORTS, EndpointOptions
@@ -33,7 +34,8 @@ ANSWER_S = 3.0
     required=True,
     multiple=True,
     metavar="URL",
-    help="A Triton: grpc://host:port, http://… or unix:/path; may be repeated. Calls go to the least busy one.",
+    help="A Triton: grpc://host:port, http://… or unix:/path; or dns+grpc://name:port for one at each address of the "
+    "name, looked up again every five seconds. May be repeated. Calls go to the least busy one.",
 )
 @option(
     "--deployment",
@@ -85,7 +87,7 @@ def find_deployments(tritons: Sequence[str]) -> tuple[str, ...]:
     """
     deadline = monotonic() + SEARCH_S
     while True:
-        found = tuple(name for name in MODELS if any(is_ready(name, url) for url in tritons))
+        found = tuple(name for name in MODELS if any(is_ready(name, url) for url in tritons_now(tritons)))
         if found:
             return found
         if monotonic() > deadline:

@@ -57,9 +57,9 @@ SENT_BYTES = Counter("medimage_endpoint_sent_bytes", "Bodies sent.", registry=OW
 LOST_LOG_LINES = Counter(
     "medimage_endpoint_lost_log_lines", "Lines of the access log that could not be written.", registry=OWN
 )
-TRITON_READY = Gauge(
+TRITONS_READY = Gauge(
     "medimage_endpoint_triton_ready",
-    "Whether a Triton was ready when last asked.",
+    "Tritons that were ready when last asked: 0 or 1, and of a name (dns+…) how many.",
     ("triton", "deployment"),
     multiprocess_mode="min",
     registry=OWN,

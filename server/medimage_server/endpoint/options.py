@@ -64,6 +64,12 @@ def checked_settings(
             f"--score-host {options.score_host} opens the endpoint to the network, and there are no keys: "
             f"give some with --keys-file or {KEYS_VARIABLE}"
         )
+    if options.score_host not in LOOPBACK and options.tls_certificate is None:
+        click.echo(
+            f"warning: {options.score_host} is on a network, and keys, images and texts travel unencrypted: give "
+            "--tls-certificate, or let a proxy with TLS alone reach this port",
+            err=True,
+        )
     for file in (keys_file, tls_key, log):
         if file and (warning := warning_of(file)):
             click.echo(warning, err=True)

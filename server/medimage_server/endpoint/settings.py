@@ -77,7 +77,7 @@ class EndpointOptions:
 class EndpointSettings(EndpointOptions):
     """The options, and what a worker has to know beside them."""
 
-    tritons: tuple[str, ...]  # grpc:// or http:// URLs
+    tritons: tuple[str, ...]  # URLs as `medimage endpoint` takes them
     deployments: tuple[str, ...] = ()  # of MODELS
     key_digests: tuple[str, ...] = ()  # SHA-256, in hexadecimal; of keys that are not in the file
     triton_metrics: str | None = None  # URL of the page that is appended to ours; unix:/path is a socket

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 from contextlib import aclosing
 
 import numpy as np
@@ -114,13 +115,13 @@ async def balance(monkeypatch):
     """A balanced transport over these Tritons, which has asked them for their health once."""
     monkeypatch.setattr(balancing, "CHECK_LIMIT_S", 0.02)
 
-    async def balance(*tritons, slots=4, deployments=BOTH):
+    async def balance(*tritons, slots=4, deployments=BOTH, urls=None):
         by_address = {Endpoint.parse(triton.url).address: triton for triton in tritons}
         monkeypatch.setattr(
             "medimage_client.wire.triton.Endpoint.connect",
             lambda endpoint, *, shared_memory: by_address[endpoint.address],
         )
-        transport = BalancedTransport([triton.url for triton in tritons], deployments, slots=slots)
+        transport = BalancedTransport(urls or [triton.url for triton in tritons], deployments, slots=slots)
         await transport.open()
         return transport
 
@@ -605,6 +606,83 @@ async def test_watch_goes_on_until_it_is_cancelled(balance, monkeypatch):
         await watching
     await transport.close()
     assert a.closed == 1
+
+
+@pytest.fixture
+def addresses(monkeypatch):
+    """Of the name `tritons`, to be changed; an exception is raised."""
+    found = ["10.0.0.1"]
+
+    def getaddrinfo(host, port, *options):
+        assert (host, port) == ("tritons", 8001)
+        if isinstance(found[0], Exception):
+            raise found[0]
+        # each address comes once for every protocol, as libc may have it
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found * 2]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return found
+
+
+def n_ready(given):
+    labels = {"triton": given, "deployment": "medimageinsight"}
+    return metrics.OWN.get_sample_value("medimage_endpoint_triton_ready", labels)
+
+
+async def test_tritons_of_a_name_come_and_go_with_its_addresses(balance, addresses, monkeypatch):
+    monkeypatch.setattr(balancing, "LOOK_UP_EVERY_S", 0.01)
+    tritons = {f"10.0.0.{n}": Triton(str(n), url=f"grpc://10.0.0.{n}:8001") for n in (1, 2, 3)}
+    first, second, third = tritons.values()
+    transport = await balance(*tritons.values(), urls=["dns+grpc://tritons"])
+    assert [backend.url for backend in transport.backends] == [first.url]
+    watching = asyncio.create_task(transport.watch())
+    addresses.append("10.0.0.2")
+    await until(lambda: n_ready("dns+grpc://tritons") == 2)  # also the number that all of them share
+    first.answers.clear()
+    slow = asyncio.create_task(ask(transport))
+    await soon()
+    assert await ask(transport) == "2"
+
+    addresses[:] = ["10.0.0.2", "10.0.0.3"]  # a rolling update: the first is about to end
+    await until(lambda: [backend.url for backend in transport.backends] == [second.url, third.url])
+    await until(lambda: n_ready("dns+grpc://tritons") == 2)
+    assert {await ask(transport) for _ in range(4)} <= {"2", "3"}
+    await asyncio.sleep(0.05)
+    assert not first.closed  # it still has a call
+    first.answers.set()
+    assert await slow == "1"
+    await until(lambda: first.closed == 1)
+
+    watching.cancel()
+    await transport.close()
+    assert [first.closed, second.closed, third.closed] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("failure", [socket.gaierror(socket.EAI_NONAME, "unknown"), TimeoutError()], ids=type)
+async def test_name_that_cannot_be_looked_up_leaves_the_tritons_as_they_are(balance, addresses, failure):
+    a, fixed = Triton("a", url="grpc://10.0.0.1:8001"), Triton("fixed")
+    transport = await balance(a, fixed, urls=["dns+grpc://tritons", fixed.url])
+    addresses[:] = [failure]
+    await transport.find()
+    assert sorted([await ask(transport), *await asyncio.gather(ask(transport), ask(transport))]) != ["fixed"] * 3
+    assert {backend.url for backend in transport.backends} == {a.url, fixed.url}
+
+
+async def test_name_without_any_triton_is_not_ready_and_finds_the_first_that_comes(balance, addresses):
+    addresses[:] = [socket.gaierror(socket.EAI_NONAME, "unknown")]
+    a = Triton("a", url="grpc://10.0.0.1:8001")
+    transport = await balance(a, urls=["dns+grpc://tritons:8001"])
+    with pytest.raises(NotReady, match="no Triton is ready"):
+        await ask(transport)
+    addresses[:] = ["10.0.0.1"]
+    await transport.find()
+    assert await ask(transport) == "a"
+
+
+@pytest.mark.parametrize("url", ["dns+grpcs://tritons:8001", "dns+unix:/tritons", "dns+tritons", "dns+ftp://tritons"])
+async def test_name_with_tls_or_without_a_scheme_is_refused(url):
+    with pytest.raises(InvalidInput):
+        BalancedTransport([url], BOTH, slots=1)
 
 
 async def test_url_that_is_none_is_told_before_anything_is_connected():

@@ -21,7 +21,7 @@ COUNT = (
     "    for status in [*HTTPStatus, 499]: m.REQUESTS.labels(deployment, str(int(status))).inc()\n"
     "    m.ROWS.labels(deployment).inc(); m.REQUEST_SECONDS.labels(deployment).observe(1)\n"
     "    for stage in ('receive', 'parse', 'model', 'send'): m.STAGE_SECONDS.labels(deployment, stage).observe(1)\n"
-    "    for n in range(64): m.TRITON_READY.labels(f'grpc://a-machine-with-a-long-name-{n}:8001', deployment).set(1)\n"
+    "    for n in range(64): m.TRITONS_READY.labels(f'grpc://a-machine-with-a-long-name-{n}:8001', deployment).set(1)\n"
     "before = m.value('medimage_endpoint_in_flight')\n"
     "m.IN_FLIGHT.inc(3)\n"
     "print(int(before), m.counts_by_status()[200])\n"
