@@ -411,8 +411,10 @@ class Keys:
 
     def rest(self) -> tuple[str, ...]:
         """A line for each key that is ignored, if none is unknown."""
-        for key in self.left:
-            if key not in IGNORED:
+        for key, value in [*self.left.items()]:
+            if not value and any(known.startswith(f"{key}.") for known in self.known):
+                del self.left[key]  # a block with nothing in it
+            elif key not in IGNORED:
                 near = difflib.get_close_matches(key, self.known, n=1)
                 advice = f"; did you mean {near[0]}?" if near else "; remove it"
                 raise self.wrong(key, f"is no key that is known{advice}")

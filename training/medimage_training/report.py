@@ -43,7 +43,7 @@ def write_report(folder: Path, sets: Sequence[EvaluationSet], moments: Mapping[s
     for one in sets:
         if len(one.labels) > MAX_LABELS_OF_A_PICTURE:
             continue
-        for moment, scores in moments.items():
+        for moment, scores in [*moments.items()][:2]:  # before, and best
             name = f"confusion_{one.name}_{moment.split()[0]}.png"
             (folder / name).write_bytes(confusion_matrix(one.labels, scores[one.name].confusion))
             text += [f"{one.name}, {moment}:", "", f"![Confusion matrix of {one.name}, {moment}]({name})", ""]

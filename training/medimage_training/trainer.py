@@ -1,6 +1,6 @@
 """A run of fine-tuning, from the files to the report.
 
-The engine is Hugging Face Accelerate: it adds one distribution, where Lightning Fabric adds two, and `torchrun` starts it
+The engine is Hugging Face Accelerate. It adds one distribution, where Lightning Fabric adds two; `torchrun` starts it,
 on several GPUs and machines, and on CPUs.
 """
 
@@ -15,8 +15,9 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list, tqdm
+from accelerate.utils import broadcast_object_list
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
 
 from medimage_client.errors import InvalidInput
 from medimage_export.medimageinsight.checkpoint import CheckpointFiles, find_checkpoint, load_model
@@ -115,7 +116,7 @@ class Run:
         if options.ema_decay is not None:
             device = torch.device("cpu") if options.ema_on_cpu else accelerator.device
             average = get_ema_multi_avg_fn(options.ema_decay)  # type: ignore[no-untyped-call]
-            self.ema = AveragedModel(model, device, average)
+            self.ema = AveragedModel(model, device, multi_avg_fn=average)
             self.ema.update_parameters(model)  # the first takes the weights as they are
         with_drop_path(model, options.drop_path, processes=accelerator.num_processes, process=accelerator.process_index)
         if options.checkpointing:
@@ -171,7 +172,7 @@ class Run:
         dataset = TrainingSet(self.data.training, self.images, self.tokenizer, options.augmentation, options.seed)
         loader = loader_of(dataset, order, workers=options.workers, pin_memory=torch.cuda.is_available())
         batches, losses = iter(loader), []
-        bar = tqdm(total=order.steps, initial=order.first_step, unit="step", disable=None if self.is_main else True)
+        bar = tqdm(total=order.steps, initial=order.first_step, unit="step", disable=None if self.is_main else True)  # None: off a terminal
         began, done = time.monotonic(), 0
         for step in range(order.first_step, order.steps):
             rate = learning_rate(step, order.steps, options)
