@@ -25,13 +25,17 @@ EXTRAS = {  # of each room, beside the base
     "export": ("export",),
     "perf": ("perf",),
     "examples": (),
+    "training": ("training",),
     "tests": ("dev",),
     "docs": ("docs",),
     "checkpoints": ("dev",),
     "requirements": (),
 }
 DISTRIBUTIONS = packages_distributions()  # of the environment of the tests, by module
-OURS = {"checkpoints", "medimage_analysis", "medimage_client", "medimage_export", "medimage_server", "perf", "tests"}
+OURS = {
+    *("checkpoints", "perf", "tests"),
+    *("medimage_analysis", "medimage_client", "medimage_export", "medimage_server", "medimage_training"),
+}
 OF_TRITON = {"triton_python_backend_utils"}  # which the server has, not a package
 WHERE = {  # what the client imports beyond its base, and where
     "click": "cli/",

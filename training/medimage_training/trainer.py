@@ -172,7 +172,8 @@ class Run:
         dataset = TrainingSet(self.data.training, self.images, self.tokenizer, options.augmentation, options.seed)
         loader = loader_of(dataset, order, workers=options.workers, pin_memory=torch.cuda.is_available())
         batches, losses = iter(loader), []
-        bar = tqdm(total=order.steps, initial=order.first_step, unit="step", disable=None if self.is_main else True)  # None: off a terminal
+        disable = None if self.is_main else True  # None: it is shown on a terminal alone
+        bar = tqdm(total=order.steps, initial=order.first_step, unit="step", disable=disable)
         began, done = time.monotonic(), 0
         for step in range(order.first_step, order.steps):
             rate = learning_rate(step, order.steps, options)

@@ -1,12 +1,12 @@
 """The UniCL loss, and the model as it is trained: drop path, activation checkpointing, vectors of all processes."""
 
 import functools
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 from torch.utils.checkpoint import checkpoint
 
 from medimage_export.medimageinsight.davit import ChannelBlock, SpatialBlock
@@ -50,16 +50,29 @@ def unicl_loss(images: Tensor, texts: Tensor, classes: Tensor, logit_scale: Tens
 
 
 def of_all_processes(rows: Tensor) -> Tensor:
-    """(B, …) of each process -> (processes x B, …), in the order of the processes, with gradients.
-
-    The gradient of a process's rows is the sum over what all processes make of them. DistributedDataParallel then takes
-    the mean over processes, and that is the gradient of the one loss that all of them compute.
-    """
+    """(B, …) of each process -> (processes x B, …), in the order of the processes, with gradients."""
     if not distributed():
         return rows
-    if not rows.requires_grad:
+    gathered: Tensor = Gather.apply(rows) if rows.requires_grad else gathered_rows(rows)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class Gather(torch.autograd.Function):
+    """The gradient of a process's rows is the sum over what all processes make of them.
+
+    DistributedDataParallel then takes the mean over processes, and that is the gradient of the one loss that all of
+    them compute. PyTorch's own function for it is deprecated, and what it names instead is private.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
         return gathered_rows(rows)
-    return torch.cat(all_gather(rows.contiguous()))  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        whole = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(whole)
+        return whole.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def gathered_rows(rows: Tensor) -> Tensor:
