@@ -23,7 +23,7 @@ Place = tuple[int, int]  # epoch, index of the example
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """What one process shows at once; B is the batch of one process."""
 
     pixels: Tensor  # (B, height, width, 3) uint8
@@ -31,11 +31,11 @@ class Batch:
     attention_mask: Tensor
     classes: Tensor  # (B,) int64; images and texts of one class are positives
 
-    def to(self, device: torch.device) -> "Batch":
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+    def to(self, device: torch.device) -> "TrainingBatch":
+        return TrainingBatch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
-    def pin_memory(self) -> "Batch":
-        return Batch(*(tensor.pin_memory() for tensor in vars(self).values()))
+    def pin_memory(self) -> "TrainingBatch":
+        return TrainingBatch(*(tensor.pin_memory() for tensor in vars(self).values()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class Order:
                 yield [(epoch, int(index)) for index in batch[self.process]]
 
 
-class TrainingSet(Dataset[Batch]):
+class TrainingSet(Dataset[TrainingBatch]):
     """Examples, augmented."""
 
     def __init__(
@@ -108,11 +108,11 @@ class TrainingSet(Dataset[Batch]):
         self._classes = torch.tensor([names.index(example.label) for example in examples])
         self._tokens = tokens_of(tokenizer, [example.text for example in examples])
 
-    def __getitem__(self, places: Sequence[Place]) -> Batch:
+    def __getitem__(self, places: Sequence[Place]) -> TrainingBatch:
         pixels = np.stack([self._pixels(*place) for place in places])
         rows = torch.tensor([index for _, index in places])
         ids, mask = self._tokens
-        return Batch(torch.from_numpy(pixels), ids[rows], mask[rows], self._classes[rows])
+        return TrainingBatch(torch.from_numpy(pixels), ids[rows], mask[rows], self._classes[rows])
 
     def _pixels(self, epoch: int, index: int) -> Pixels:
         rng = np.random.default_rng([self._seed, 1, epoch, index])
@@ -125,7 +125,7 @@ def tokens_of(tokenizer: TextTokenizer, texts: Sequence[str]) -> tuple[Tensor, T
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
-def loader_of(dataset: TrainingSet, order: Order, *, workers: int, pin_memory: bool) -> DataLoader[Batch]:
+def loader_of(dataset: TrainingSet, order: Order, *, workers: int, pin_memory: bool) -> DataLoader[TrainingBatch]:
     """Reads batches in processes of its own, some ahead."""
     return DataLoader(
         dataset,

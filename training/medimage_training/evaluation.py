@@ -22,7 +22,7 @@ Vectors = NDArray[np.float32]  # (n, E) unit vectors
 
 
 @dataclass(frozen=True)
-class Scores:
+class SetScores:
     """Of one set of images."""
 
     accuracy: float
@@ -43,7 +43,7 @@ class EvaluationSet:
 
     def scores(
         self, model: UniCL, images: ServedImages, tokenizer: TextTokenizer, *, batch: int, device: torch.device
-    ) -> Scores:
+    ) -> SetScores:
         """In every process; each encodes its part of the images."""
         vectors = embed(model, images, self.examples, batch=batch, device=device)
         truth = np.array([self.labels.index(example.label) for example in self.examples])
@@ -56,10 +56,10 @@ class EvaluationSet:
         shares = np.zeros((len(vectors), len(self.labels)))
         shares[:, nearest.classes_] = nearest.predict_proba(vectors)
         scores = scores_of(shares, truth)
-        return Scores(scores.accuracy, scores.balanced_accuracy, None, scores.confusion)
+        return SetScores(scores.accuracy, scores.balanced_accuracy, None, scores.confusion)
 
 
-def scores_of(similarities: NDArray[np.floating[Any]], truth: NDArray[np.int64]) -> Scores:
+def scores_of(similarities: NDArray[np.floating[Any]], truth: NDArray[np.int64]) -> SetScores:
     """The answer is the label of the highest similarity, (n, labels); truth (n,) is its index.
 
     A label without an image can be a wrong answer, and has no recall and no AUC.
@@ -71,7 +71,7 @@ def scores_of(similarities: NDArray[np.floating[Any]], truth: NDArray[np.int64])
     right = np.diag(confusion)
     ranks = [np.unique(column, return_inverse=True)[1] for column in similarities.T]
     areas = [area(ranks[label], truth == label, ones) for label in there] if len(there) > 1 else [float("nan")]
-    return Scores(
+    return SetScores(
         accuracy=float(right.sum() / len(truth)),
         balanced_accuracy=float((right[there] / confusion.sum(axis=1)[there]).mean()),
         mauc=float(np.mean(areas)),

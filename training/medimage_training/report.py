@@ -8,7 +8,7 @@ from typing import Any
 
 from medimage_client.cli.table import table
 from medimage_client.labels.pictures import DPI, confusion_matrix, import_figure, png
-from medimage_training.evaluation import EvaluationSet, Scores
+from medimage_training.evaluation import EvaluationSet, SetScores
 from medimage_training.published import write_text
 from medimage_training.run_state import read_log
 
@@ -16,7 +16,7 @@ HEAD = ["", "images", "labels", "accuracy", "BACC", "mAUC"]
 MAX_LABELS_OF_A_PICTURE = 60
 
 
-def lines_of(sets: Sequence[EvaluationSet], moments: Mapping[str, Mapping[str, Scores]]) -> list[str]:
+def lines_of(sets: Sequence[EvaluationSet], moments: Mapping[str, Mapping[str, SetScores]]) -> list[str]:
     """A table: each set before, and after; `moments` have the scores by a moment's name, then by that of the set."""
     rows = [
         [
@@ -31,11 +31,13 @@ def lines_of(sets: Sequence[EvaluationSet], moments: Mapping[str, Mapping[str, S
     return table(HEAD, rows)
 
 
-def numbers(scores: Scores) -> tuple[float, float, float | None]:
+def numbers(scores: SetScores) -> tuple[float, float, float | None]:
     return scores.accuracy, scores.balanced_accuracy, scores.mauc
 
 
-def write_report(folder: Path, sets: Sequence[EvaluationSet], moments: Mapping[str, Mapping[str, Scores]]) -> list[str]:
+def write_report(
+    folder: Path, sets: Sequence[EvaluationSet], moments: Mapping[str, Mapping[str, SetScores]]
+) -> list[str]:
     """report.md, report.json and pictures; returns the lines of the table."""
     lines = lines_of(sets, moments)
     text = ["# Fine-tuning report", "", "```text", *lines, "```", "", "![Loss and accuracy](curves.png)", ""]
@@ -56,7 +58,7 @@ def write_report(folder: Path, sets: Sequence[EvaluationSet], moments: Mapping[s
     return lines
 
 
-def as_object(scores: Scores) -> dict[str, Any]:
+def as_object(scores: SetScores) -> dict[str, Any]:
     return asdict(scores) | {"confusion": scores.confusion.tolist()}
 
 

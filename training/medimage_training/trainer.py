@@ -24,9 +24,9 @@ from medimage_export.medimageinsight.checkpoint import CheckpointFiles, find_che
 from medimage_export.medimageinsight.reference import UniCL
 from medimage_export.medimageinsight.tokenizer import build_tokenizer
 from medimage_server.text_tokenizer import TextTokenizer
-from medimage_training.batches import Batch, Order, TrainingSet, loader_of
+from medimage_training.batches import Order, TrainingBatch, TrainingSet, loader_of
 from medimage_training.config import FineTuning
-from medimage_training.evaluation import EvaluationSet, Scores
+from medimage_training.evaluation import EvaluationSet, SetScores
 from medimage_training.examples import Example, check_apart, read_examples, read_labels, warnings_of
 from medimage_training.images import ServedImages, digests_of
 from medimage_training.parameters import freeze, learning_rate, parameter_groups
@@ -39,7 +39,7 @@ MAX_LOGIT_SCALE = float(np.log(100))  # the bound of CLIP's training
 MAX_NAMED = 10  # bad images that are named one by one
 COLUMNS = ("step", "epoch", "loss", "learning_rate", "gradient_norm", "logit_scale", "images_per_s", "peak_memory_gb")
 Say = Callable[[str], None]
-ByName = dict[str, Scores]
+ByName = dict[str, SetScores]
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,14 @@ def fine_tune(options: FineTuning, *, skip_bad_images: bool = False, say: Say = 
     images = ServedImages(model.config.image.image_size)
     data = read_data(options, images, skip_bad_images=skip_bad_images, say=say)
     with advice_if_out_of_memory(options):
-        return Run(options, accelerator, model, files, tokenizer, images, data, say).go()
+        return FineTuningRun(options, accelerator, model, files, tokenizer, images, data, say).go()
 
 
 def _nothing(line: str) -> None:
     """Of the processes that do not speak."""
 
 
-class Run:
+class FineTuningRun:
     """Everything that a run holds while it goes."""
 
     def __init__(
@@ -210,7 +210,7 @@ class Run:
         bar.close()
         return last
 
-    def step(self, batches: Iterator[Batch], step: int, rate: float, accumulation: int) -> tuple[float, float]:
+    def step(self, batches: Iterator[TrainingBatch], step: int, rate: float, accumulation: int) -> tuple[float, float]:
         """One step of the optimizer; returns the loss and the norm of the gradients before they are clipped."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
@@ -254,7 +254,7 @@ class Run:
         }
 
     def evaluate(self, step: int) -> ByName:
-        """Scores of the weights as they are now; they are kept if no earlier ones were as good on the first set."""
+        """SetScores of the weights as they are now; they are kept if no earlier ones were as good on the first set."""
         scores = self.scores(self.result())
         first = self.data.sets[0].name
         if not self.best or scores[first].accuracy > self.best[first].accuracy:
@@ -430,4 +430,4 @@ def plain(scores: ByName) -> dict[str, Any]:
 
 
 def scores_of_plain(saved: Mapping[str, Any]) -> ByName:
-    return {name: Scores(**one | {"confusion": np.array(one["confusion"])}) for name, one in saved.items()}
+    return {name: SetScores(**one | {"confusion": np.array(one["confusion"])}) for name, one in saved.items()}

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from medimage_export.medimageinsight.davit import ChannelBlock, SpatialBlock
 from medimage_export.medimageinsight.reference import ImageEncoderReference, UniCL
-from medimage_training.batches import Batch
+from medimage_training.batches import TrainingBatch
 
 
 class Encoders(nn.Module):
@@ -21,7 +21,7 @@ class Encoders(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, batch: TrainingBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors of images and of texts, (B, E) each, and the logit scale."""
         images, _ = encode_pixels(self.model, batch.pixels)
         return images, self.model.encode_text(batch.input_ids, batch.attention_mask), self.model.logit_scale
