@@ -17,9 +17,10 @@ from medimage_client.errors import InvalidInput
 from medimage_export.medimageinsight.checkpoint import find_checkpoint, load_model
 from medimage_training import trainer
 from medimage_training.config import read_fine_tuning
+from medimage_training.images import ServedImages
 from medimage_training.published import sha256
 from medimage_training.run_state import STATE, read_log
-from medimage_training.trainer import fine_tune
+from medimage_training.trainer import fine_tune, read_data
 from tests.training.tiny import LABELS, write_config
 
 
@@ -123,6 +124,18 @@ def test_classifier_package_has_azures_layout_and_labels(finished):
     assert find_checkpoint(package).weights.read_bytes() == find_checkpoint(finished / "best").weights.read_bytes()
     prompts = (package / "artifacts/checkpoints/prompts.csv").read_text().splitlines()
     assert prompts[:2] == ["label,prompt", f"{sorted(LABELS)[0]},{sorted(LABELS)[0]}."]
+
+
+def test_images_that_cannot_be_read_stop_the_run_or_are_left_out(workplace):
+    (workplace / "broken.csv").write_text((workplace / "train.csv").read_text() + f"none.png,{LABELS[0]}\n")
+    config = write_config(workplace / "broken.yaml", workplace / "checkpoint", INPUTS={"table": "broken.csv"})
+    options = read_fine_tuning(config, inputs={"eval_table": workplace / "new.csv"}, output=workplace / "unused")
+    said: list[str] = []
+    place = f"{workplace / 'broken.csv'}, row 9: cannot read {workplace / 'none.png'}"
+    with pytest.raises(InvalidInput, match=f"{place}: .*; 1 of 13 images cannot be used: .* --on-bad-image skip"):
+        read_data(options, ServedImages((64, 64)), skip_bad_images=False, say=said.append)
+    data = read_data(options, ServedImages((64, 64)), skip_bad_images=True, say=said.append)
+    assert said[-1].startswith(f"left out: {place}") and len(data.training) == 8
 
 
 def test_lack_of_memory_is_one_line_with_what_to_change(workplace, tmp_path, monkeypatch):
