@@ -55,6 +55,15 @@ NOT_RUN = {
         ],
         "wants an archive; tests/client/test_orthanc.py runs the like",
     ),
+    ("docs/finetuning.md", "# Fine-tuning"): "installs an extra that is installed",
+    **dict.fromkeys(
+        [
+            ("docs/finetuning.md", heading)
+            for heading in ("## A worked example", "## Your data", "## The classifier package")
+        ],
+        "trains for minutes; tests/training runs the like, smaller",
+    ),
+    ("docs/finetuning.md", "## Several GPUs, and going on"): "wants several GPUs; tests/training has two processes",
     ("docs/bf16.md", "# bf16 on CPUs"): "installs a package, and wants a CPU that multiplies bf16",
     ("docs/install.md", "# Install without a checkout"): "installs; tests/test_release.py does it",
     ("docs/install.md", "## Triton's own environment"): "installs; tests/test_release.py does it",

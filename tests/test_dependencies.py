@@ -26,6 +26,7 @@ EXTRAS = {  # of each room, beside the base
     "install": ("all",),
     "perf": ("perf",),
     "examples": (),
+    "training": ("training",),
     "tests": ("dev",),
     "docs": ("docs",),
     "deploy": ("server",),  # in the images of deploy/container
@@ -34,14 +35,9 @@ EXTRAS = {  # of each room, beside the base
 }
 DISTRIBUTIONS = packages_distributions()  # of the environment of the tests, by module
 OURS = {
-    "checkpoints",
-    "medimage_analysis",
-    "medimage_client",
-    "medimage_export",
-    "medimage_install",
-    "medimage_server",
-    "perf",
-    "tests",
+    *("checkpoints", "perf", "tests"),
+    *("medimage_analysis", "medimage_client", "medimage_export"),
+    *("medimage_install", "medimage_server", "medimage_training"),
 }
 OF_TRITON = {"triton_python_backend_utils"}  # which the server has, not a package
 WHERE = {  # what the client imports beyond its base, and where

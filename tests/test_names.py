@@ -6,7 +6,13 @@ from pathlib import Path
 
 from tests.paths import ROOT
 
-PACKAGES = ("analysis/medimage_analysis", "client/medimage_client", "export/medimage_export", "server/medimage_server")
+PACKAGES = (
+    "analysis/medimage_analysis",
+    "client/medimage_client",
+    "export/medimage_export",
+    "server/medimage_server",
+    "training/medimage_training",
+)
 
 RIGHT = {  # names that two modules are right to share, and why
     "InvalidInput": "what a model of Triton raises, the client raises again",

@@ -24,7 +24,7 @@ PIP = ("-m", "pip", "--disable-pip-version-check")
 def sources():
     return [
         path.read_text(encoding="utf-8")
-        for room in ("client", "server", "export")
+        for room in ("client", "server", "export", "training")
         for path in (ROOT / room).rglob("*.py")
     ]
 

@@ -8,7 +8,10 @@ import pytest
 
 from tests.paths import ROOT
 
-ROOMS = {"medimage_analysis", "medimage_client", "medimage_export", "medimage_install", "medimage_server"}
+ROOMS = {
+    *("medimage_analysis", "medimage_client", "medimage_export"),
+    *("medimage_install", "medimage_server", "medimage_training"),
+}
 AROUND = {"checkpoints", "examples", "perf", "tests"}  # they use the rooms, and no room uses them
 ALLOWED = {
     "analysis": {"medimage_analysis", "medimage_client", "medimage_server"},
@@ -16,6 +19,7 @@ ALLOWED = {
     "export": {"medimage_export", "medimage_install"},
     "install": ROOMS,
     "server": {"medimage_server", "medimage_client", "medimage_install"},
+    "training": {"medimage_training", "medimage_client", "medimage_export", "medimage_server"},
     "model_repository": {"medimage_server"},
 }
 CLIENT = ROOT / "client" / "medimage_client"
@@ -112,6 +116,17 @@ def test_one_module_of_the_analysis_imports_the_server():
     """The model in the run's own process; all else of the analysis knows a server by its address."""
     modules = (ROOT / "analysis" / "medimage_analysis").rglob("*.py")
     assert [path.name for path in modules if "medimage_server" in imported_packages(path)] == ["in_process.py"]
+
+
+def test_training_imports_of_the_server_how_images_and_texts_are_prepared():
+    modules = (ROOT / "training" / "medimage_training").rglob("*.py")
+    named = {
+        node.module
+        for path in modules
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("medimage_server")
+    }
+    assert named == {f"medimage_server.{name}" for name in ("errors", "image_preprocessing", "text_tokenizer")}
 
 
 @pytest.mark.parametrize("package", CLIENT_ORDER)

@@ -21,6 +21,7 @@ from medimage_export.phantoms.radiology import (
     draw_retina_oct,
 )
 from medimage_export.phantoms.shapes import Box
+from medimage_export.phantoms.unfamiliar import draw_colonoscopy, draw_knee_xray
 
 Draw = Callable[[Canvas, str], Drawing]
 
@@ -43,10 +44,17 @@ EXAMS: dict[str, tuple[Draw, tuple[str, ...]]] = {  # <modality> <anatomy> <exam
     "fundus photography retina macula centered": (draw_fundus, ("No Finding", "Diabetic Retinopathy")),
     "dermoscopy skin polarized": (draw_dermoscopy, ("Nevus", "Melanoma")),
 }
-_STUDIES = {
-    f"{exam} {condition}": (draw, condition) for exam, (draw, conditions) in EXAMS.items() for condition in conditions
+UNFAMILIAR_EXAMS: dict[str, tuple[Draw, tuple[str, ...]]] = {  # which the shipped checkpoints were not trained on
+    "endoscopy colon forward": (draw_colonoscopy, ("No Finding", "Polyp", "Ulcer")),
+    "x-ray knee anteroposterior": (draw_knee_xray, ("No Finding", "Fracture", "Osteoarthritis")),
 }
-CAPTIONS = tuple(_STUDIES)
+_STUDIES = {
+    f"{exam} {condition}": (draw, condition)
+    for exam, (draw, conditions) in (EXAMS | UNFAMILIAR_EXAMS).items()
+    for condition in conditions
+}
+UNFAMILIAR_CAPTIONS = tuple(caption for caption in _STUDIES if caption.startswith(tuple(UNFAMILIAR_EXAMS)))
+CAPTIONS = tuple(caption for caption in _STUDIES if caption not in UNFAMILIAR_CAPTIONS)
 
 # Seeds of the shipped checkpoint: it is trained on the first, watched on the second, and has never seen the third.
 TRAIN_SEEDS = range(0, 48)
@@ -57,7 +65,7 @@ TEST_SEEDS = range(2_000, 2_020)
 @dataclass(frozen=True, slots=True)
 class Phantom:
     image: NDArray[np.uint8]  # (size, size) grey or (size, size, 3) RGB
-    caption: str  # one of CAPTIONS
+    caption: str  # one of CAPTIONS or UNFAMILIAR_CAPTIONS
     boxes: tuple[Box, ...]  # (x0, y0, x1, y1) of each finding as fractions of the sides; () for a normal study
 
 
@@ -68,10 +76,12 @@ def phantom(caption: str, seed: int, *, size: int = 512) -> Phantom:
     finding alone, and sizes differ in resolution and noise alone.
 
     Raises:
-        ValueError: the caption is not one of CAPTIONS.
+        ValueError: the caption is not one of CAPTIONS or UNFAMILIAR_CAPTIONS.
     """
     if caption not in _STUDIES:
-        raise ValueError(f"caption {caption!r} is unknown; expected one of phantoms.CAPTIONS")
+        raise ValueError(
+            f"caption {caption!r} is unknown; expected one of phantoms.CAPTIONS or phantoms.UNFAMILIAR_CAPTIONS"
+        )
     draw, condition = _STUDIES[caption]
     drawing = draw(Canvas.of(seed, size), condition)
     image = stamp(expose(drawing.picture, np.random.default_rng([seed, 3])))
