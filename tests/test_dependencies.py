@@ -23,6 +23,7 @@ EXTRAS = {  # of each room, beside the base
     "server": ("server", "openvino"),  # without `triton`: NVIDIA's container has one
     "model_repository": ("server",),
     "export": ("export",),
+    "training": ("training",),
     "perf": ("perf",),
     "examples": (),
     "tests": ("dev",),
@@ -31,7 +32,16 @@ EXTRAS = {  # of each room, beside the base
     "requirements": (),
 }
 DISTRIBUTIONS = packages_distributions()  # of the environment of the tests, by module
-OURS = {"checkpoints", "medimage_analysis", "medimage_client", "medimage_export", "medimage_server", "perf", "tests"}
+OURS = {
+    "checkpoints",
+    "medimage_analysis",
+    "medimage_client",
+    "medimage_export",
+    "medimage_server",
+    "medimage_training",
+    "perf",
+    "tests",
+}
 OF_TRITON = {"triton_python_backend_utils"}  # which the server has, not a package
 WHERE = {  # what the client imports beyond its base, and where
     "click": "cli/",
