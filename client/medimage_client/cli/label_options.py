@@ -14,7 +14,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def label_options(command: F) -> F:
-    """The options --label, --labels and --template; the command gets `prompts`, the texts of each label."""
+    """The options --label, --labels and --template; the command gets `prompts`, the texts of each label.
+
+    A command with an option --head, its argument `heads`, needs no labels where that is given.
+    """
 
     @click.option("--label", "labels", multiple=True, help="A label; may be repeated.")
     @click.option(
@@ -36,6 +39,10 @@ def label_options(command: F) -> F:
     def with_prompts(
         *args: Any, labels: tuple[str, ...], labels_file: Path | None, templates: tuple[str, ...], **options: Any
     ) -> Any:
+        if options.get("heads"):
+            if labels or labels_file or templates != ("{}",):
+                raise click.UsageError("--label, --labels and --template are not for --head, which has its own labels")
+            return command(*args, prompts={}, **options)
         return command(*args, prompts=read_prompts(labels, labels_file, templates), **options)
 
     return cast(F, with_prompts)

@@ -8,13 +8,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from medimage_client.embeddings import IMAGE_ENCODER
 from medimage_client.errors import MedImageError, ModelLost, NotFound, NotReady, TransportError, Unavailable
 from medimage_client.wire.transport import Call, Outputs
 from medimage_client.wire.triton import SOCKET, Endpoint, GrpcTransport, HttpTransport
 from medimage_client.wire.triton_workarounds import CANCELLED_CALL, DeferredCancellation
 from medimage_server.endpoint.metrics import TRITON_READY
-from medimage_server.endpoint.settings import MODELS
+from medimage_server.endpoint.settings import models_of
 from medimage_server.triton_workarounds import PARAMETER, file_of, new_number
 
 CHECK_EVERY_S = 1.0
@@ -58,7 +57,7 @@ class Backend:
         for deployment in self.ready:
             try:
                 async with asyncio.timeout(CHECK_LIMIT_S):
-                    self.mark(deployment, ready=await self.transport.is_ready(MODELS[deployment]))
+                    self.mark(deployment, ready=await self.transport.is_ready(models_of(deployment)))
             except TimeoutError:
                 is_silent = True
                 break  # silent for one, silent for all
@@ -140,7 +139,7 @@ class BalancedTransport:
     def __init__(self, urls: Sequence[str], deployments: Sequence[str], *, slots: int) -> None:
         self.backends: list[Backend] = []
         self._endpoints = {url: Endpoint.parse(url) for url in urls}
-        self._deployment = {model: name for name in deployments for model in MODELS[name]}
+        self._deployment = {model: name for name in deployments for model in models_of(name)}
         self._slots = {name: asyncio.Semaphore(slots) for name in deployments}
         self._cancellation = DeferredCancellation()
 
@@ -177,7 +176,7 @@ class BalancedTransport:
         slots = self._slots[self._deployment[call.model]]
         await slots.acquire()
         number = new_number()
-        is_told = call.model == IMAGE_ENCODER.model  # its steps take long, and Triton would not tell them
+        is_told = "image" in call.inputs  # its steps take long, and Triton would not tell them
         if is_told:
             call = replace(call, parameters={**call.parameters, PARAMETER: number})
 
