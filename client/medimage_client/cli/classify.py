@@ -141,18 +141,20 @@ def check_output(path: Path) -> Path:
 
 def render_heads(names: Sequence[str], by_head: Mapping[str, HeadScores], *, as_json: bool) -> str:
     """The scores of one head, or of labels, as they are; those of several under the names of the heads."""
-    render = render_json if as_json else render_table
-    texts = {head: render(names, found.labels, found.scores) for head, found in by_head.items()}
-    if len(texts) == 1:
-        return next(iter(texts.values()))
     if as_json:
-        return json.dumps({head: json.loads(text) for head, text in texts.items()}, indent=2)
-    return "\n\n".join(f"{head}\n{text}" for head, text in texts.items())
+        rows = {head: rows_of(names, found.labels, found.scores) for head, found in by_head.items()}
+        return json.dumps(rows if len(rows) > 1 else next(iter(rows.values())), indent=2)
+    texts = {head: render_table(names, found.labels, found.scores) for head, found in by_head.items()}
+    return "\n\n".join(f"{head}\n{text}" if len(texts) > 1 else text for head, text in texts.items())
 
 
 def render_json(names: Sequence[str], labels: Sequence[str], scores: NDArray[Any]) -> str:
+    return json.dumps(rows_of(names, labels, scores), indent=2)
+
+
+def rows_of(names: Sequence[str], labels: Sequence[str], scores: NDArray[Any]) -> list[dict[str, Any]]:
     rows = zip(names, scores.tolist(), strict=True)
-    return json.dumps([{"image": name, "scores": dict(zip(labels, row, strict=True))} for name, row in rows], indent=2)
+    return [{"image": name, "scores": dict(zip(labels, row, strict=True))} for name, row in rows]
 
 
 def render_table(names: Sequence[str], labels: Sequence[str], scores: NDArray[Any]) -> str:
