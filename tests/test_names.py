@@ -6,7 +6,13 @@ from pathlib import Path
 
 from tests.paths import ROOT
 
-PACKAGES = ("analysis/medimage_analysis", "client/medimage_client", "export/medimage_export", "server/medimage_server")
+PACKAGES = (
+    "analysis/medimage_analysis",
+    "client/medimage_client",
+    "export/medimage_export",
+    "server/medimage_server",
+    "training/medimage_training",
+)
 
 RIGHT = {  # names that two modules are right to share, and why
     "InvalidInput": "what a model of Triton raises, the client raises again",
@@ -17,6 +23,7 @@ RIGHT = {  # names that two modules are right to share, and why
     "OpenVINOMissing": "likewise",
     "find_checkpoint": "export has two models, whose packages are built alike",
     "read_config": "likewise",
+    "Head": "of a compressed frame, and a classifier on vectors",
     "Stored": "values of a file's pixels, and objects in an archive",
     "Study": "the client's of DICOM, the server's of a prompt",
     "Table": "the analysis's of embeddings, the client's of a request in Azure's JSON",

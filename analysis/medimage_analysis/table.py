@@ -213,7 +213,7 @@ def check_unique(ids: pa.ChunkedArray | pa.Array, place: str) -> None:
         raise InvalidInput(f"{place}: {len(twice)} ids come twice or more, the first is {twice[0]['values']}")
 
 
-def check_finite(vectors: Vectors, ids: Sequence[str], place: str, column: str) -> None:
+def check_vectors(vectors: Vectors, ids: Sequence[str], place: str, column: str) -> None:
     """Raise InvalidInput, which names the first row at fault, if a number of vectors (n, d) is NaN or infinite."""
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if bad.size:

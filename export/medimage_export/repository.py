@@ -48,7 +48,7 @@ def put_in_place(staging: Path, repository: Path, changes: Sequence[ConfigChange
 
 def copy_unexported(repository: Path, target: Path) -> Path:
     """Copy a model repository as it was before any export; returns `target`, which must not exist."""
-    heads = [config.parent.name for config in repository.glob("*/config.pbtxt") if is_head(config)]
+    heads = [config.parent.name for config in repository.glob("*/config.pbtxt") if is_of_head(config)]
     exported = shutil.ignore_patterns(*EXPORTED_FILES, f"{STAGING_PREFIX}*", "__pycache__", *heads)
     shutil.copytree(repository, target, ignore=exported)
     for config in target.glob("*/config.pbtxt"):
@@ -56,7 +56,7 @@ def copy_unexported(repository: Path, target: Path) -> Path:
     return target
 
 
-def is_head(config: Path) -> bool:
+def is_of_head(config: Path) -> bool:
     """Whether an export of a head has made this model whole."""
     return HEAD_KEY in parse_config(config, config.read_bytes().decode()).parameters
 

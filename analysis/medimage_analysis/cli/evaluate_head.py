@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from medimage_analysis.cli.head import FOLDER, label_columns, tell
+from medimage_analysis.cli.head import FOLDER, label_columns, note
 from medimage_client.cli.evaluate_classification import TITLES, cell
 from medimage_client.cli.label_options import bootstrap_option
 from medimage_client.cli.table import table as text_table
@@ -50,13 +50,13 @@ def head(heads: tuple[Path, ...], table: Path, columns: "LabelColumns", samples:
             f"{heads[0]} was trained on {'labels by themselves' if first.multilabel else 'one label an image'}; give "
             "--label-column and --separator as for `medimage head train`"
         )
-    labelled = read_labelled(opened, columns, note=tell, labels=first.labels)
+    labelled = read_labelled(opened, columns, note=note, labels=first.labels)
     seen = set[str]().union(*map(learnt_from, heads))
     rows = np.array([row for row, name in enumerate(labelled.ids) if name not in seen], np.int64)
     if not rows.size:
         raise InvalidInput(f"{table}: the heads have seen every labelled image of it; give a table of others")
     if len(rows) < len(labelled.ids):
-        tell(f"{len(labelled.ids) - len(rows)} of {len(labelled.ids)} images are left out: a head was trained on them")
+        note(f"{len(labelled.ids) - len(rows)} of {len(labelled.ids)} images are left out: a head was trained on them")
     kept = labelled.take(rows)
     found = {}
     for path, (name, one) in zip(heads, loaded.items(), strict=True):

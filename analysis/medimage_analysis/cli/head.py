@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from medimage_client.cli.classify import check_output, render_json, render_table
-from medimage_client.cli.label_options import bootstrap_option, read_prompts
+from medimage_client.cli.label_options import bootstrap_option, read_label_texts
 from medimage_client.cli.options import server_options
 from medimage_client.cli.output_file import write_files
 from medimage_client.constants import DEFAULT_TIMEOUT_S
@@ -180,7 +180,7 @@ def train(
     with new_folder(to) as folder:
         made = None
         if prompts is not None:
-            texts = read_prompts((), prompts, ("{}",))
+            texts = read_label_texts((), prompts, ("{}",))
             several = columns is not None and columns.multilabel
             made = zero_shot_head(texts, opened.model, multilabel=several, url=url, timeout=timeout)
         if columns is None:
@@ -188,7 +188,7 @@ def train(
             made.save(folder)
             click.echo(f"{to}: {len(made.labels)} labels, not measured; --label-column measures it")
             return
-        labelled = read_labelled(opened, columns, note=tell, labels=None if made is None else made.labels)
+        labelled = read_labelled(opened, columns, note=note, labels=None if made is None else made.labels)
         told = make(folder, kind, made, labelled, columns, options, opened.model, samples, with_curve=learning_curve)
     click.echo("\n".join([f"{to}: {kind}, {len(labelled.labels)} labels", *told]))
 
@@ -224,8 +224,8 @@ def make(
     parts = Parts(train, validation, encoder)
     chosen: dict[str, Any] = {}
     if made is None:
-        made, chosen = fit(kind, parts, options, tell=tell)
-    curve = learning_curve(kind, parts, options, CURVE, tell=tell) if with_curve else []
+        made, chosen = fit(kind, parts, options, tell=note)
+    curve = learning_curve(kind, parts, options, CURVE, tell=note) if with_curve else []
     settings = {
         name: value
         for name, value in asdict(options).items()
@@ -254,14 +254,14 @@ def make(
 def predict(head: Path, table: Path, as_json: bool, output: Path | None) -> None:
     """Scores of HEAD for each image of TABLE, whose vectors must be of the same encoder."""
     from medimage_analysis.heads.head import Head
-    from medimage_analysis.table import Table, check_finite
+    from medimage_analysis.table import Table, check_vectors
 
     opened, loaded = Table.open(table), Head.load(head)
     loaded.check_encoder(opened.model, str(table))
     ids, vectors = opened.read(["id"])["id"].to_pylist(), opened.vectors()
     if not ids:
         raise InvalidInput(f"{table} has no rows")
-    check_finite(vectors, ids, str(table), "image_features")
+    check_vectors(vectors, ids, str(table), "image_features")
     scores = loaded.scores(vectors)
     if output is not None:
         write_files({output: render_predictions(output, predictions_of(ids, loaded.labels, scores))})
@@ -269,5 +269,5 @@ def predict(head: Path, table: Path, as_json: bool, output: Path | None) -> None
         click.echo((render_json if as_json else render_table)(ids, loaded.labels, scores))
 
 
-def tell(line: str) -> None:
+def note(line: str) -> None:
     click.echo(line, err=True)

@@ -139,12 +139,12 @@ def check_output(path: Path) -> Path:
 def describe(table: "Table", column: str, group_by: str | None) -> tuple["Described", list[list[int]]]:
     """What is compared, and the rows of each in the table."""
     from medimage_analysis.outliers import Described, members_of, pool
-    from medimage_analysis.table import check_finite
+    from medimage_analysis.table import check_vectors
 
     vectors, ids = table.vectors(column), table.read(["id"])["id"].to_pylist()
     if not ids:
         raise InvalidInput(f"{table.path} has no rows")
-    check_finite(vectors, ids, str(table.path), column)
+    check_vectors(vectors, ids, str(table.path), column)
     if group_by is None:
         return Described(ids, vectors), [[row] for row in range(len(ids))]
     members = members_of(read_texts(table, SHORT.get(group_by, group_by), ids))

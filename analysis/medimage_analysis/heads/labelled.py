@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimage_analysis.heads.splits import SPLITS, check_no_leak
-from medimage_analysis.table import Table, Vectors, check_finite, check_unique
+from medimage_analysis.table import Table, Vectors, check_unique, check_vectors
 from medimage_client.errors import InvalidInput
 from medimage_client.labels.predictions import ID, check_ids, check_labels, read_columns, read_names
 
@@ -95,7 +95,7 @@ def read_labelled(
         parts = read_parts([cells[columns.split][i] for i in rows], kept, columns.place(columns.split))
         check_no_leak(parts, groups, kept, columns.place(columns.split))
     vectors = table.vectors()[rows]
-    check_finite(vectors, kept, f"{table.path}", "image_features")
+    check_vectors(vectors, kept, f"{table.path}", "image_features")
     return Labelled(kept, vectors, found, targets, columns.multilabel, groups, parts)
 
 

@@ -63,7 +63,7 @@ def point_at(threshold: float, scores: NDArray[np.float32], positive: NDArray[np
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class HeadMeasures:
     """Scores of one set of images."""
 
     n_images: int
@@ -94,7 +94,7 @@ def measured(
     multilabel: bool,
     thresholds: Mapping[str, float],
     samples: int,
-) -> Measured:
+) -> HeadMeasures:
     """By the client's scores, with bootstrap intervals.
 
     One label an image: the answer is that of the highest score. Labels by themselves: each is found from its threshold
@@ -107,7 +107,7 @@ def measured(
     error = calibration_error(scores, targets)
     if not multilabel:
         found = evaluate(predictions_of(ids, labels, scores), targets.argmax(axis=1).tolist(), samples=samples)
-        return Measured(len(ids), found.overall, found.of_label, counts, found.confusion, error)
+        return HeadMeasures(len(ids), found.overall, found.of_label, counts, found.confusion, error)
     of_label = {
         label: of_one_label(ids, label, scores[:, i], targets[:, i], thresholds[label], samples).of_label[label]
         for i, label in enumerate(labels)
@@ -116,7 +116,7 @@ def measured(
         f"{'m' if name == 'auc' else 'macro_'}{name}": mean_of([found[name] for found in of_label.values()])
         for name in ("auc", "f1")
     }
-    return Measured(len(ids), means, of_label, counts, None, error)
+    return HeadMeasures(len(ids), means, of_label, counts, None, error)
 
 
 def of_one_label(

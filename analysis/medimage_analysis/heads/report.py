@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from medimage_analysis.heads.head import Head, Scores
-from medimage_analysis.heads.measures import Measured, Point, Targets, calibration
+from medimage_analysis.heads.measures import HeadMeasures, Point, Targets, calibration
 from medimage_client.cli.evaluate_classification import TITLES, cell
 from medimage_client.labels.pictures import DPI, confusion_matrix, import_figure, png, roc_curves
 
@@ -13,7 +13,9 @@ POINT_TITLES = {"youden_j": "Youden's J", "sensitivity_90": "sensitivity 0.9", "
 Curve = Sequence[tuple[int, float, float]]  # images to learn from, their share, and the measure on the test part
 
 
-def write_pictures(folder: Path, head: Head, found: Measured, scores: Scores, targets: Targets, curve: Curve) -> None:
+def write_pictures(
+    folder: Path, head: Head, found: HeadMeasures, scores: Scores, targets: Targets, curve: Curve
+) -> None:
     curves = {
         f"{label} ({found.of_label[label]['auc'].value:.3f})": (targets[:, i], scores[:, i])
         for i, label in enumerate(head.labels)
@@ -68,7 +70,7 @@ def render_report(
     head: Head,
     chosen: Mapping[str, Any],
     sizes: Mapping[str, int],
-    found: Measured,
+    found: HeadMeasures,
     points: Mapping[str, Mapping[str, Point]],
     at_points: Mapping[str, Mapping[str, Point]],
     curve: Curve,

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 from medimage_client.errors import InvalidInput, MedImageError, ResponseError, Unavailable
 from medimage_client.wire.error_reader import not_scoring, scoring_error, unified_error
 from medimage_client.wire.scoring_messages import (
+    asks_head,
     check_call,
-    is_head,
     read_embeddings,
     read_event,
     read_events,
@@ -124,7 +124,7 @@ class ScoringTransport:
         if call.decoupled:
             return await read_to_end(self.stream(call, timeout=timeout), call.output_names)
         check_call(call)
-        if is_head(call):
+        if asks_head(call):
             headers = {"Accept": "application/json", "azureml-model-deployment": call.model}
             async with self._answer(request_body(call), headers) as response:
                 return read_head(await response.read(), call)

@@ -37,7 +37,7 @@ def is_report(call: Call) -> bool:
     return IMAGE_INPUTS[0] in call.inputs
 
 
-def is_head(call: Call) -> bool:
+def asks_head(call: Call) -> bool:
     return SCORES in call.output_names
 
 
@@ -83,7 +83,7 @@ def pieces(call: Call) -> Iterator[bytes]:
             yield from cell(column, value)
         yield b"]"
     yield b"]}"
-    if is_head(call):
+    if asks_head(call):
         yield b',"params":%b' % json_bytes(dict(call.parameters))
     elif not is_report(call):  # those have no params
         yield b',"params":%b' % json_bytes({"get_scaling_factor": True, **call.parameters})

@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from medimage_export.errors import ExportError, RepositoryError
-from medimage_export.heads.graph import INPUT, LABELS, SCORES, write_head
+from medimage_export.heads.graph import INPUT, LABELS, SCORES, write_head_graph
 from medimage_export.heads.modules import module_of
 from medimage_export.parity import Bound, ParityRow, check_parity, compare, cpu_session, truths
-from medimage_export.repository import check_is_repository, is_head, put_in_place, staging_folder, write_json
+from medimage_export.repository import check_is_repository, is_of_head, put_in_place, staging_folder, write_json
 from medimage_export.served_config import HEAD_KEY, parse_config
 
 ENCODER = "medimageinsight_image"  # the ensemble whose way an image goes
@@ -110,7 +110,7 @@ def export_head(
     try:
         with staging_folder(repository, models) as staging:
             graph = staging / models[1] / "model.onnx"
-            write_head(graph, head.kind, head.tensors, head.labels, multilabel=head.multilabel, width=width)
+            write_head_graph(graph, head.kind, head.tensors, head.labels, multilabel=head.multilabel, width=width)
             rows = check(name, head, graph, width)
             manifest = {
                 "head": head.kind,
@@ -148,7 +148,7 @@ def check_name(repository: Path, name: str) -> None:
     """Raise RepositoryError if a model that is no head has the name, or that of its part."""
     for model in (name, name + SUFFIX):
         config = repository / model / "config.pbtxt"
-        if config.is_file() and not is_head(config):
+        if config.is_file() and not is_of_head(config):
             raise RepositoryError(f"--name {name}: {model} is a model that is no head; take another name")
 
 

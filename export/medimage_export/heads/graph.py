@@ -70,7 +70,9 @@ class HeadWriter(OnnxWriter):
         self.node("Expand", [names, shape], self.output(LABELS, TensorProto.STRING, ["batch", len(labels)]))
 
 
-def write_head(path: Path, kind: str, tensors: Tensors, labels: Sequence[str], *, multilabel: bool, width: int) -> None:
+def write_head_graph(
+    path: Path, kind: str, tensors: Tensors, labels: Sequence[str], *, multilabel: bool, width: int
+) -> None:
     """Write the graph to `path`, and its weights beside it.
 
     Args:

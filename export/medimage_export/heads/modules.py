@@ -95,7 +95,7 @@ class Nearest(nn.Module):
         return votes / (self.k if self.multilabel else votes.sum(dim=1, keepdim=True))
 
 
-class Scores(nn.Module):
+class OfLogits(nn.Module):
     """Logits to what a head answers: each label by itself, or all together 1."""
 
     def __init__(self, logits: nn.Module, *, multilabel: bool) -> None:
@@ -113,4 +113,4 @@ def module_of(kind: str, tensors: Tensors, *, multilabel: bool) -> nn.Module:
     if kind == "knn":
         return Nearest(tensors, multilabel=multilabel).eval()
     logits = {"mlp": Adapter.of, "linear": Linear, "zeroshot": ZeroShot}[kind](tensors)
-    return Scores(logits, multilabel=multilabel).eval()
+    return OfLogits(logits, multilabel=multilabel).eval()

@@ -8,12 +8,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from medimage_client.embeddings import IMAGE_ENCODER
 from medimage_client.errors import MedImageError, ModelLost, NotFound, NotReady, TransportError, Unavailable
 from medimage_client.wire.transport import Call, Outputs
 from medimage_client.wire.triton import SOCKET, Endpoint, GrpcTransport, HttpTransport
 from medimage_client.wire.triton_workarounds import CANCELLED_CALL, DeferredCancellation
 from medimage_server.endpoint.metrics import TRITON_READY
-from medimage_server.endpoint.settings import models_of
+from medimage_server.endpoint.settings import is_head, models_of
 from medimage_server.triton_workarounds import PARAMETER, file_of, new_number
 
 CHECK_EVERY_S = 1.0
@@ -173,10 +174,13 @@ class BalancedTransport:
 
         One that still waits for its slot is gone at once.
         """
-        slots = self._slots[self._deployment[call.model]]
+        deployment = self._deployment[call.model]
+        slots = self._slots[deployment]
         await slots.acquire()
         number = new_number()
-        is_told = "image" in call.inputs  # its steps take long, and Triton would not tell them
+        is_told = call.model == IMAGE_ENCODER.model or is_head(
+            deployment
+        )  # its steps take long, and Triton would not tell them
         if is_told:
             call = replace(call, parameters={**call.parameters, PARAMETER: number})
 

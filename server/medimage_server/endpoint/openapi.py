@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from medimage_server.endpoint.settings import MODELS
+from medimage_server.endpoint.settings import is_head
 
 TEXT = (files(__package__) / "openapi.yaml").read_bytes()
 CONDITION = "x-if"  # of a node: the deployment without which it is not there, or HEADS or KEYS
@@ -22,7 +22,7 @@ def openapi(deployments: Collection[str], *, keys: bool) -> dict[str, Any]:
     """
     # the loader in C, where PyYAML is built with it, takes a tenth of the time
     document: dict[str, Any] = yaml.load(TEXT, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    heads = [name for name in deployments if name not in MODELS]
+    heads = [name for name in deployments if is_head(name)]
     served = {*deployments, *([KEYS] if keys else []), *([HEADS] if heads else [])}
     left_out = {CONDITION} if keys else {CONDITION, "security"}
 

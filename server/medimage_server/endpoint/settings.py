@@ -26,6 +26,10 @@ MODELS = {  # of Triton, that each asks
 MAX_ROWS = {EMBEDDINGS: embeddings.MAX_ROWS, REPORTS: reports.MAX_ROWS}  # of one request
 
 
+def is_head(deployment: str) -> bool:
+    return deployment not in MODELS
+
+
 def models_of(deployment: str) -> tuple[str, ...]:
     """Those of Triton that a deployment asks; a head is one of its own name."""
     return MODELS.get(deployment, (deployment,))
