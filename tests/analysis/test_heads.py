@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, f1_score, recall_score, roc_auc_scor
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-from medimage_analysis.heads.head import Head
+from medimage_analysis.heads.head import Head, nearest
 from medimage_analysis.heads.measures import calibration_error, operating_points, point_at
 from medimage_analysis.heads.splits import SPLITS, split
 from medimage_analysis.table import Model, to_column, write
@@ -133,6 +133,14 @@ def test_knn_is_scikit_learns():
     )
     want = KNeighborsClassifier(9, metric="cosine", algorithm="brute").fit(vectors[:90], truth[:90])
     np.testing.assert_allclose(head.scores(vectors[90:]), want.predict_proba(vectors[90:]), atol=1e-6)
+
+
+def test_nearest_are_those_of_a_stable_sort_also_of_equal_ones():
+    vectors = clouds(60)[0]
+    reference = np.concatenate([vectors[:20], vectors[:20], vectors[20:40]])  # each of the first twice
+    want = np.argsort(-(vectors @ reference.T), axis=1, kind="stable")
+    for k in (1, 3, 20, 60):
+        assert np.array_equal(nearest(vectors, reference, k), want[:, :k])
 
 
 def test_split_keeps_groups_together_and_labels_alike():

@@ -1,6 +1,6 @@
 """Heads of each kind from labelled vectors; what can be chosen is chosen by the validation part."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from medimage_analysis.heads.head import Head, Kind, Scores, Tensors
+from medimage_analysis.heads.head import Head, Kind, Scores, Tensors, nearest, shares
 from medimage_analysis.heads.labelled import Labelled
 from medimage_analysis.table import Model
 from medimage_client.errors import InvalidInput, MissingExtra
@@ -88,16 +88,16 @@ def weights_of_labels(targets: NDArray[np.bool_], *, multilabel: bool) -> NDArra
     return np.asarray(weights, np.float32)
 
 
-def best_of(heads: Sequence[tuple[Any, Head]], parts: Parts, criterion: Criterion, name: str, tell: Tell) -> Any:
-    """The choice, and its head, that does best on the validation part; of equal ones that of the least log loss."""
-    validation = parts.validation
-    found = []
-    for choice, head in heads:
-        scores = head.scores(validation.vectors)
-        good = goodness(scores, validation.targets, criterion, multilabel=validation.multilabel)
-        found.append((good, -log_loss(scores, validation.targets)))
+def best_of(
+    scores: Mapping[float, Scores], validation: Labelled, criterion: Criterion, *, name: str, tell: Tell
+) -> float:
+    """The choice whose scores of the validation part are best; of equal ones that of the least log loss."""
+    found = {}
+    for choice, some in scores.items():
+        good = goodness(some, validation.targets, criterion, multilabel=validation.multilabel)
+        found[choice] = good, -log_loss(some, validation.targets)
         tell(f"{name} {choice:g}: validation {criterion} {good:.4f}")
-    return heads[found.index(max(found))]
+    return max(found, key=found.__getitem__)
 
 
 def log_loss(scores: Scores, targets: NDArray[np.bool_]) -> float:
@@ -109,12 +109,13 @@ def log_loss(scores: Scores, targets: NDArray[np.bool_]) -> float:
 def fit_linear(parts: Parts, options: FitOptions, tell: Tell) -> tuple[Head, dict[str, Any]]:
     """Logistic regression, L2-regularised; with several labels one of each."""
     train = parts.train
-    heads = [
-        (strength, parts.head("linear", logistic_regression(train, strength, balanced=options.class_weights)))
+    heads = {
+        strength: parts.head("linear", logistic_regression(train, strength, balanced=options.class_weights))
         for strength in STRENGTHS
-    ]
-    strength, head = best_of(heads, parts, options.criterion, "C", tell)
-    return head, {"C": strength}
+    }
+    scores = {strength: head.scores(parts.validation.vectors) for strength, head in heads.items()}
+    strength = best_of(scores, parts.validation, options.criterion, name="C", tell=tell)
+    return heads[strength], {"C": strength}
 
 
 def logistic_regression(train: Labelled, strength: float, *, balanced: bool) -> Tensors:
@@ -134,12 +135,12 @@ def logistic_regression(train: Labelled, strength: float, *, balanced: bool) -> 
 def fit_knn(parts: Parts, options: FitOptions, tell: Tell) -> tuple[Head, dict[str, Any]]:
     """The training part as a reference set."""
     train = parts.train
-    tensors = {"reference": train.vectors, "votes": train.targets.astype(np.float32)}
-    heads = [
-        (k, parts.head("knn", {**tensors, "k": np.array([k], np.int64)})) for k in NEIGHBOURS if k <= len(train.ids)
-    ]
-    k, head = best_of(heads, parts, options.criterion, "k", tell)
-    return head, {"k": k}
+    votes = train.targets.astype(np.float32)
+    choices = [k for k in NEIGHBOURS if k <= len(train.ids)]
+    rows = nearest(parts.validation.vectors, train.vectors, choices[-1])
+    scores = {k: shares(votes[rows[:, :k]], multilabel=train.multilabel) for k in choices}
+    k = int(best_of(scores, parts.validation, options.criterion, name="k", tell=tell))
+    return parts.head("knn", {"reference": train.vectors, "votes": votes, "k": np.array([k], np.int64)}), {"k": k}
 
 
 def fit_mlp(parts: Parts, options: FitOptions, tell: Tell) -> tuple[Head, dict[str, Any]]:

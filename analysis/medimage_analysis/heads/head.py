@@ -27,6 +27,7 @@ Scores = NDArray[np.float32]  # (n, c)
 
 DESCRIPTION, WEIGHTS, SPLITS, REPORT = "head.json", "weights.safetensors", "splits.csv", "report.md"
 ROWS_AT_ONCE = 4096
+COSINES_AT_ONCE = 2**24  # 64 MB, and twice that for their order
 LAYER_NORM_EPS = 1e-5  # PyTorch's default, which the adapter has
 
 
@@ -45,7 +46,8 @@ class Head:
 
     def _scores(self, vectors: Vectors) -> Scores:
         if self.kind == "knn":
-            return shares_of_nearest(vectors, self.tensors, multilabel=self.multilabel)
+            rows = nearest(vectors, self.tensors["reference"], int(self.tensors["k"][0]))
+            return shares(self.tensors["votes"][rows], multilabel=self.multilabel)
         logits = LOGITS[self.kind](vectors, self.tensors)
         scores: Scores = expit(logits) if self.multilabel else softmax(logits, axis=1)
         return scores.astype(np.float32, copy=False)
@@ -155,16 +157,26 @@ def zeroshot_logits(vectors: Vectors, tensors: Tensors) -> NDArray[np.float32]:
 LOGITS = {"mlp": mlp_logits, "linear": linear_logits, "zeroshot": zeroshot_logits}
 
 
-def shares_of_nearest(vectors: Vectors, tensors: Tensors, *, multilabel: bool) -> Scores:
-    """What the k nearest of the reference say, by cosine: the share of them, or of their votes, for each label."""
-    votes = tensors["votes"][nearest(vectors, tensors["reference"], int(tensors["k"][0]))].sum(axis=1)
-    total = tensors["k"] if multilabel else votes.sum(axis=1, keepdims=True)
-    shares: Scores = (votes / total).astype(np.float32)
-    return shares
+def shares(votes: NDArray[np.float32], *, multilabel: bool) -> Scores:
+    """Votes of the k nearest (n, k, c) to the share of them, or of all their votes, for each label."""
+    found = votes.sum(axis=1)
+    total = votes.shape[1] if multilabel else found.sum(axis=1, keepdims=True)
+    scores: Scores = (found / total).astype(np.float32)
+    return scores
 
 
 def nearest(vectors: Vectors, reference: Vectors, k: int) -> NDArray[np.int64]:
     """(n, k), the rows of the reference with the highest cosines; of equal ones the first, as in the exported graph."""
-    cosines = vectors @ reference.T
-    rows: NDArray[np.int64] = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+    n = max(1, COSINES_AT_ONCE // len(reference))
+    parts = [nearest_of_some(vectors[start : start + n], reference, k) for start in range(0, len(vectors), n)]
+    return np.concatenate([np.empty((0, k), np.int64), *parts])
+
+
+def nearest_of_some(vectors: Vectors, reference: Vectors, k: int) -> NDArray[np.int64]:
+    distances = -(vectors @ reference.T)
+    rows = np.sort(np.argpartition(distances, k - 1, axis=1)[:, :k], axis=1)  # so that a stable order is theirs
+    of_rows = np.take_along_axis(distances, rows, axis=1)
+    rows = np.take_along_axis(rows, np.argsort(of_rows, axis=1, kind="stable"), axis=1)
+    tied = (distances <= of_rows.max(axis=1, keepdims=True)).sum(axis=1) > k  # others are as near as the last
+    rows[tied] = np.argsort(distances[tied], axis=1, kind="stable")[:, :k]
     return rows
