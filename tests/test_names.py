@@ -23,6 +23,7 @@ RIGHT = {  # names that two modules are right to share, and why
     "OpenVINOMissing": "likewise",
     "find_checkpoint": "export has two models, whose packages are built alike",
     "read_config": "likewise",
+    "Head": "of a compressed frame, and a classifier on vectors",
     "Stored": "values of a file's pixels, and objects in an archive",
     "Study": "the client's of DICOM, the server's of a prompt",
     "Table": "the analysis's of embeddings, the client's of a request in Azure's JSON",

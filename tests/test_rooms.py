@@ -14,7 +14,7 @@ ROOMS = {
 }
 AROUND = {"checkpoints", "examples", "perf", "tests"}  # they use the rooms, and no room uses them
 ALLOWED = {
-    "analysis": {"medimage_analysis", "medimage_client", "medimage_server"},
+    "analysis": {"medimage_analysis", "medimage_client", "medimage_server", "medimage_training"},
     "client": {"medimage_client"},
     "export": {"medimage_export", "medimage_install"},
     "install": ROOMS,
@@ -47,9 +47,12 @@ ENDPOINT = {
     "errors": "what a Triton fails with",
     "schema.table": "Azure's JSON",
     "schema.embeddings": "requests and answers of MedImageInsight",
+    "schema.heads": "requests and answers of heads",
     "schema.reports": "requests and answers of CXRReportGen",
     "images.dicom": "DICOM is refused, which the client would decode without any bound",
     "embeddings": "how the models of MedImageInsight are asked",
+    "heads": "how heads are asked",
+    "images.encoding": "what an image is sent as",
     "reports.requests": "how the models of CXRReportGen are asked",
     "wire.connection": "the bounds that hold over the calls of a request",
     "wire.transport": "what a transport is: the endpoint has one over several Tritons",
@@ -127,6 +130,11 @@ def test_training_imports_of_the_server_how_images_and_texts_are_prepared():
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("medimage_server")
     }
     assert named == {f"medimage_server.{name}" for name in ("errors", "image_preprocessing", "text_tokenizer")}
+def test_one_module_of_the_analysis_imports_the_training_and_none_pytorch():
+    """So that all else of it, and each head that is there, runs without PyTorch."""
+    modules = [*(ROOT / "analysis" / "medimage_analysis").rglob("*.py")]
+    assert [path.name for path in modules if "medimage_training" in imported_packages(path)] == ["fitting.py"]
+    assert [path.name for path in modules if "torch" in imported_packages(path)] == []
 
 
 @pytest.mark.parametrize("package", CLIENT_ORDER)

@@ -236,6 +236,13 @@ def check_unique(ids: pa.ChunkedArray | pa.Array, place: str, remedy: str) -> No
         raise InvalidInput(f"{place}: {len(twice)} ids come twice or more, the first is {twice[0]['values']}; {remedy}")
 
 
+def check_vectors(vectors: Vectors, ids: Sequence[str], place: str, column: str) -> None:
+    """Raise InvalidInput, which names the first row at fault, if a number of vectors (n, d) is NaN or infinite."""
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if bad.size:
+        raise InvalidInput(f"{place}, id {ids[bad[0]]!r}: {column} has numbers that are not finite; embed it anew")
+
+
 def vectors_of(column: pa.ChunkedArray | pa.Array) -> Vectors:
     """A column without nulls as (n, 1024)."""
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from medimage_client.reports.finding import Box, Finding
     from medimage_client.reports.report import Report
     from medimage_client.reports.stream import AsyncReportStream
+    from medimage_client.schema.heads import HeadScores
     from medimage_client.schema.reports import ModelIdentity
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "Choice",
     "Credentials",
     "Finding",
+    "HeadScores",
     "Instance",
     "InvalidInput",
     "MedImageError",
@@ -78,7 +80,15 @@ if not TYPE_CHECKING:
         """Names load with their first use: Triton's processes, which need a constant, would import every client."""
         modules = (
             *("errors", "archive.studies", "archive.choice", "archive.dicomweb", "archive.sources"),
-            *("reports.finding", "reports.report", "reports.stream", "schema.reports", "client", "async_client"),
+            *(
+                "reports.finding",
+                "reports.report",
+                "reports.stream",
+                "schema.heads",
+                "schema.reports",
+                "client",
+                "async_client",
+            ),
         )
         if name in __all__:
             for module in modules:

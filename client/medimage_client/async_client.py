@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Any, Self, cast, get_args
+from typing import Any, Self, cast, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from medimage_client.embeddings import (
     score,
 )
 from medimage_client.errors import InvalidInput
+from medimage_client.heads import check_names, score_images, score_vectors
 from medimage_client.images.encoding import ImageInput, encode_image
 from medimage_client.images.resize import Resize
 from medimage_client.images.windowing import DicomWindow, Window
@@ -44,9 +45,10 @@ from medimage_client.reports.requests import (
 )
 from medimage_client.reports.stream import AsyncReportStream
 from medimage_client.schema.embeddings import Answer, Layout, RequestParams, read_request
+from medimage_client.schema.heads import HeadScores
 from medimage_client.schema.reports import Mode, ReportRequest, read_report_requests, render_reports
 from medimage_client.schema.table import Request, read_json
-from medimage_client.wire.connection import Connection, connector
+from medimage_client.wire.connection import Connection, connector, gather
 from medimage_client.wire.posted_requests import post_embeddings, post_reports
 from medimage_client.wire.scoring_messages import no_place_for
 from medimage_client.wire.transport import Outputs, Transport
@@ -160,21 +162,62 @@ class AsyncMedImageInsight:
         )
         return embedded.features
 
+    @overload
     async def classify(
         self,
         images: Sequence[ImageInput] | Embeddings,
         labels: Labels,
         *,
+        head: None = None,
         multilabel: bool = False,
         template: str = "{}",
         dicom_window: DicomWindow = "file",
         resize: Resize = "server",
         timeout: float | None = None,
-    ) -> NDArray[np.float32]:
-        """Zero-shot probabilities, (n, labels) float32.
+    ) -> NDArray[np.float32]: ...
+
+    @overload
+    async def classify(
+        self,
+        images: Sequence[ImageInput] | Embeddings,
+        *,
+        head: str,
+        dicom_window: DicomWindow = "file",
+        resize: Resize = "server",
+        timeout: float | None = None,
+    ) -> HeadScores: ...
+
+    @overload
+    async def classify(
+        self,
+        images: Sequence[ImageInput] | Embeddings,
+        *,
+        head: list[str] | tuple[str, ...],
+        dicom_window: DicomWindow = "file",
+        resize: Resize = "server",
+        timeout: float | None = None,
+    ) -> dict[str, HeadScores]: ...
+
+    async def classify(
+        self,
+        images: Sequence[ImageInput] | Embeddings,
+        labels: Labels | None = None,
+        *,
+        head: str | list[str] | tuple[str, ...] | None = None,
+        multilabel: bool = False,
+        template: str = "{}",
+        dicom_window: DicomWindow = "file",
+        resize: Resize = "server",
+        timeout: float | None = None,
+    ) -> NDArray[np.float32] | HeadScores | dict[str, HeadScores]:
+        """Zero-shot probabilities, (n, labels) float32; or with `head` the scores of a trained head.
+
+        Several heads give a dict by their names, and one run of the image encoder serves them all; a scoring URI, which
+        takes no vectors, is asked for each of them.
 
         Args:
             images: what `embed_images` takes, or its result, a floating-point (n, 1024) array.
+            head: name of a head, or a list of names, that `medimage export head` put beside the encoder.
             labels: texts such as `x-ray chest anteroposterior Pneumonia`, the pattern the model was trained on; or a
                 mapping from each label to its prompts, whose embeddings are averaged and normalised.
             multilabel: rate each label independently (sigmoid); otherwise a row sums to 1 (softmax).
@@ -186,6 +229,14 @@ class AsyncMedImageInsight:
             InvalidInput: no labels, a template without `{}`, or as for `embed_images` and `embed_texts`.
             MedImageError: any other failure.
         """
+        if (labels is None) == (head is None):
+            raise InvalidInput("give labels or head, one of them")
+        encode = partial(encode_image, dicom_window=dicom_window, advise_window=False)
+        if head is not None:
+            if multilabel or template != "{}":
+                raise InvalidInput("multilabel and template are for labels; a head has its own")
+            return await self._classify_by_heads(images, head, encode, resize=resize, timeout=timeout)
+        assert labels is not None
         prompts = read_prompts(labels, template)
         label_embedding = await embed_texts(
             self._connection,
@@ -198,7 +249,6 @@ class AsyncMedImageInsight:
         if isinstance(images, np.ndarray):
             features = check_embeddings(images)
         else:
-            encode = partial(encode_image, dicom_window=dicom_window, advise_window=False)
             features = await self._embed_images(images, encode, params=RequestParams(), resize=resize, timeout=timeout)
         label_features = prompts.by_label(label_embedding.features)
         return probabilities(features, label_features, label_embedding.scaling_factor, multilabel=multilabel)
@@ -235,6 +285,45 @@ class AsyncMedImageInsight:
         return await score(
             self._connection, read_request(read_json(request)), layout=layout, resize=resize, timeout=timeout
         )
+
+    async def _classify_by_heads(
+        self,
+        images: Sequence[ImageInput] | Embeddings,
+        heads: str | Sequence[str],
+        encode: Callable[..., bytes],
+        *,
+        resize: Resize,
+        timeout: float | None,
+    ) -> HeadScores | dict[str, HeadScores]:
+        names = [heads] if isinstance(heads, str) else [*heads]
+        check_names(names)
+        to_scoring_uri = self._connection.is_to_scoring_uri
+        if isinstance(images, np.ndarray) and to_scoring_uri:
+            raise InvalidInput("a scoring URI takes images, not embeddings; give images, or the url of a Triton server")
+        if isinstance(images, np.ndarray) or (len(names) > 1 and not to_scoring_uri):
+            features = (
+                check_embeddings(images)
+                if isinstance(images, np.ndarray)
+                else await self._embed_images(images, encode, params=RequestParams(), resize=resize, timeout=timeout)
+            )
+            found = await gather([score_vectors(self._connection, name, features, timeout=timeout) for name in names])
+        else:
+            check_list(images, "images")
+            found = [
+                await score_images(
+                    self._connection,
+                    name,
+                    images,
+                    encode=encode,
+                    params=RequestParams(),
+                    resize=resize,
+                    rows=range(len(images)),
+                    place="images[{}]".format,
+                    timeout=timeout,
+                )
+                for name in names
+            ]
+        return found[0] if isinstance(heads, str) else dict(zip(names, found, strict=True))
 
     async def _embed_images(
         self,

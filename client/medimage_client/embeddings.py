@@ -1,7 +1,7 @@
 """Images and texts to embeddings over one connection: sent in several requests at once, answered in order."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from medimage_client.wire.transport import Call
 Embeddings = NDArray[np.float32]
 Place = Callable[[int], str]  # a row of the caller's to how an error's text names it
 T = TypeVar("T")
+R = TypeVar("R")
 
 SCALING_FACTOR = "scaling_factor"
 
@@ -108,10 +109,7 @@ async def embed_images(
     timeout: float | None,
 ) -> Embedded:
     """See `embed`; `encode` takes `square_px` as well."""
-    square_px = square_size(resize, params.image_standardization_image_size)
-    parameters = params.for_images()
-    if square_px is not None:
-        parameters[RESIZED_BY_CLIENT] = True
+    square_px, parameters = way_of_images(params, resize)
     return await embed(
         connection,
         IMAGE_ENCODER,
@@ -122,6 +120,15 @@ async def embed_images(
         place=place,
         timeout=timeout,
     )
+
+
+def way_of_images(params: RequestParams, resize: Resize) -> tuple[int | None, dict[str, int]]:
+    """The side of the square that the client resizes images to, None for none, and the parameters of their requests."""
+    square_px = square_size(resize, params.image_standardization_image_size)
+    parameters = params.for_images()
+    if square_px is not None:
+        parameters[RESIZED_BY_CLIENT] = True
+    return square_px, parameters
 
 
 async def embed_texts(
@@ -167,14 +174,46 @@ async def embed(
     place: Place | None,
     timeout: float | None,
 ) -> Embedded:
-    """Embed inputs, read and encoded only when their turn comes.
+    """Embed inputs; see `in_requests`.
 
     Args:
-        encode: an input to what the model takes; runs in a thread and may raise InvalidInput.
         parameters: of the Triton requests.
+        timeout: seconds for one request, None for the client's.
+    """
+    parts = await in_requests(
+        connection,
+        inputs,
+        column=encoder.input_name,
+        inputs_per_request=encoder.inputs_per_request,
+        encode=encode,
+        send=lambda values: infer(connection, encoder, values, parameters, timeout),
+        rows=rows,
+        place=place,
+    )
+    if not parts:
+        return Embedded(np.empty((0, EMBEDDING_SIZE), dtype=np.float32), scaling_factor=None)
+    return Embedded(np.concatenate([part.features for part in parts]), parts[0].scaling_factor)
+
+
+async def in_requests(
+    connection: Connection,
+    inputs: Sequence[T],
+    *,
+    column: str,
+    inputs_per_request: int,
+    encode: Callable[[T], bytes],
+    send: Callable[[Sequence[bytes]], Awaitable[R]],
+    rows: Sequence[int],
+    place: Place | None,
+) -> list[R]:
+    """The answers to requests with some inputs each, read and encoded only when their turn comes.
+
+    Args:
+        column: what the inputs are, for errors.
+        encode: an input to what the model takes; runs in a thread and may raise InvalidInput.
+        send: a request to its answer.
         rows: of each input, its row in what the caller gave, for errors.
         place: how the text of an error names it; None for row and column.
-        timeout: seconds for one request, None for the client's.
 
     Raises:
         InvalidInput: has row and column of the input at fault.
@@ -183,7 +222,7 @@ async def embed(
 
     def named(error: InvalidInput, index: int) -> InvalidInput:
         row = rows[index]
-        return error.at(row=row, column=encoder.input_name, place=place(row) if place else None)
+        return error.at(row=row, column=column, place=place(row) if place else None)
 
     def encode_named(index: int) -> bytes:
         try:
@@ -191,25 +230,22 @@ async def embed(
         except InvalidInput as error:
             raise named(error, index) from error
 
-    async def send(values: Sequence[bytes], start: int) -> Embedded:
+    async def answer(values: Sequence[bytes], start: int) -> R:
         try:
-            return await infer(connection, encoder, values, parameters, timeout)
+            return await send(values)
         except InvalidInput as error:
             if error.row is None:  # the request as a whole, not one input
                 raise
             raise named(error, start + error.row) from error
 
-    async def embed_some(indices: range) -> list[Embedded]:
+    async def answer_some(indices: range) -> list[R]:
         async with connection.slots:
             values = await asyncio.to_thread(lambda: [encode_named(i) for i in indices])
-            return [await send(part, indices[start]) for start, part in split_by_size(values)]
+            return [await answer(part, indices[start]) for start, part in split_by_size(values)]
 
-    n = encoder.inputs_per_request
-    answers = await gather([embed_some(range(len(inputs))[start : start + n]) for start in range(0, len(inputs), n)])
-    parts = [part for answer in answers for part in answer]
-    if not parts:
-        return Embedded(np.empty((0, EMBEDDING_SIZE), dtype=np.float32), scaling_factor=None)
-    return Embedded(np.concatenate([part.features for part in parts]), parts[0].scaling_factor)
+    n = inputs_per_request
+    answers = await gather([answer_some(range(len(inputs))[start : start + n]) for start in range(0, len(inputs), n)])
+    return [part for answer in answers for part in answer]
 
 
 async def infer(

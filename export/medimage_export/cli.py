@@ -154,11 +154,34 @@ def cxrreportgen(checkpoint: Path | None, random_weights: bool, precision: "Repo
         export_cxrreportgen(checkpoint, repository, precision=precision, progress=show_progress)
 
 
+@export.command()
+@click.argument("head", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--name", required=True, help="Of the model, as cxr_findings; one of an earlier head is replaced.")
+@repository_option
+@click.option("--force", is_flag=True, help="Also if the head's vectors are of another encoder than the exported one.")
+def head(head: Path, name: str, repository: Path, force: bool) -> None:
+    """Export HEAD, which `medimage head train` wrote, behind the exported image encoder, and check it against PyTorch.
+
+    Makes the models NAME, of images, and NAME_head, of vectors.
+    """
+    from medimage_export.heads.export import export_head
+
+    with exporting(repository):
+        export_head(head, repository, name, force=force, warn=lambda line: click.echo(f"Warning: {line}", err=True))
+
+
 @contextmanager
 def running(checkpoint: Path | None, random_weights: bool, repository: Path) -> Iterator[None]:
-    """What every export does around its work: one line for an error, and time and peak memory at the end."""
+    """What the export of a checkpoint does around its work."""
     if (checkpoint is None) != random_weights:
         raise click.UsageError("give either --checkpoint DIR or --random-weights")
+    with exporting(repository):
+        yield
+
+
+@contextmanager
+def exporting(repository: Path) -> Iterator[None]:
+    """One line for an error, and time and peak memory at the end."""
     from medimage_export.initial_repository import init_repository, summary
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as Ctrl-C: leaves the export's block, which cleans up

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from medimage_export.errors import RepositoryError
-from medimage_export.served_config import ConfigChange, as_onnx, parse_config
+from medimage_export.served_config import HEAD_KEY, ConfigChange, as_onnx, parse_config
 
 VERSION = "1"
 EXPORTED_FILES = ("*.onnx", "*.onnx.data", "*.plan", "*.npy", "*.json")
@@ -48,11 +48,17 @@ def put_in_place(staging: Path, repository: Path, changes: Sequence[ConfigChange
 
 def copy_unexported(repository: Path, target: Path) -> Path:
     """Copy a model repository as it was before any export; returns `target`, which must not exist."""
-    exported = shutil.ignore_patterns(*EXPORTED_FILES, f"{STAGING_PREFIX}*", "__pycache__")
+    heads = [config.parent.name for config in repository.glob("*/config.pbtxt") if is_of_head(config)]
+    exported = shutil.ignore_patterns(*EXPORTED_FILES, f"{STAGING_PREFIX}*", "__pycache__", *heads)
     shutil.copytree(repository, target, ignore=exported)
     for config in target.glob("*/config.pbtxt"):
         _write_config(config, as_onnx(config.read_bytes().decode()))
     return target
+
+
+def is_of_head(config: Path) -> bool:
+    """Whether an export of a head has made this model whole."""
+    return HEAD_KEY in parse_config(config, config.read_bytes().decode()).parameters
 
 
 def _write_config(path: Path, text: str) -> None:

@@ -37,6 +37,7 @@ FOR_CPUS = ("int8", "int4", "bf16")
 # cuDNN plans convolutions for each size of batch anew. On a CPU more warm-ups would cost seconds, and gain nothing.
 FOR_GPUS = "  # for fp16 on a GPU, which plans anew for each size"
 ANY = "KIND_AUTO|KIND_MODEL"  # kinds of an instance that may be on a GPU or on a CPU
+HEAD_KEY = "head"  # parameter of the models that an export of a head makes
 TOLD = "  # of what is exported"  # where a caller finds which model it has
 ACCELERATORS = r"(?m)^([^#\n]*\bexecution_accelerators \{ )"
 

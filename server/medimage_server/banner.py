@@ -5,7 +5,7 @@ from socket import socket
 
 import click
 
-from medimage_server.endpoint.settings import MAX_ROWS, EndpointSettings
+from medimage_server.endpoint.settings import EndpointSettings, max_rows
 from medimage_server.launcher import TritonServer
 from medimage_server.listening import Ports, Sockets
 from medimage_server.model_repository import ServedModels
@@ -51,7 +51,7 @@ def endpoint_banner(settings: EndpointSettings, listener: socket) -> list[str]:
         f"limits: {settings.worker_max_requests * settings.workers} requests at once, {settings.max_body_mb} MB each, "
         f"{settings.max_in_flight_mb} MB together; "
         + "; ".join(
-            f"{name} {MAX_ROWS[name]} rows, {settings.time_limit_s(name):g} s" for name in settings.deployments
+            f"{name} {max_rows(name)} rows, {settings.time_limit_s(name):g} s" for name in settings.deployments
         ),
         f"options: layout {settings.layout}, workers {settings.workers}, drain {settings.drain_delay_s:g} + "
         f"{settings.drain_limit_s:g} s, access log {settings.access_log or 'none'}",

@@ -120,7 +120,7 @@ def serve(
             (server,) = held.enter_context(running([triton], tell=tell))
             banner, pool = triton_banner(server, served), None
             if score_port is not None:
-                settings = settings.serving(server.models, served.exports())
+                settings = settings.serving(server.models, served.exports(), served.heads())
                 pool = held.enter_context(worker_pool(settings, fallback, run, hangups))
                 banner += endpoint_banner(settings, listener)
             click.echo("\n".join(banner))

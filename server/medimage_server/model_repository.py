@@ -1,7 +1,7 @@
 """Read a Triton model repository before Triton does, so that its mistakes get one clear line each."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +15,9 @@ from medimage_server.exported import Export
 
 # What Triton opens in a version folder where the config names nothing else, by the config's backend or platform.
 LARGE_FILE_BYTES = 2**20
+HEAD_KEY = "head"  # parameter of the models of an exported head
+ENCODER_KEY = "encoder_sha256"  # parameter of that for images: the checkpoint of the encoder with which it was exported
+ENCODER = "medimageinsight_image"  # whose parameter `checkpoint_sha256` tells the exported one
 DEFAULT_FILES = {"python": "model.py", "onnxruntime": "model.onnx", "tensorrt_plan": "model.plan"}
 
 
@@ -31,6 +34,9 @@ class ServedModels:
     def __init__(self, repository: Path, models: Sequence[str] = ()) -> None:
         self.repository = repository.absolute()
         self.configs, self.faults = read_configs(self.repository)  # the latter a line for each that is left out
+        for name in _stale_heads(self.configs):
+            self.faults[name] = f"{name}: its head is for another encoder than is exported now; export the head again"
+            del self.configs[name]
         for name in _without_file(self.repository, self.configs, self.configs, "python"):
             self.faults[name] = f"{name}: no model.py; `medimage init` restores it"
         self.names = with_parts(models, self.configs) if models else exported_models(self.repository, self.configs)
@@ -56,6 +62,14 @@ class ServedModels:
         """What the manifests say, by the model in whose folder `medimage export` leaves one."""
         found = {name: Export.read(path) for name in self.names for path in self._files(name, "manifest.json")}
         return {name: export for name, export in found.items() if export is not None}
+
+    def heads(self) -> list[str]:
+        """Those of the models that `medimage export head` has made for images."""
+        return [
+            name
+            for name in self.names
+            if HEAD_KEY in self.configs[name].parameters and self.configs[name].platform == "ensemble"
+        ]
 
     def _state(self, name: str) -> str:
         """A hash of what is small, and of size and time of what is large: weights are many gigabytes."""
@@ -180,6 +194,17 @@ def exported_models(repository: Path, configs: dict[str, ModelConfig]) -> list[s
     parts = {part for config in configs.values() for part in _parts(config)}
     whole = [model for model in configs if model not in parts and is_exported(model)]
     return with_parts(whole or configs, configs)
+
+
+def _stale_heads(configs: Mapping[str, ModelConfig]) -> list[str]:
+    """Heads for images behind another encoder than the one with which they were exported."""
+
+    def told(model: str, key: str) -> str:
+        return configs[model].parameters[key].string_value if key in configs[model].parameters else ""
+
+    heads = [name for name, config in configs.items() if ENCODER_KEY in config.parameters]
+    now = told(ENCODER, "checkpoint_sha256") if ENCODER in configs else ""
+    return [name for name in heads if told(name, ENCODER_KEY) != now]
 
 
 def _parts(config: ModelConfig) -> list[str]:

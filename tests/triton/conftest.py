@@ -9,11 +9,13 @@ import tritonclient.grpc as grpc
 import tritonclient.http as http
 
 from medimage_export.cxrreportgen.export import export_cxrreportgen
+from medimage_export.heads.export import export_head
 from medimage_export.repository import copy_unexported
 from medimage_server.errors import LaunchError
 from medimage_server.installation import find_triton
 from medimage_server.launcher import run_triton
 from tests.paths import REPORT_CHECKPOINT, REPOSITORY
+from tests.triton.heads import HEADS
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -44,10 +46,24 @@ def repository(exported, repository_of_run):
 
 
 @pytest.fixture(scope="package")
-def triton(repository, tmp_path_factory):
-    """The whole repository served: `server`, and a raw `grpc` and `http` client of it."""
+def repository_with_heads(repository, repository_of_run, tmp_path_factory):
+    """The same with the heads of tests/triton/heads.py."""
+
+    def export(whole):
+        shutil.copytree(repository, whole, dirs_exist_ok=True)
+        for name, head in HEADS.items():
+            folder = tmp_path_factory.mktemp(name)
+            head.save(folder)
+            export_head(folder, whole, name, warn=pytest.fail)
+
+    return repository_of_run("exported-heads", export)
+
+
+@pytest.fixture(scope="package")
+def triton(repository_with_heads, tmp_path_factory):
+    """The whole repository served, with heads: `server`, and a raw `grpc` and `http` client of it."""
     with (
-        run_triton(repository, log=tmp_path_factory.mktemp("triton") / "server.log") as server,
+        run_triton(repository_with_heads, log=tmp_path_factory.mktemp("triton") / "server.log") as server,
         grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as grpc_client,
         http.InferenceServerClient(f"127.0.0.1:{server.http_port}") as http_client,
     ):

@@ -21,6 +21,7 @@ from medimage_server.listening import choose_ports
 from tests.client.radiographs import radiograph
 from tests.examples import RUN, blocks_of, examples
 from tests.paths import PHANTOM_CHECKPOINT, REPORT_CHECKPOINT, ROOT
+from tests.triton.commands import ANY_PORT, started
 
 README, CLIENT, COMMANDS = "README.md", "docs/client.md", "docs/cli.md"
 EVALUATION = "docs/evaluation.md"
@@ -75,7 +76,7 @@ def run(workplace):
         command = command.replace("127.0.0.1:5001", f"127.0.0.1:{score_port}")
         command = command.replace("--score-port 5001", f"--score-port {score_port}")
         command = re.sub(
-            r"^(medimage (?:score|embed|classify|report|search) .*)",
+            r"^(medimage (?:score|embed|classify|report|search|head train) .*)",
             rf"\1 --url grpc://localhost:{ports['grpc']}",
             command,
         )
@@ -239,6 +240,38 @@ def test_evaluation_from_images_to_scores_outliers_and_a_map(served, phantoms, r
     assert run(draw) == "42 of 42 rows by pca: phantoms/map.png, phantoms/map.html\n"
     for name in ("confusion.png", "roc.png", "outliers.csv", "outliers_roc.png", "outliers.png", "map.png", "map.html"):
         assert (workplace / "phantoms" / name).stat().st_size > 1000, name
+
+
+@pytest.mark.soak  # a dozen commands, and a server of its own
+def test_heads_from_drawings_to_served_scores(served, run, workplace, tmp_path):
+    page = "docs/heads.md"
+    drawings, *_ = examples(page, "## Images to try it with")
+    (workplace / "drawings.py").write_text(drawings.replace("range(2000, 2024)", "range(2000, 2008)"))
+    run("python drawings.py")
+    *commands, evaluate, predict = commands_of(page, "## Train, and compare")
+    for command in commands:
+        run(command)
+    assert [line.split()[:2] for line in run(evaluate).splitlines()[-4:]] == [
+        ["texts", "zeroshot"],
+        ["linear", "linear"],
+        ["nearest", "knn"],
+        ["adapter", "mlp"],
+    ]
+    run(predict)
+    assert len((workplace / "scores.csv").read_text().splitlines()) == 1 + 7 * 8
+    *exports, classify = commands_of(page, "## Serve it")
+    for command in exports:
+        assert "max |err|" in run(command)
+    code, printed, _ = [
+        block.text for block in blocks_of(page) if block.heading == "## Serve it" and block.language != "bash"
+    ]
+    options = ["--repository", workplace / "model_repository", "--models", "cxr_findings", "--models", "cxr_texts"]
+    with started("serve", *options, *ANY_PORT, folder=tmp_path, last_line="models: ") as server:
+        url = f"localhost:{server.grpc_port}"
+        (workplace / "example.py").write_text(code.replace("localhost:8001", url))
+        assert run("python example.py") == printed
+        found = json.loads(run(f"env {classify} --url grpc://{url}"))
+    assert [*found] == ["cxr_findings", "cxr_texts"] and len(found["cxr_texts"]) == 7 * 8
 
 
 @pytest.mark.parametrize("number", range(2), ids=["image", "text"])

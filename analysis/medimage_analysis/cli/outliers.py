@@ -140,13 +140,12 @@ def check_output(path: Path) -> Path:
 def describe(table: "Table", column: str, group_by: str | None) -> tuple["Described", list[list[int]]]:
     """What is compared, and the rows of each in the table."""
     from medimage_analysis.outliers import Described, members_of, pool
+    from medimage_analysis.table import check_vectors
 
     vectors, ids = table.vectors(column), table.read(["id"])["id"].to_pylist()
     if not ids:
         raise InvalidInput(f"{table.path} has no rows")
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if bad.size:
-        raise InvalidInput(f"{table.path}, id {ids[bad[0]]!r}: {column} has numbers that are not finite; embed it anew")
+    check_vectors(vectors, ids, str(table.path), column)
     if group_by is None:
         return Described(ids, vectors), [[row] for row in range(len(ids))]
     members = members_of(read_texts(table, SHORT.get(group_by, group_by), ids))

@@ -14,7 +14,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def label_options(command: F) -> F:
-    """The options --label, --labels and --template; the command gets `prompts`, the texts of each label."""
+    """The options --label, --labels and --template; the command gets `prompts`, the texts of each label.
+
+    A command with an option --head, its argument `heads`, needs no labels where that is given.
+    """
 
     @click.option("--label", "labels", multiple=True, help="A label; may be repeated.")
     @click.option(
@@ -36,7 +39,11 @@ def label_options(command: F) -> F:
     def with_prompts(
         *args: Any, labels: tuple[str, ...], labels_file: Path | None, templates: tuple[str, ...], **options: Any
     ) -> Any:
-        return command(*args, prompts=read_prompts(labels, labels_file, templates), **options)
+        if options.get("heads"):
+            if labels or labels_file or templates != ("{}",):
+                raise click.UsageError("--label, --labels and --template are not for --head, which has its own labels")
+            return command(*args, prompts={}, **options)
+        return command(*args, prompts=read_label_texts(labels, labels_file, templates), **options)
 
     return cast(F, with_prompts)
 
@@ -62,7 +69,7 @@ def bootstrap_option(command: F) -> F:
     )(command)
 
 
-def read_prompts(labels: Sequence[str], path: Path | None, templates: Sequence[str]) -> dict[str, list[str]]:
+def read_label_texts(labels: Sequence[str], path: Path | None, templates: Sequence[str]) -> dict[str, list[str]]:
     """The prompts of each label: its texts in each of the templates. A label alone is its own text."""
     if any("{}" not in template for template in templates):
         raise click.BadParameter("has no {}, the place of the label", param_hint="--template")

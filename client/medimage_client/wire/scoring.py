@@ -12,10 +12,12 @@ from urllib.parse import urlsplit
 from medimage_client.errors import InvalidInput, MedImageError, ResponseError, Unavailable
 from medimage_client.wire.error_reader import not_scoring, scoring_error, unified_error
 from medimage_client.wire.scoring_messages import (
+    asks_head,
     check_call,
     read_embeddings,
     read_event,
     read_events,
+    read_head,
     read_report,
     read_row_event,
     read_rows,
@@ -122,6 +124,10 @@ class ScoringTransport:
         if call.decoupled:
             return await read_to_end(self.stream(call, timeout=timeout), call.output_names)
         check_call(call)
+        if asks_head(call):
+            headers = {"Accept": "application/json", "azureml-model-deployment": call.model}
+            async with self._answer(request_body(call), headers) as response:
+                return read_head(await response.read(), call)
         async with self._answer(request_body(call), EMBEDDING_HEADERS) as response:
             return read_embeddings(await response.read(), call)
 

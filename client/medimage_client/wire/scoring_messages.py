@@ -22,10 +22,11 @@ from medimage_client.errors import InvalidInput, ResponseError
 from medimage_client.images.base64_text import encode_base64
 from medimage_client.images.resize import RESIZED_BY_CLIENT
 from medimage_client.schema import embeddings, reports
+from medimage_client.schema.heads import read_ranked
 from medimage_client.schema.json_text import decode_json
 from medimage_client.schema.reports import IMAGE_INPUTS
 from medimage_client.wire.error_reader import not_scoring
-from medimage_client.wire.transport import Call, Outputs, read_object
+from medimage_client.wire.transport import LABELS, SCORES, Call, Outputs, read_object
 
 IMAGE_COLUMNS = {"image", *IMAGE_INPUTS}
 ONLY_MODE = "grounded"  # in which the endpoints report
@@ -34,6 +35,10 @@ CALLERS_NAMES = {RESIZED_BY_CLIENT: "resize='client'"}  # for a parameter
 
 def is_report(call: Call) -> bool:
     return IMAGE_INPUTS[0] in call.inputs
+
+
+def asks_head(call: Call) -> bool:
+    return SCORES in call.output_names
 
 
 def check_call(call: Call) -> None:
@@ -78,7 +83,9 @@ def pieces(call: Call) -> Iterator[bytes]:
             yield from cell(column, value)
         yield b"]"
     yield b"]}"
-    if not is_report(call):  # those have no params
+    if asks_head(call):
+        yield b',"params":%b' % json_bytes(dict(call.parameters))
+    elif not is_report(call):  # those have no params
         yield b',"params":%b' % json_bytes({"get_scaling_factor": True, **call.parameters})
     yield b"}"
 
@@ -92,6 +99,25 @@ def cell(column: str, value: bytes | str) -> Sequence[bytes]:
 
 def json_bytes(value: object) -> bytes:
     return json.dumps(value).encode()
+
+
+def read_head(body: bytes, call: Call) -> Outputs:
+    """The scores of a head, with the labels by name.
+
+    Raises:
+        ResponseError: not a list of labels with their scores for each row.
+    """
+    (tensor,) = call.inputs.values()
+    try:
+        rows = decode_json(body)
+        if not isinstance(rows, list) or len(rows) != len(tensor) or not all(isinstance(row, list) for row in rows):
+            raise ValueError("not a list for each row")
+        found = read_ranked(rows)
+    except ValueError:
+        raise ResponseError(
+            f"the endpoint answered no list of labels and scores a row; is {call.model} a head?", status=200
+        ) from None
+    return {SCORES: found.scores, LABELS: np.array([found.labels] * len(rows), np.object_)}
 
 
 def read_rows(body: bytes, n_rows: int) -> Sequence[dict[str, Any]]:

@@ -11,6 +11,7 @@ from medimage_client.errors import ResponseError
 from medimage_client.schema.json_text import decode_json
 
 Outputs = dict[str, NDArray[Any]]  # by name
+SCORES, LABELS = "scores", "labels"  # outputs of a head, (n, labels) each
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from medimage_client.wire.triton import SOCKET, Endpoint, GrpcTransport, HttpTra
 from medimage_client.wire.triton_workarounds import CANCELLED_CALL, DeferredCancellation
 from medimage_server.endpoint.discovery import DNS, TritonName
 from medimage_server.endpoint.metrics import TRITONS_READY
-from medimage_server.endpoint.settings import MODELS
+from medimage_server.endpoint.settings import is_head, models_of
 from medimage_server.triton_workarounds import PARAMETER, file_of, new_number
 
 CHECK_EVERY_S = 1.0
@@ -68,7 +68,7 @@ class Backend:
         for deployment in self.ready:
             try:
                 async with asyncio.timeout(CHECK_LIMIT_S):
-                    self.mark(deployment, ready=await self.transport.is_ready(MODELS[deployment]))
+                    self.mark(deployment, ready=await self.transport.is_ready(models_of(deployment)))
             except TimeoutError:
                 is_silent = True
                 break  # silent for one, silent for all
@@ -159,7 +159,7 @@ class BalancedTransport:
         self._names = {url: TritonName.parse(url) for url in urls if url.startswith(DNS)}
         self._endpoints = {url: Endpoint.parse(url) for url in urls if url not in self._names}
         self._leaving: list[Backend] = []
-        self._deployment = {model: name for name in deployments for model in MODELS[name]}
+        self._deployment = {model: name for name in deployments for model in models_of(name)}
         self._slots = {name: asyncio.Semaphore(slots) for name in deployments}
         self._cancellation = DeferredCancellation()
 
@@ -215,10 +215,13 @@ class BalancedTransport:
 
         One that still waits for its slot is gone at once.
         """
-        slots = self._slots[self._deployment[call.model]]
+        deployment = self._deployment[call.model]
+        slots = self._slots[deployment]
         await slots.acquire()
         number = new_number()
-        is_told = call.model == IMAGE_ENCODER.model  # its steps take long, and Triton would not tell them
+        is_told = call.model == IMAGE_ENCODER.model or is_head(
+            deployment
+        )  # its steps take long, and Triton would not tell them
         if is_told:
             call = replace(call, parameters={**call.parameters, PARAMETER: number})
 

@@ -44,6 +44,7 @@ ANSWER_S = 3.0
     multiple=True,
     help="Deployment to serve; may be repeated. Default: what the Tritons are ready for.",
 )
+@option("--head", "heads", multiple=True, metavar="NAME", help="Head to serve, too; may be repeated.")
 @option("--score-port", type=PORT, default=5001, help="Port of the endpoint; 0 picks a free one.")
 @option(
     "--triton-metrics",
@@ -54,6 +55,7 @@ ANSWER_S = 3.0
 def endpoint(
     tritons: tuple[str, ...],
     deployments: tuple[str, ...],
+    heads: tuple[str, ...],
     score_port: int,
     triton_metrics: str | None,
     endpoint: EndpointOptions,
@@ -65,7 +67,7 @@ def endpoint(
     hangups = end_on_signals()
     try:
         settings = checked_settings(endpoint, tritons=tritons, triton_metrics=triton_metrics)
-        settings = replace(settings, deployments=deployments or find_deployments(tritons))
+        settings = replace(settings, deployments=(deployments or find_deployments(tritons)) + heads)
         with (
             clean_run() as run,
             bound(endpoint.score_host, score_port) as listener,

@@ -14,7 +14,7 @@ from medimage_server.endpoint.acceptor import mark_authenticated
 from medimage_server.endpoint.balancing import BalancedTransport
 from medimage_server.endpoint.keys import Keyring, authorize
 from medimage_server.endpoint.responses import MODEL_FAILED, JSONResponse, ending, not_ready
-from medimage_server.endpoint.settings import MAX_ROWS, EndpointSettings
+from medimage_server.endpoint.settings import EndpointSettings, max_rows
 
 TRITON_PAGE_LIMIT_S = 2.0
 # How requests have ended, by status. Those that were wrong are not counted here, nor those whose caller has gone.
@@ -60,7 +60,7 @@ class MonitoringRoutes:
                 "version": self._version,
                 "draining": self.is_draining,
                 "deployments": {
-                    name: {"ready": transport.is_serving(name), "max_rows": MAX_ROWS[name]}
+                    name: {"ready": transport.is_serving(name), "max_rows": max_rows(name)}
                     for name in settings.deployments
                 },
                 "exports": settings.exports,

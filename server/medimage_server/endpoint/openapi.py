@@ -6,9 +6,12 @@ from typing import Any
 
 import yaml
 
+from medimage_server.endpoint.settings import is_head
+
 TEXT = (files(__package__) / "openapi.yaml").read_bytes()
-CONDITION = "x-if"  # of a node: the deployment without which it is not there, or KEYS
-KEYS = "keys"
+CONDITION = "x-if"  # of a node: the deployment without which it is not there, or HEADS or KEYS
+NAMES = "x-names"  # of a text: that it is one of the names of the heads
+HEADS, KEYS = "heads", "keys"
 
 
 def openapi(deployments: Collection[str], *, keys: bool) -> dict[str, Any]:
@@ -19,7 +22,8 @@ def openapi(deployments: Collection[str], *, keys: bool) -> dict[str, Any]:
     """
     # the loader in C, where PyYAML is built with it, takes a tenth of the time
     document: dict[str, Any] = yaml.load(TEXT, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    served = {*deployments, KEYS} if keys else {*deployments}
+    heads = [name for name in deployments if is_head(name)]
+    served = {*deployments, *([KEYS] if keys else []), *([HEADS] if heads else [])}
     left_out = {CONDITION} if keys else {CONDITION, "security"}
 
     def is_there(node: Any) -> bool:
@@ -31,6 +35,8 @@ def openapi(deployments: Collection[str], *, keys: bool) -> dict[str, Any]:
 
     def narrowed(node: Any) -> Any:
         if isinstance(node, dict):
+            if NAMES in node:
+                return {**{key: part for key, part in node.items() if key not in (NAMES, CONDITION)}, "enum": heads}
             return {key: narrowed(part) for key, part in node.items() if key not in left_out and is_there(part)}
         if isinstance(node, list):
             return [narrowed(part) for part in node if is_there(part)]

@@ -1,14 +1,17 @@
 """From the body of a request to its answer: read, asked and rendered by the client's own functions."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from medimage_client.embeddings import score
 from medimage_client.errors import InvalidInput
+from medimage_client.heads import score_images
 from medimage_client.images.dicom import is_dicom
+from medimage_client.images.encoding import encode_file
 from medimage_client.reports.requests import score_reports
 from medimage_client.schema.embeddings import EmbeddingRequest, Layout, read_request
+from medimage_client.schema.heads import HeadRequest, read_head_request
 from medimage_client.schema.reports import (
     IMAGE_INPUTS,
     ReportRequest,
@@ -20,7 +23,7 @@ from medimage_client.schema.table import read_json
 from medimage_client.wire.connection import Connection
 from medimage_server.endpoint.balancing import BalancedTransport
 from medimage_server.endpoint.report_events import report_events, with_comments
-from medimage_server.endpoint.settings import EMBEDDINGS, MAX_ROWS, REPORTS
+from medimage_server.endpoint.settings import EMBEDDINGS, REPORTS, max_rows
 
 # Calls to Triton at once for one request: enough to fill a batch, and no more, so that a request of a thousand rows
 # leaves the others their turn.
@@ -33,11 +36,16 @@ class Question:
     """A request that has been read."""
 
     deployment: str
-    request: EmbeddingRequest | list[ReportRequest]
+    request: EmbeddingRequest | HeadRequest | list[ReportRequest]
 
     @property
     def n_rows(self) -> int:
-        return len(self.request.rows if isinstance(self.request, EmbeddingRequest) else self.request)
+        match self.request:
+            case EmbeddingRequest():
+                return len(self.request.rows)
+            case HeadRequest():
+                return len(self.request.images)
+        return len(self.request)
 
 
 def read_question(body: bytes, deployment: str | None, deployments: Sequence[str]) -> Question:
@@ -52,15 +60,19 @@ def read_question(body: bytes, deployment: str | None, deployments: Sequence[str
     content = read_json(body)
     if deployment is None:
         deployment = deployments[0] if len(deployments) == 1 else by_columns(content)
-    question = (
-        Question(deployment, without_dicom(read_report_requests(content)))
-        if deployment == REPORTS
-        else Question(deployment, read_request(content))
-    )
-    limit = MAX_ROWS[deployment]
+        if deployment not in deployments:
+            raise InvalidInput(f"name the deployment in path or header; there is {' and '.join(deployments)}")
+    question = Question(deployment, request_of(content, deployment))
+    limit = max_rows(deployment)
     if question.n_rows > limit:
         raise InvalidInput(f"'data' has {question.n_rows} rows; at most {limit} are taken in a request")
     return question
+
+
+def request_of(content: Mapping[str, Any], deployment: str) -> EmbeddingRequest | HeadRequest | list[ReportRequest]:
+    if deployment == REPORTS:
+        return without_dicom(read_report_requests(content))
+    return read_request(content) if deployment == EMBEDDINGS else read_head_request(content)
 
 
 def without_dicom(requests: list[ReportRequest]) -> list[ReportRequest]:
@@ -86,12 +98,31 @@ async def answer_to(question: Question, transport: BalancedTransport, *, layout:
     connection = connection_over(transport, timeout)
     if isinstance(question.request, EmbeddingRequest):
         return await score(connection, question.request, layout=layout)
+    if isinstance(question.request, HeadRequest):
+        return await head_answer(connection, question.deployment, question.request)
     return render_reports(await score_reports(connection, question.request, timeout=None))
+
+
+async def head_answer(connection: Connection, head: str, request: HeadRequest) -> list[list[dict[str, Any]]]:
+    """Azure's answer of a fine-tuned deployment: for each image its labels with their scores, the highest first."""
+    if not request.images:
+        return []
+    found = await score_images(
+        connection,
+        head,
+        request.images,
+        encode=encode_file,
+        params=request.params,
+        resize="server",
+        rows=range(len(request.images)),
+        timeout=None,
+    )
+    return found.ranked()
 
 
 def events_of(question: Question, transport: BalancedTransport, *, timeout: float) -> AsyncGenerator[bytes, None]:
     """The server-sent events of a question for reports."""
-    assert not isinstance(question.request, EmbeddingRequest)
+    assert isinstance(question.request, list)
     connection = connection_over(transport, timeout)
     return with_comments(report_events(connection, question.request, concurrency=CALLS_PER_REQUEST))
 

@@ -25,6 +25,20 @@ MODELS = {  # of Triton, that each asks
 
 MAX_ROWS = {EMBEDDINGS: embeddings.MAX_ROWS, REPORTS: reports.MAX_ROWS}  # of one request
 
+
+def is_head(deployment: str) -> bool:
+    return deployment not in MODELS
+
+
+def models_of(deployment: str) -> tuple[str, ...]:
+    """Those of Triton that a deployment asks; a head is one of its own name."""
+    return MODELS.get(deployment, (deployment,))
+
+
+def max_rows(deployment: str) -> int:
+    return MAX_ROWS.get(deployment, embeddings.MAX_ROWS)
+
+
 FILE = click.Path(dir_okay=False)
 SECONDS = click.FloatRange(min=0, min_open=True)
 
@@ -78,7 +92,7 @@ class EndpointSettings(EndpointOptions):
     """The options, and what a worker has to know beside them."""
 
     tritons: tuple[str, ...]  # URLs as `medimage endpoint` takes them
-    deployments: tuple[str, ...] = ()  # of MODELS
+    deployments: tuple[str, ...] = ()  # of MODELS, and names of heads
     key_digests: tuple[str, ...] = ()  # SHA-256, in hexadecimal; of keys that are not in the file
     triton_metrics: str | None = None  # URL of the page that is appended to ours; unix:/path is a socket
     # fields of `Export`, by model, if they are known
@@ -101,13 +115,14 @@ class EndpointSettings(EndpointOptions):
         """Of a request from its last byte to its answer."""
         return self.report_timeout_s if deployment == REPORTS else self.timeout_s
 
-    def serving(self, models: Collection[str], exports: Mapping[str, Export]) -> Self:
-        """The same for the deployments whose models Triton serves, which were exported so.
+    def serving(self, models: Collection[str], exports: Mapping[str, Export], heads: Collection[str] = ()) -> Self:
+        """The same for the deployments whose models Triton serves, which were exported so, and for these heads.
 
         Raises:
             LaunchError: there is none.
         """
         deployments = tuple(name for name, parts in MODELS.items() if set(parts) <= set(models))
+        deployments += tuple(head for head in heads if head in models)
         if not deployments:
             needed = " or ".join(f"{name} needs {' and '.join(parts)}" for name, parts in MODELS.items())
             raise LaunchError(f"there is nothing to score: {needed}; Triton serves {', '.join(models)}")

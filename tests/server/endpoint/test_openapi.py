@@ -16,6 +16,7 @@ from medimage_client.constants import EMBEDDING_SIZE
 from medimage_client.reports.finding import read_findings
 from medimage_client.schema import embeddings, reports
 from medimage_client.schema.embeddings import EmbeddingRow, render_answer
+from medimage_client.schema.heads import HeadScores, read_head_request
 from medimage_client.schema.reports import render_reports
 from medimage_server.endpoint.openapi import TEXT, openapi
 from medimage_server.endpoint.report_events import event
@@ -26,6 +27,8 @@ from tests.paths import ROOT
 from tests.server.endpoint.asgi import DOCUMENT, running
 
 BOTH = ("medimageinsight", "cxrreportgen")
+HEADS = ("cxr_findings", "views")
+WITH_HEADS = openapi((*BOTH, *HEADS), keys=True)
 SCHEMAS = DOCUMENT["components"]["schemas"]
 EXAMPLES = {name: example["value"] for name, example in DOCUMENT["components"]["examples"].items()}
 REQUESTS = {  # by path: the names of the examples
@@ -68,9 +71,9 @@ def draft_4(schema):
     return converted
 
 
-def validator(*names):
+def validator(*names, document=DOCUMENT):
     choice = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in names]}
-    return jsonschema_rs.Draft4Validator(draft_4({**choice, "components": DOCUMENT["components"]}))
+    return jsonschema_rs.Draft4Validator(draft_4({**choice, "components": document["components"]}))
 
 
 def accepts(name, request):
@@ -81,7 +84,7 @@ def accepts(name, request):
     return True
 
 
-@pytest.mark.parametrize("deployments", [BOTH, BOTH[:1], BOTH[1:]], ids="+".join)
+@pytest.mark.parametrize("deployments", [BOTH, BOTH[:1], BOTH[1:], (*BOTH, *HEADS), HEADS], ids="+".join)
 @pytest.mark.parametrize("keys", [True, False])
 def test_document_is_openapi_and_has_all_that_it_refers_to_and_no_more(deployments, keys):
     document = openapi(deployments, keys=keys)
@@ -89,10 +92,9 @@ def test_document_is_openapi_and_has_all_that_it_refers_to_and_no_more(deploymen
     parts = {f"#/components/{kind}/{name}" for kind, named in document["components"].items() for name in named}
     assert parts - set(references(document)) == ({"#/components/securitySchemes/key"} if keys else set())
     assert set(references(document)) <= parts
-    assert "x-if" not in json.dumps(document)
-    assert {"/score"} | {f"/{name}/score" for name in deployments} == {
-        path for path in document["paths"] if path.endswith("/score")
-    }
+    assert "x-if" not in json.dumps(document) and "x-names" not in json.dumps(document)
+    paths = {f"/{'{head}' if name in HEADS else name}/score" for name in deployments}
+    assert {"/score"} | paths == {path for path in document["paths"] if path.endswith("/score")}
     ids = [operation["operationId"] for _, _, operation in operations(document)]
     assert len(set(ids)) == len(ids)
 
@@ -108,7 +110,32 @@ def test_what_is_left_out_is_what_is_not_served(deployments):
 
 
 def test_every_condition_is_one_that_is_looked_at():
-    assert set(re.findall(rb"x-if: (\w+)", TEXT)) == {b"medimageinsight", b"cxrreportgen", b"keys"}
+    assert set(re.findall(rb"x-if: (\w+)", TEXT)) == {b"medimageinsight", b"cxrreportgen", b"heads", b"keys"}
+
+
+def test_heads_are_named_in_the_path_and_their_answer_is_that_of_a_fine_tuned_deployment():
+    _, head = WITH_HEADS["paths"]["/{head}/score"]["parameters"]
+    assert head["schema"] == {"type": "string", "enum": [*HEADS]}
+    example = WITH_HEADS["components"]["examples"]["head-scores"]["value"]
+    scores = HeadScores(["Mass", "Normal"], np.array([[0.25, 0.75], [1, 0]], np.float32))
+    assert scores.ranked()[0] == [{"label": "Normal", "score": 0.75}, {"label": "Mass", "score": 0.25}]
+    assert validator("HeadScores", document=WITH_HEADS).is_valid(scores.ranked())
+    assert validator("HeadScores", document=WITH_HEADS).is_valid(example)
+    assert not validator("HeadScores", document=WITH_HEADS).is_valid(scores.ranked()[0])
+
+
+@pytest.mark.parametrize(
+    ("data", "columns"),
+    [([[IMAGE]], ["image"]), ([{"image": IMAGE}], ["image"]), ([["a", "b"]], ["image", "text"]), ([[""]], ["image"])],
+    ids=["list", "object", "text-column", "empty"],
+)
+def test_requests_for_a_head_are_read_as_the_document_says(data, columns):
+    request = {"input_data": {"columns": columns, "data": data}}
+    try:
+        is_read = len(read_head_request(request).images) == 1
+    except InvalidInput:
+        is_read = False
+    assert validator("HeadRequest", document=WITH_HEADS).is_valid(request) == is_read
 
 
 def test_version_is_that_of_the_project():
@@ -130,7 +157,8 @@ async def test_document_is_served_as_it_is_and_as_json(monkeypatch):
 def test_text_is_openapi_and_json_has_its_values():
     """By PyYAML's other reader, without what is there only to be narrowed."""
     assert [error.message for error in OPENAPI_30_VALIDATOR.iter_errors(yaml.safe_load(TEXT))] == []
-    assert json.loads(re.sub(r'"x-if": "\w+", ', "", json.dumps(yaml.safe_load(TEXT)))) == DOCUMENT
+    text = re.sub(r'"x-if": "\w+", ', "", json.dumps(yaml.safe_load(TEXT)))
+    assert json.loads(text.replace('"x-names": "heads"', f'"enum": {json.dumps(HEADS)}')) == WITH_HEADS
 
 
 async def test_every_route_of_the_app_is_there_and_no_other(monkeypatch):

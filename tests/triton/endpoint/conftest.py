@@ -11,6 +11,7 @@ from medimage_server.endpoint.settings import MODELS, EndpointSettings
 from medimage_server.endpoint.worker_pool import bound, endpoint_services
 from medimage_server.supervisor import running
 from tests.triton.endpoint.raw_http import KEY
+from tests.triton.heads import HEADS
 
 
 @contextmanager
@@ -33,7 +34,7 @@ def endpoint(triton, tmp_path_factory):
     log, errors = folder / "access.log", folder / "errors.log"
     settings = EndpointSettings(
         tritons=(triton.server.url,),
-        deployments=tuple(MODELS),
+        deployments=(*MODELS, *HEADS),
         timeout_s=60.0,
         report_timeout_s=60.0,
         drain_limit_s=5.0,

@@ -1,0 +1,1 @@
+"""Heads: classifiers on frozen vectors, trained on one's own labels."""

@@ -1,0 +1,1 @@
+"""Heads: from the vectors of the image encoder to a score for each label."""
