@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from medimage_client.reports.report import Report
     from medimage_client.reports.stream import AsyncReportStream
     from medimage_client.schema.heads import HeadScores
-    from medimage_client.schema.reports import ModelIdentity
+    from medimage_client.schema.reports import ModelIdentity, ReportProgress, ReportTiming
 
 __all__ = [
     "Archive",
@@ -59,7 +59,9 @@ __all__ = [
     "NotFound",
     "NotReady",
     "Report",
+    "ReportProgress",
     "ReportStream",
+    "ReportTiming",
     "RequestTimeout",
     "ResponseError",
     "Series",

@@ -46,7 +46,7 @@ from medimage_client.reports.requests import (
 from medimage_client.reports.stream import AsyncReportStream
 from medimage_client.schema.embeddings import Answer, Layout, RequestParams, read_request
 from medimage_client.schema.heads import HeadScores
-from medimage_client.schema.reports import Mode, ReportRequest, read_report_requests, render_reports
+from medimage_client.schema.reports import Mode, ReportProgress, ReportRequest, read_report_requests, render_reports
 from medimage_client.schema.table import Request, read_json
 from medimage_client.wire.connection import Connection, connector, gather
 from medimage_client.wire.posted_requests import post_embeddings, post_reports
@@ -476,11 +476,16 @@ class AsyncCXRReportGen:
         constrained: bool = False,
         dicom_window: DicomWindow = "file",
         timeout: float | None = None,
+        on_progress: Callable[[ReportProgress], object] | None = None,
     ) -> AsyncReportStream:
         """The report as it is written: an iterator of pieces of text, which `reports.grammar.FindingParser` can parse.
 
         Arguments and errors are those of `report`. The request is sent when the first piece is read; errors of
         images, of an archive and of the server are raised there. Closing the stream cancels the request on the server.
+
+        Args:
+            on_progress: called before the first piece, also from another thread: when the request has arrived, and as
+                its prompt is read. Older servers tell nothing.
         """
         request = request_before(
             study,
@@ -496,7 +501,10 @@ class AsyncCXRReportGen:
             max_new_tokens=max_new_tokens,
             constrained=constrained,
         )
-        return AsyncReportStream(stream_study(self._connection, request, study, timeout, dicom_window))
+        responses = stream_study(
+            self._connection, request, study, timeout, dicom_window, progress=on_progress is not None
+        )
+        return AsyncReportStream(responses, on_progress)
 
     async def score(self, request: Request, *, timeout: float | None = None) -> list[dict[str, str]]:
         """Answer a request of Azure's CXRReportGen endpoint in its own JSON.
@@ -556,12 +564,14 @@ async def stream_study(
     study: StudyInput | None,
     timeout: float | None,
     dicom_window: DicomWindow,
+    *,
+    progress: bool,
 ) -> AsyncGenerator[Outputs | Choice, None]:
     """The choice of images, if one is made, and the responses of `stream_report`."""
     request, choice = await with_images(request, study)
     if choice is not None:
         yield choice
-    async with aclosing(stream_report(connection, request, timeout, dicom_window)) as responses:
+    async with aclosing(stream_report(connection, request, timeout, dicom_window, progress=progress)) as responses:
         async for outputs in responses:
             yield outputs
 

@@ -203,6 +203,7 @@ def run_job(scheduler: Scheduler, prompt: np.ndarray, tokens: list[int]) -> None
     scheduler.submit(
         Job(
             prepare=lambda: prompt,
+            prompt_length=len(prompt),
             max_new_tokens=COMPARED_TOKENS,
             eos_token_ids=frozenset(),
             on_token=tokens.append,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from medimage_client.errors import MedImageError
-from medimage_client.schema.reports import ModelIdentity
+from medimage_client.schema.reports import PROGRESS, ModelIdentity, ReportProgress, ReportTiming
 from medimage_client.wire.transport import Call, Outputs
 
 PIECES = ("<obj>Heart ", "is normal.</obj><obj>Opa", "city. <box><x1><y2><x3><y4></box></ob", "j>")
@@ -16,6 +16,13 @@ TEXT = "".join(PIECES)
 OUTPUT = '[["Heart is normal.", null], ["Opacity.", [[0.015, 0.025, 0.035, 0.045]]]]'
 
 
+TIMING = ReportTiming(queue_s=0.25, prompt_s=12.5, decode_s=6.75)
+PROGRESS_TOLD = (
+    ReportProgress(state="waiting", tokens_read=0, tokens=1520, first_words_s=37.4),
+    ReportProgress(state="reading", tokens_read=0, tokens=1520, first_words_s=30.0),
+    ReportProgress(state="reading", tokens_read=512, tokens=1520, first_words_s=20.0),
+    ReportProgress(state="reading", tokens_read=1520, tokens=1520, first_words_s=0.0),
+)
 MODEL = ModelIdentity(checkpoint="maira-2", checkpoint_sha256="5a" * 32, precision="fp16", version="0.1.0")
 
 
@@ -43,6 +50,8 @@ class FakeReports:
     output: str | None = OUTPUT  # None: the call's indication as the one finding
     status: str | None = "complete"  # None: a stream ends without its report
     model: ModelIdentity | None = None  # None: of a server that does not tell
+    timing: ReportTiming | None = None
+    progress: Sequence[ReportProgress] = ()  # which a stream tells whoever asks for it
     broken: MedImageError | None = None
     hang: bool = False
     wait_for_in_flight: int = 1
@@ -62,8 +71,9 @@ class FakeReports:
 
     def _report(self, call: Call) -> Outputs:
         output = json.dumps([[sent(call).get("indication"), None]]) if self.output is None else self.output
-        model = {} if self.model is None else {"model": self.model.to_json()}
-        return texts(output=output, status=self.status, **model)
+        told = {"model": self.model, "timing": self.timing}
+        more = {name: value.to_json() for name, value in told.items() if value is not None}
+        return texts(output=output, status=self.status, **more)
 
     async def infer(self, call: Call, *, timeout: float) -> Outputs:
         self._begin(call, timeout)
@@ -79,6 +89,8 @@ class FakeReports:
     async def stream(self, call: Call, *, timeout: float) -> AsyncGenerator[Outputs, None]:
         self._begin(call, timeout)
         try:
+            for progress in self.progress if call.parameters.get(PROGRESS) else ():
+                yield texts(progress=progress.to_json())
             for piece in self.pieces[:-1]:
                 yield texts(text_output=piece)
             if self.broken is not None:

@@ -3,10 +3,12 @@
 import base64
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from medimage_client import Unavailable
 from medimage_client.cli.group import medimage
 from medimage_client.images.encoding import encode_image
 from tests.client.dicom_files import RAMP, dicom, file_of
-from tests.client.fake_reports import OUTPUT, FakeReports, sent
+from tests.client.fake_reports import OUTPUT, PROGRESS_TOLD, FakeReports, sent
 
 
 @pytest.fixture
@@ -44,6 +46,32 @@ def test_report_prints_findings_with_their_boxes(run, reports, film):
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == "1. Heart is normal.\n2. Opacity. [0.015, 0.025, 0.035, 0.045]\n"
     assert sent(reports.calls[0])["indication"] == "Cough"
+
+
+def test_report_says_when_to_expect_the_first_words(run, reports, film):
+    reports.progress = PROGRESS_TOLD
+    result = run("report", film)
+    assert (result.exit_code, result.stderr) == (0, "First words in about 37 s.\n")
+    assert result.stdout.startswith("1. Heart is normal.\n")
+    assert reports.calls[0].parameters == {"progress": True}
+    as_json = run("report", film, "--json")
+    assert (json.loads(as_json.stdout)["status"], as_json.stderr) == ("complete", result.stderr)
+
+
+def test_first_words_that_come_at_once_are_not_announced(run, reports, film):
+    reports.progress = [replace(progress, first_words_s=0.4) for progress in PROGRESS_TOLD]
+    assert run("report", film).stderr == ""
+
+
+def test_terminal_shows_how_far_the_prompt_is_read(run, reports, film, monkeypatch):
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda stream: True, raising=False)
+    reports.progress = PROGRESS_TOLD
+    result = run("report", film)
+    bars = re.findall(r"Prompt  \[[#-]+\] +(\d+)%", result.stderr)
+    assert bars[0] == "0" and bars[-1] == "100"
+    assert "33" in bars  # 512 of 1,520 tokens
+    assert result.stderr.startswith("First words in about 37 s.\n")
+    assert result.stdout == "1. Heart is normal.\n2. Opacity. [0.015, 0.025, 0.035, 0.045]\n"
 
 
 def test_report_prints_a_finding_before_the_next_is_written(run, reports, film, capsys):

@@ -6,7 +6,9 @@ import inspect
 import json
 import signal
 import threading
+from dataclasses import asdict
 from io import BytesIO
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ from medimage_client import (
 from medimage_client.constants import DEFAULT_REPORT_TIMEOUT_S
 from medimage_client.images.encoding import encode_image
 from tests.client.dicom_files import RAMP, dicom, file_of
-from tests.client.fake_reports import OUTPUT, PIECES, TEXT, FakeReports, sent
+from tests.client.fake_reports import OUTPUT, PIECES, PROGRESS_TOLD, TEXT, TIMING, FakeReports, sent, texts
 
 
 @pytest.fixture
@@ -413,4 +415,63 @@ def test_report_and_stream_take_the_same_options():
     def options(method):
         return inspect.signature(method).parameters
 
-    assert options(CXRReportGen.report) == options(CXRReportGen.stream)
+    stream = dict(options(CXRReportGen.stream))
+    assert stream.pop("on_progress").default is None  # a report that is not streamed tells nothing before its end
+    assert dict(options(CXRReportGen.report)) == stream
+
+
+def test_report_has_the_servers_times_where_it_tells_them(client, reports, film):
+    of_an_older_server = client.report(film)
+    assert of_an_older_server.timing is None
+    reports.timing = TIMING
+    assert client.report(film).timing == TIMING
+    stream = client.stream(film)
+    assert "".join(stream) == TEXT
+    assert stream.report.timing == TIMING
+    assert stream.report == of_an_older_server  # whatever it took
+
+
+async def test_async_report_has_the_servers_times(async_client, reports, film):
+    reports.timing = TIMING
+    assert (await async_client.report(film)).timing == TIMING
+
+
+def test_progress_is_told_whoever_asks_for_it_and_changes_no_piece(client, reports, film):
+    reports.progress = PROGRESS_TOLD
+    told = []
+    with client.stream(film, on_progress=told.append) as stream:
+        assert next(stream) == PIECES[0]
+        assert told == [*PROGRESS_TOLD]
+        assert list(stream) == list(PIECES[1:])
+    assert list(client.stream(film)) == list(PIECES)
+    assert [call.parameters for call in reports.calls] == [{"progress": True}, {}]
+
+
+def test_older_server_tells_no_progress(client, film):
+    told = []
+    assert list(client.stream(film, on_progress=told.append)) == list(PIECES)
+    assert told == []
+
+
+async def test_async_stream_tells_progress(async_client, reports, film):
+    reports.progress = PROGRESS_TOLD
+    told = []
+    assert [piece async for piece in async_client.stream(film, on_progress=told.append)] == list(PIECES)
+    assert told == [*PROGRESS_TOLD]
+
+
+@pytest.mark.parametrize("text", ["", "7", "[]", '{"queue_s": 1}', '{"queue_s": "Jane", "prompt_s": 1, "decode_s": 1}'])
+def test_times_that_are_none_are_refused_without_being_shown(client, reports, film, text):
+    reports._report = lambda call: texts(output=OUTPUT, status="complete", timing=text)
+    with pytest.raises(ResponseError, match=r"^the output timing is not the JSON of an object of seconds$"):
+        client.report(film)
+
+
+@pytest.mark.parametrize(
+    "change", [{"state": "Jane"}, {"tokens": 1.5}, {"tokens_read": None}, {"first_words_s": "Jane"}]
+)
+def test_progress_that_is_none_is_refused_without_being_shown(client, reports, film, change):
+    text = json.dumps(asdict(PROGRESS_TOLD[0]) | change)
+    reports.progress = [SimpleNamespace(to_json=lambda: text)]
+    with pytest.raises(ResponseError, match=r"^the output progress is not the JSON of how far a report is$"):
+        list(client.stream(film, on_progress=lambda progress: None))

@@ -20,7 +20,7 @@ from medimage_client.images.encoding import encode_image
 from medimage_client.wire.scoring import ScoringEndpoint
 from medimage_client.wire.scoring_messages import read_events
 from tests.client.azure_samples import read_report_requests, read_request
-from tests.client.fake_reports import MODEL, OUTPUT, PIECES
+from tests.client.fake_reports import MODEL, OUTPUT, PIECES, PROGRESS_TOLD, TIMING
 from tests.client.http_server import serving
 from tests.client.scoring_server import REPORT_EVENTS, SCALING_FACTOR, WAIT_S, Endpoint, Handler, event
 
@@ -607,6 +607,17 @@ def test_report_of_an_endpoint_tells_its_model(reports, endpoint, film):
         reports.report(film)
 
 
+def test_report_of_an_endpoint_tells_its_progress_and_its_times(reports, endpoint, film):
+    told = []
+    progress = [event("progress", row=0, progress=progress.to_json()) for progress in PROGRESS_TOLD]
+    row = event("row", row=0, output=OUTPUT, status="complete", timing=TIMING.to_json())
+    endpoint.events = (*progress, *REPORT_EVENTS[:-2], row, event("end"))
+    stream = reports.stream(film, on_progress=told.append)
+    assert (list(stream), told, stream.report.timing) == (list(PIECES), [*PROGRESS_TOLD], TIMING)
+    assert reports.report(film).timing == TIMING
+    assert list(reports.stream(film)) == list(PIECES)
+
+
 EVENTS = b"".join(REPORT_EVENTS)
 
 
@@ -722,7 +733,8 @@ def test_report_out_of_time_ends_on_the_server(reports, endpoint, film):
 
 def test_comments_before_the_first_piece_do_not_count_as_one(server, endpoint, film, no_delay):
     busy = event("error", row=0, message="busy", status=503)
-    endpoint.answers = [(200, {"Content-Type": "text/event-stream"}, b": waiting\n\nevent: news\ndata: 1\n\n" + busy)]
+    before = b": waiting\n\nevent: news\ndata: 1\n\n" + event("progress", row=0, progress=PROGRESS_TOLD[1].to_json())
+    endpoint.answers = [(200, {"Content-Type": "text/event-stream"}, before + busy)]
     with CXRReportGen(f"{server}/score") as client:
         assert list(client.stream(film)) == list(PIECES)
     assert len(endpoint.requests) == 2

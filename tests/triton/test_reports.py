@@ -8,10 +8,11 @@ import shutil
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import astuple, replace
 from http.client import HTTPConnection
 from importlib.metadata import version
 from io import BytesIO
+from time import monotonic
 from types import SimpleNamespace
 
 import numpy as np
@@ -48,6 +49,10 @@ METRICS = {
     "medimage_report_tokens_total": "counter",
     "medimage_report_prefill_seconds_total": "counter",
     "medimage_report_decode_seconds_total": "counter",
+    "medimage_report_answers_total": "counter",
+    "medimage_report_answers_queue_seconds_total": "counter",
+    "medimage_report_answers_prompt_seconds_total": "counter",
+    "medimage_report_answers_decode_seconds_total": "counter",
     "medimage_report_live_slots": "gauge",
     "medimage_report_queue_length": "gauge",
     "medimage_report_tokens_per_second": "gauge",
@@ -117,7 +122,7 @@ def inputs(transport=grpc, *, max_new_tokens=None, **values):
 
 def texts(result):
     """The output tensors of an answer that are there, as text."""
-    arrays = {name: result.as_numpy(name) for name in ("text_output", "output", "status")}
+    arrays = {name: result.as_numpy(name) for name in ("text_output", "output", "status", "progress")}
     return {name: array[0].decode() for name, array in arrays.items() if array is not None}
 
 
@@ -237,6 +242,41 @@ def test_report_names_the_checkpoint_that_wrote_it(triton, checkpoint, scheme):
         precision="fp32",
         version=version("medimage-triton"),
     )
+
+
+def test_stream_tells_how_far_the_prompt_is_read_to_whoever_asks(triton):
+    study = {"frontal_image": png(0), "max_new_tokens": 5}
+    expected = stream(triton, **study)
+    responses = stream(triton, **study, parameters={"progress": True})
+    told = [json.loads(response["progress"]) for response in responses if "progress" in response]
+    assert [*expected] == responses[len(told) :]
+    assert all("progress" not in response for response in expected)
+    assert [progress["state"] for progress in told] == ["waiting", "reading", "reading"]  # the prompt is one chunk
+    assert [progress["tokens_read"] for progress in told] == [0, 0, told[0]["tokens"]]
+    assert told[0]["tokens"] > 196  # the image's
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_report_has_its_times_and_metrics_add_them_up(triton, scheme):
+    port = triton.server.grpc_port if scheme == "grpc" else triton.server.http_port
+    wait_until_idle(triton)
+    before, told = metrics(triton), []
+    with CXRReportGen(f"{scheme}://127.0.0.1:{port}") as client:
+        started = monotonic()
+        timings = [client.report(png(0), max_new_tokens=20).timing]
+        with client.stream(png(0), max_new_tokens=20, on_progress=told.append) as written:
+            assert "".join(written)
+        seconds = monotonic() - started
+    timings.append(written.report.timing)
+    assert 0 < sum(sum(astuple(timing)) for timing in timings) < seconds
+    assert [progress.state for progress in told] == ["waiting", "reading", "reading"]
+    assert told[0].first_words_s is not None  # by what the report before it took
+    name = "medimage_report_answers"
+    wait_until(lambda: metrics(triton)[f"{name}_total"] >= before[f"{name}_total"] + 2)
+    gained = {key: value - before[key] for key, value in metrics(triton).items()}
+    for part in ("queue", "prompt", "decode"):
+        expected = sum(getattr(timing, f"{part}_s") for timing in timings)
+        assert gained[f"{name}_{part}_seconds_total"] == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("transport", [grpc, http], ids=["grpc", "http"])

@@ -1,7 +1,7 @@
 """`medimage report`: a chest X-ray study to its findings, as they are written."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -12,9 +12,10 @@ from PIL import Image
 from medimage_client.archive.dicomweb import Archive, Resource, is_dicomweb
 from medimage_client.archive.report_images import is_name, is_study, report_images
 from medimage_client.archive.sources import Sources
+from medimage_client.cli.first_words import FirstWords
 from medimage_client.cli.options import SOURCE, SourceType, archive_options, dicom_window_option, server_options
 from medimage_client.cli.output_file import Content, check_place, is_file_or_new, write_files
-from medimage_client.client import CXRReportGen, ReportStream
+from medimage_client.client import CXRReportGen
 from medimage_client.constants import DEFAULT_REPORT_TIMEOUT_S
 from medimage_client.images.encoding import ImageInput
 from medimage_client.images.windowing import DicomWindow
@@ -137,6 +138,12 @@ def report(
     Boxes are x_min, y_min, x_max, y_max in fractions of the square that the model sees, the middle of the image. With
     --json the object has `output`, [[text, null or boxes], …] as Azure's endpoint answers, and `status`: complete,
     truncated or malformed. If the report is not complete, standard error says so.
+
+    Before the first words, standard error says when to expect them, by what the server has measured of earlier reports,
+    and on a terminal how far it has read the prompt.
+
+    Standard error also says when to expect the first words, by what the server has measured of earlier reports, and on
+    a terminal shows how far the prompt is read.
     """
     archive = archive_for(study, is_stored, store_to, sources)
     has_results = structured is not None or capture is not None or archive is not None
@@ -149,17 +156,19 @@ def report(
     headers = read_images(request) if has_results else ()  # refuses before the work, and so does the next
     if archive is not None:
         archive.has(headers[0].StudyInstanceUID, headers[0].SOPInstanceUID)
+    first_words = FirstWords()
     with (
         CXRReportGen(url, api_key=api_key) as client,
-        client.stream(**asked, dicom_window=dicom_window, timeout=timeout) as stream,
+        client.stream(**asked, dicom_window=dicom_window, timeout=timeout, on_progress=first_words.show) as stream,
     ):
+        pieces = first_words.before(stream)
         if as_json:
-            for _ in stream:
+            for _ in pieces:
                 pass
         elif options["mode"] == "findings":
-            echo_text(stream)
+            echo_text(pieces)
         else:
-            echo_findings(stream)
+            echo_findings(pieces)
         answer = stream.report
     if as_json:
         click.echo(json.dumps(as_object(answer), ensure_ascii=False))
@@ -274,13 +283,13 @@ def dicom_file(result: "Dataset") -> Content:
     return file.getbuffer()
 
 
-def echo_text(pieces: ReportStream) -> None:
+def echo_text(pieces: Iterable[str]) -> None:
     for piece in pieces:
         click.echo(piece, nl=False)
     click.echo()
 
 
-def echo_findings(pieces: ReportStream) -> None:
+def echo_findings(pieces: Iterable[str]) -> None:
     parser = FindingParser()
     n_findings = 0
 

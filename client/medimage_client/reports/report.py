@@ -1,7 +1,7 @@
 """A chest X-ray report as the client returns it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, cast, get_args
 
@@ -17,7 +17,14 @@ from medimage_client.reports.picture import draw_findings
 from medimage_client.reports.requests import request_of, text_of
 from medimage_client.reports.secondary_capture import secondary_capture
 from medimage_client.reports.structured_report import structured_report
-from medimage_client.schema.reports import ModelIdentity, ReportRequest, Status, read_identity
+from medimage_client.schema.reports import (
+    ModelIdentity,
+    ReportRequest,
+    ReportTiming,
+    Status,
+    read_identity,
+    read_timing,
+)
 from medimage_client.wire.transport import Outputs
 
 if TYPE_CHECKING:
@@ -41,6 +48,8 @@ class Report:
     status: Status
     model: ModelIdentity | None = None  # what wrote it; None where the server does not tell
     choice: Choice | None = None  # of the images, where they were chosen of a study
+    # Where its time went on the server; None where that does not tell. Two reports are equal whatever they took.
+    timing: ReportTiming | None = field(default=None, compare=False)
 
     @property
     def text(self) -> str:
@@ -132,13 +141,15 @@ def origin_of(
 
 
 def report_of(outputs: Outputs, choice: Choice | None = None) -> Report:
-    """The report in the last outputs of a server, which may have no `model`.
+    """The report in the last outputs of a server, which may have no `model` and no `timing`.
 
     Raises:
         ResponseError: see `read_report`.
     """
     model = text_of(outputs, "model") if "model" in outputs else None
-    return replace(read_report(text_of(outputs, "output"), text_of(outputs, "status"), model), choice=choice)
+    timing = read_timing(text_of(outputs, "timing")) if "timing" in outputs else None
+    report = read_report(text_of(outputs, "output"), text_of(outputs, "status"), model)
+    return replace(report, choice=choice, timing=timing)
 
 
 def read_report(output: str, status: str, model: str | None = None) -> Report:

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from medimage_client.errors import InvalidInput, ResponseError
 from medimage_client.images.encoding import ImageInput, encode_image
 from medimage_client.images.windowing import DicomWindow
-from medimage_client.schema.reports import IMAGE_INPUTS, PARAMETERS, TEXT_INPUTS, ReportRequest
+from medimage_client.schema.reports import IMAGE_INPUTS, PARAMETERS, PROGRESS, TEXT_INPUTS, ReportRequest
 from medimage_client.wire.connection import Connection, gather
 from medimage_client.wire.transport import Call, Outputs
 
 MODEL = "cxrreportgen_stream"
 WHOLE_OUTPUTS = ("output", "status")
 STREAM_OUTPUTS = ("text_output", *WHOLE_OUTPUTS)
-MODEL_OUTPUT = "model"  # which older servers lack
+OPTIONAL_OUTPUTS = ("model", "timing", PROGRESS)  # which older servers lack
 SCORE_OUTPUTS = ("output",)  # the status is not Azure's
 
 
@@ -39,13 +39,21 @@ async def infer_report(
 
 
 async def stream_report(
-    connection: Connection, request: ReportRequest, timeout: float | None, dicom_window: DicomWindow = "file"
+    connection: Connection,
+    request: ReportRequest,
+    timeout: float | None,
+    dicom_window: DicomWindow = "file",
+    *,
+    progress: bool = False,
 ) -> AsyncGenerator[Outputs, None]:
     """The responses of the streaming model: pieces of text, at last output and status.
 
     Closing it early cancels the request on the server.
+
+    Args:
+        progress: ask for responses before the first piece, which tell how far the server is.
     """
-    call = await asyncio.to_thread(call_of, request, STREAM_OUTPUTS, dicom_window)
+    call = await asyncio.to_thread(call_of, request, STREAM_OUTPUTS, dicom_window, progress=progress)
     async with aclosing(connection.stream(call, timeout=timeout)) as responses:
         async for outputs in responses:
             yield outputs
@@ -75,7 +83,13 @@ def request_of(
     return ReportRequest(frontal_image=frontal, lateral_image=lateral, prior_image=prior, **options)
 
 
-def call_of(request: ReportRequest, output_names: tuple[str, ...], dicom_window: DicomWindow = "file") -> Call:
+def call_of(
+    request: ReportRequest,
+    output_names: tuple[str, ...],
+    dicom_window: DicomWindow = "file",
+    *,
+    progress: bool = False,
+) -> Call:
     """The request of Triton; reads and encodes the images.
 
     Raises:
@@ -87,7 +101,9 @@ def call_of(request: ReportRequest, output_names: tuple[str, ...], dicom_window:
     if request.max_new_tokens is not None:
         inputs["max_new_tokens"] = np.array([request.max_new_tokens], dtype=np.int32)
     parameters = {name: value for name in PARAMETERS if (value := getattr(request, name))}
-    return Call(MODEL, inputs, output_names, parameters, decoupled=True, optional_names=(MODEL_OUTPUT,))
+    if progress:
+        parameters[PROGRESS] = True
+    return Call(MODEL, inputs, output_names, parameters, decoupled=True, optional_names=OPTIONAL_OUTPUTS)
 
 
 def encoded(column: str, image: ImageInput, dicom_window: DicomWindow) -> bytes:

@@ -1,13 +1,14 @@
 """A report while it is written."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Self
 
 from medimage_client.archive.choice import Choice
 from medimage_client.errors import MedImageError, ResponseError
 from medimage_client.reports.report import Report, report_of
 from medimage_client.reports.requests import text_of
+from medimage_client.schema.reports import PROGRESS, ReportProgress, read_progress
 from medimage_client.wire.transport import Outputs
 
 
@@ -18,8 +19,13 @@ class AsyncReportStream:
     the stream is collected, such as after `break` from a loop that holds the only reference.
     """
 
-    def __init__(self, responses: AsyncGenerator[Outputs | Choice, None]) -> None:
+    def __init__(
+        self,
+        responses: AsyncGenerator[Outputs | Choice, None],
+        on_progress: Callable[[ReportProgress], object] | None = None,
+    ) -> None:
         self._responses = responses
+        self._on_progress = on_progress
         self._report: Report | None = None
         self._choice: Choice | None = None
         self._reading = asyncio.Lock()  # a generator that is cancelled while it waits cannot be closed before it ends
@@ -33,6 +39,8 @@ class AsyncReportStream:
                 if isinstance(outputs, Choice):
                     self._choice = outputs
                     continue
+                if PROGRESS in outputs and self._on_progress is not None:
+                    self._on_progress(read_progress(text_of(outputs, PROGRESS)))
                 if "status" in outputs:
                     self._report = report_of(outputs, self._choice)
                 piece = text_of(outputs, "text_output") if "text_output" in outputs else ""

@@ -28,6 +28,7 @@ IMAGE_INPUTS = ("frontal_image", "lateral_image", "prior_image")
 SECTIONS = ("indication", "technique", "comparison", "prior_report")
 TEXT_INPUTS = (*SECTIONS, "mode", "phrase")
 PARAMETERS = ("constrained",)  # of a request; the other inputs are tensors
+PROGRESS = "progress"  # a parameter by which a caller asks a stream for it, and the output that tells it
 MAX_INT32 = 2**31 - 1
 COLUMNS = (*IMAGE_INPUTS, *SECTIONS)
 MAX_ROWS = 10  # of a request; what the documentation of Azure's endpoint allows
@@ -90,6 +91,72 @@ class ModelIdentity:
         return json.dumps(asdict(self))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportTiming:
+    """Where the time of a report went on the server, in seconds; together, from its arrival to its end."""
+
+    queue_s: float  # before its first token, while nothing was done for it
+    prompt_s: float  # its images were encoded and its prompt was read, beside the tokens of other reports
+    decode_s: float  # from its first token to its last
+
+    def to_json(self) -> str:
+        """The text of the output `timing`."""
+        return json.dumps({name: round(seconds, 4) for name, seconds in asdict(self).items()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportProgress:
+    """How far a report is before its first word."""
+
+    state: Literal["waiting", "reading"]  # for a slot and its images; its prompt
+    tokens_read: int
+    tokens: int  # of the prompt, those of the images with it
+    first_words_s: float | None  # seconds until they come, by what was measured before; None of the first report
+
+    def to_json(self) -> str:
+        """The text of the output `progress`."""
+        seconds = self.first_words_s
+        return json.dumps(asdict(self) | {"first_words_s": None if seconds is None else round(seconds, 2)})
+
+
+def read_timing(text: str) -> ReportTiming:
+    """The timing of an output `timing`, which may have more in it.
+
+    Raises:
+        ResponseError: it lacks something, or is not JSON.
+    """
+    values = _values(text, ReportTiming)
+    if values is None or not all(_is_number(seconds) for seconds in values.values()):
+        raise ResponseError("the output timing is not the JSON of an object of seconds", status=200)
+    return ReportTiming(**values)
+
+
+def read_progress(text: str) -> ReportProgress:
+    """The progress of an output `progress`; errors as above."""
+    values = _values(text, ReportProgress)
+    if (
+        values is None
+        or values["state"] not in ("waiting", "reading")
+        or not all(type(values[name]) is int for name in ("tokens_read", "tokens"))
+        or not (values["first_words_s"] is None or _is_number(values["first_words_s"]))
+    ):
+        raise ResponseError("the output progress is not the JSON of how far a report is", status=200)
+    return ReportProgress(**values)
+
+
+def _values(text: str, kind: type[Any]) -> dict[str, Any] | None:
+    """What a JSON object has under the names of the fields of a dataclass; None if it is none, or lacks one."""
+    try:
+        values = decode_json(text.encode())
+        return {name.name: values[name.name] for name in fields(kind)}
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def read_identity(text: str) -> ModelIdentity:
     """The model of an output `model`, which may have more in it.
 
@@ -97,11 +164,8 @@ def read_identity(text: str) -> ModelIdentity:
         ResponseError: it lacks something, or is not JSON.
     """
     names = [name.name for name in fields(ModelIdentity)]
-    try:
-        values = decode_json(text.encode())
-        model = ModelIdentity(**{name: values[name] for name in names})
-    except (KeyError, TypeError, ValueError):
-        model = None
+    values = _values(text, ModelIdentity)
+    model = None if values is None else ModelIdentity(**values)
     texts = [] if model is None else [model.checkpoint, model.checkpoint_sha256 or "", model.precision, model.version]
     if model is None or not all(isinstance(text, str) for text in texts):
         raise ResponseError(f"the output model is not the JSON of an object with the texts {names}", status=200)

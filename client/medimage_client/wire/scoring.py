@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from medimage_client.errors import InvalidInput, MedImageError, ResponseError, Unavailable
+from medimage_client.schema.reports import PROGRESS
 from medimage_client.wire.error_reader import not_scoring, scoring_error, unified_error
 from medimage_client.wire.scoring_messages import (
     asks_head,
@@ -142,7 +143,8 @@ class ScoringTransport:
                     yield outputs
                     return
                 async for name, data in self._events(response):
-                    if outputs := read_event(name, data):
+                    outputs = read_event(name, data)
+                    if outputs and (PROGRESS not in outputs or PROGRESS in call.parameters):
                         yield outputs
         except MedImageError as error:
             raise without_row(error) from None

@@ -3,9 +3,10 @@
 `schema` says what the JSON looks like; it reads requests, and this module writes them and reads the answers to them.
 A report comes in Azure's JSON or, from this project's endpoint, as server-sent events:
 
-    event: text   {"row": 0, "text": "…"}                                                a piece
-    event: row    {"row": 0, "output": "…", "status": "complete|truncated|malformed"}    the report
-    event: error  {"row": 0, "message": "…", "status": 424, "request_id": "…"}           its failure; the stream ends
+    event: progress  {"row": 0, "progress": "…"}                                            how far it is before that
+    event: text      {"row": 0, "text": "…"}                                                a piece
+    event: row       {"row": 0, "output": "…", "status": "complete|truncated|malformed"}    the report
+    event: error     {"row": 0, "message": "…", "status": 424, "request_id": "…"}           its failure; the stream ends
 
 Other events tell nothing that is needed here, nor do comments, which keep the connection alive.
 """
@@ -44,7 +45,7 @@ def asks_head(call: Call) -> bool:
 def check_call(call: Call) -> None:
     """Raise InvalidInput for a call that Azure's JSON cannot say."""
     if is_report(call):
-        known = {*reports.COLUMNS}
+        known = {*reports.COLUMNS, reports.PROGRESS}  # which this project's endpoint always tells
         if "mode" in call.inputs and call.inputs["mode"].item() == ONLY_MODE:
             known.add("mode")
     else:
@@ -211,10 +212,12 @@ def read_event(name: bytes, data: bytes) -> Outputs:
     match name:
         case b"text":
             return text_outputs(read_object(data), text_output="text")
+        case b"progress":
+            return text_outputs(read_object(data), progress="progress")
         case b"row":
             values = read_object(data) or {}
-            model = {"model": "model"} if "model" in values else {}
-            return text_outputs(values, output="output", status="status", **model)
+            optional = {name: name for name in ("model", "timing") if name in values}
+            return text_outputs(values, output="output", status="status", **optional)
     return {}
 
 

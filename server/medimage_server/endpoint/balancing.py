@@ -10,6 +10,7 @@ from pathlib import Path
 
 from medimage_client.embeddings import IMAGE_ENCODER
 from medimage_client.errors import MedImageError, ModelLost, NotFound, NotReady, TransportError, Unavailable
+from medimage_client.schema.reports import PROGRESS
 from medimage_client.wire.transport import Call, Outputs
 from medimage_client.wire.triton import SOCKET, Endpoint, GrpcTransport, HttpTransport
 from medimage_client.wire.triton_workarounds import CANCELLED_CALL, DeferredCancellation
@@ -263,7 +264,7 @@ class BalancedTransport:
                 try:
                     async with backend.call(), aclosing(backend.transport.stream(call, timeout=timeout)) as responses:
                         async for outputs in responses:
-                            has_begun = True
+                            has_begun |= PROGRESS not in outputs  # which is told anew by the next
                             yield outputs
                     return
                 except BETTER_ELSEWHERE as error:

@@ -1,8 +1,9 @@
 """Reports as they are written, as server-sent events (WHATWG HTML, section 9.2).
 
+    event: progress data: {"row": 0, "progress": "<JSON text>"}         how far a row's prompt is read, before its text
     event: text    data: {"row": 0, "text": "<obj>The heart"}           a piece of a row's answer
-    event: row     data: {"row": 0, "output": "<JSON text>", "status": "complete", "model": "<JSON text>"}
-                                                                         the row is done; model where Triton tells it
+    event: row     data: {"row": 0, "output": "<JSON text>", "status": "complete", "model": "<JSON text>", ...}
+                                                         the row is done; model and timing where Triton tells them
     event: end     data: {}                                              all rows are
     event: error   data: {"row": 0, "message": "...", "status": 424, ...}    there will be nothing more; row and column
                                                                          at fault, if it was one
@@ -18,10 +19,11 @@ import orjson
 
 from medimage_client.errors import InvalidInput, MedImageError, ResponseError
 from medimage_client.reports.requests import stream_report, text_of
-from medimage_client.schema.reports import ReportRequest
+from medimage_client.schema.reports import PROGRESS, ReportRequest, read_progress
 from medimage_client.wire.connection import Connection
 
 MEDIA_TYPE = "text/event-stream"
+ENDING = ("output", "status", "model", "timing")
 WAITING = b": waiting\n\n"  # a comment, which keeps proxies from closing a connection that is quiet for long
 WAIT_S = 10.0  # until one is sent
 MAX_WAITING_EVENTS = 64  # while the caller reads slowly; then the rows wait
@@ -49,12 +51,16 @@ async def report_events(
 
     async def write(row: int, request: ReportRequest) -> None:
         is_done = False
-        async with turns, aclosing(stream_report(connection, request, timeout=None)) as responses:
+        written = stream_report(connection, request, timeout=None, progress=True)
+        async with turns, aclosing(written) as responses:
             async for outputs in responses:
+                # Not before its images are encoded: what is wrong with them is still told by a status.
+                if PROGRESS in outputs and read_progress(told := text_of(outputs, PROGRESS)).state == "reading":
+                    await put(event(PROGRESS, row=row, progress=told))
                 if text := text_of(outputs, "text_output") if "text_output" in outputs else "":
                     await put(event("text", row=row, text=text))
                 if "status" in outputs:
-                    ending = {name: text_of(outputs, name) for name in ("output", "status", "model") if name in outputs}
+                    ending = {name: text_of(outputs, name) for name in ENDING if name in outputs}
                     await put(event("row", row=row, **ending))
                     is_done = True
         if not is_done:

@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from medimage_client.reports.grammar import OBJ_END, OBJ_START, parse_tolerant, to_output
-from medimage_client.schema.reports import IMAGE_INPUTS, TEXT_INPUTS, Status
+from medimage_client.schema.reports import (
+    IMAGE_INPUTS,
+    PROGRESS,
+    TEXT_INPUTS,
+    ReportProgress,
+    ReportTiming,
+    Status,
+)
 from medimage_server.errors import InferenceFailed, InvalidInput
 from medimage_server.exported import exported_file
 from medimage_server.image_requests import positive
@@ -38,6 +45,7 @@ class StudyRequest:
     images: Mapping[str, bytes] = field(repr=False)  # by input name, in the order of the prompt; encoded
     max_new_tokens: int | None = None  # None for the default of the mode
     constrained: bool = False
+    progress: bool = False  # whether its caller wants to hear how far it is
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, object]) -> "StudyRequest":
@@ -53,14 +61,12 @@ class StudyRequest:
             raise InvalidInput("frontal_image is missing")
         given: dict[str, Any] = {name: text for name in TEXT_INPUTS if (text := _text(tensors, name))}
         study = Study(has_lateral=bool(images["lateral_image"]), has_prior=bool(images["prior_image"]), **given)
-        constrained = parameters.get("constrained", False)
-        if not isinstance(constrained, bool):
-            raise InvalidInput("parameter constrained must be true or false")
         return cls(
             study=study,
             images={name: image for name, image in images.items() if image},
             max_new_tokens=int(_only(tensors, "max_new_tokens")) if "max_new_tokens" in tensors else None,
-            constrained=constrained,
+            constrained=_flag(parameters, "constrained"),
+            progress=_flag(parameters, PROGRESS),
         )
 
 
@@ -70,10 +76,14 @@ class FinishedReport:
 
     output: str = field(repr=False)  # JSON text of the findings
     status: Status
+    timing: ReportTiming | None = field(default=None, compare=False)
 
 
 class Listener(Protocol):
-    """Whoever waits for one answer; called from the scheduler's thread, in order, but for `is_cancelled`."""
+    """Whoever waits for one answer; called in order, by one thread at a time, but for `is_cancelled`."""
+
+    def progress(self, progress: ReportProgress) -> None:
+        """How far it is, before its first text; only if the request asks for it."""
 
     def text(self, delta: str) -> None:
         """More of the answer."""
@@ -193,12 +203,15 @@ class ReportGenerator:
         self.scheduler.submit(
             Job(
                 prepare=lambda: self._embed_prompt(prompt, request.images),
+                prompt_length=prompt.length,
                 max_new_tokens=prompt.max_new_tokens,
                 eos_token_ids=frozenset(self._model.eos_token_ids),
                 on_token=answer.add,
                 on_end=answer.end,
                 is_cancelled=listener.is_cancelled,
                 constraint=constraint,
+                on_progress=listener.progress if request.progress else None,
+                on_timing=answer.time,
             )
         )
 
@@ -226,6 +239,10 @@ class _AnswerText:
 
     def __init__(self, stream: TextStream, listener: Listener) -> None:
         self._stream, self._listener = stream, listener
+        self._timing: ReportTiming | None = None
+
+    def time(self, timing: ReportTiming) -> None:
+        self._timing = timing
 
     def add(self, token: int) -> None:
         if delta := self._stream.feed(token):
@@ -236,7 +253,8 @@ class _AnswerText:
             self._listener.fail(ending)
             return
         delta = self._stream.finish()
-        self._listener.end(delta, read_report(self._stream.text, is_cut=ending == "length"))
+        report = read_report(self._stream.text, is_cut=ending == "length")
+        self._listener.end(delta, replace(report, timing=self._timing))
 
 
 def shorten(model: GenerationSettings, max_length: int) -> GenerationSettings:
@@ -281,6 +299,13 @@ def _text(tensors: Mapping[str, NDArray[Any]], name: str) -> str:
     except UnicodeDecodeError as error:
         # from None: the original error holds the whole text
         raise InvalidInput(f"{name} is not valid UTF-8 (byte offset {error.start})") from None
+
+
+def _flag(parameters: Mapping[str, object], name: str) -> bool:
+    value = parameters.get(name, False)
+    if not isinstance(value, bool):
+        raise InvalidInput(f"parameter {name} must be true or false")
+    return value
 
 
 def _whole(parameters: Mapping[str, str], name: str) -> int:

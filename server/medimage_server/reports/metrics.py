@@ -1,5 +1,6 @@
 """What the report generator does, on Triton's /metrics."""
 
+from dataclasses import astuple
 from time import monotonic
 from typing import Any
 
@@ -12,6 +13,10 @@ COUNTERS = {
     "medimage_report_tokens_total": "Tokens generated, end tokens included",
     "medimage_report_prefill_seconds_total": "Seconds in which the decoder read prompts",
     "medimage_report_decode_seconds_total": "Seconds in which the decoder generated tokens",
+    "medimage_report_answers_total": "Reports that ended by themselves or were cut",
+    "medimage_report_answers_queue_seconds_total": "Of these, seconds before the first token without work for them",
+    "medimage_report_answers_prompt_seconds_total": "Of these, seconds in which images were encoded and prompts read",
+    "medimage_report_answers_decode_seconds_total": "Of these, seconds from the first token to the last",
 }
 GAUGES = {
     "medimage_report_live_slots": "Reports that hold a slot of the decoder now",
@@ -46,8 +51,7 @@ class ReportMetrics:
         self._reporter.close()
 
     def _report(self) -> None:
-        counters = self._scheduler.counters
-        totals = dict(zip(COUNTERS, (counters.tokens, counters.prefill_s, counters.decode_s), strict=True))
+        totals = dict(zip(COUNTERS, astuple(self._scheduler.counters), strict=True))
         gained = {name: total - self._last[name] for name, total in totals.items()}
         now = monotonic()
         tokens_per_second = gained["medimage_report_tokens_total"] / (now - self._last_time)

@@ -25,9 +25,11 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from medimage_client.schema.reports import ReportProgress, ReportTiming
 from medimage_server.errors import Cancelled, InferenceFailed, Unavailable
 from medimage_server.reports.constraint import Logits
 from medimage_server.reports.embedding import Embeds
+from medimage_server.reports.pace import Pace
 from medimage_server.reports.periodic import Periodic
 from medimage_server.reports.settings import LongRope
 
@@ -61,12 +63,15 @@ class Job:
     """One answer to be generated. The callbacks run in the scheduler's threads and must be quick, but for `prepare`."""
 
     prepare: Callable[[], Embeds]  # -> the prompt (S, H); may take its time
+    prompt_length: int  # S
     max_new_tokens: int
     eos_token_ids: frozenset[int]
     on_token: Callable[[int], None]  # each token but the last one, if that is an end token
     on_end: Callable[[Ending], None]  # once: ended by itself, cut, or the error that ended it
     is_cancelled: Callable[[], bool]
     constraint: TokenConstraint | None = None
+    on_progress: Callable[[ReportProgress], None] | None = None  # before the first token
+    on_timing: Callable[[ReportTiming], None] | None = None  # before the end, unless that is an error
 
 
 @dataclass
@@ -76,6 +81,11 @@ class Counters:
     tokens: int = 0  # generated, end tokens included
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    # of the answers that ended by themselves or were cut
+    answers: int = 0
+    answers_queue_s: float = 0.0
+    answers_prompt_s: float = 0.0
+    answers_decode_s: float = 0.0
 
 
 @dataclass(eq=False)
@@ -93,10 +103,30 @@ class _Answer:
     tokens: list[int] = field(default_factory=list)
     kept_prompt: Embeds | None = None  # for a new prefill behind the long-rope limit
     given_up: Exception | None = None  # why it is to end; set by the thread that asks for cancellations
+    submitted: float = field(default_factory=monotonic)
+    prepare_s: float = 0.0  # that the job's preparation took
+    read_since: float | None = None  # when its first chunk began
+    first_token: float | None = None  # when it was there
 
     @property
     def is_decoding(self) -> bool:
         return self.slot >= 0 and self.pending is None
+
+    @property
+    def unread(self) -> int:
+        """Tokens that are to be read; also asked by other threads than the scheduler's."""
+        pending = self.pending
+        return 0 if pending is None else len(pending) - self.length
+
+    def timing(self) -> ReportTiming:
+        """Of an answer that has ended now, with a token at least."""
+        assert self.read_since is not None and self.first_token is not None
+        prompt_s = self.prepare_s + self.first_token - self.read_since
+        return ReportTiming(
+            queue_s=self.first_token - self.submitted - prompt_s,
+            prompt_s=prompt_s,
+            decode_s=monotonic() - self.first_token,
+        )
 
 
 class Scheduler:
@@ -125,6 +155,7 @@ class Scheduler:
         self._max_queue, self._time_limit_s, self._chunk = max_queue, time_limit_s, prefill_chunk
         self._long_rope = long_rope
         self.counters = Counters()
+        self._pace = Pace()
         self._queue: list[_Answer] = []  # accepted, not in a slot; under the lock
         self._slots: list[_Answer | None] = [None] * decoder.slots
         self._prefilling: list[_Answer] = []  # in order of admission
@@ -155,8 +186,21 @@ class Scheduler:
                 raise Unavailable("the server is shutting down")
             if len(self._queue) >= self._max_queue:
                 raise Unavailable(f"{self._max_queue} reports are waiting already; try again later")
-            self._queue.append(_Answer(job, monotonic() + self._time_limit_s))
+            answer = _Answer(job, monotonic() + self._time_limit_s)
+            if job.on_progress:
+                job.on_progress(self._waiting(job))
+            self._queue.append(answer)
         self._wake.set()
+
+    def _waiting(self, job: Job) -> ReportProgress:
+        """Of a job behind all that there are."""
+        waits_for = max(0, len(self._queue) + 1 - self._slots.count(None))
+        before = sum(answer.job.prompt_length for answer in self._queue)
+        before += sum(answer.unread for answer in list(self._prefilling))
+        first_words_s = self._pace.first_words_s(
+            job.prompt_length, tokens_before=before, waits_for=waits_for, slots=len(self._slots)
+        )
+        return ReportProgress(state="waiting", tokens_read=0, tokens=job.prompt_length, first_words_s=first_words_s)
 
     def close(self) -> None:
         """End all jobs with an error, and the thread."""
@@ -213,8 +257,15 @@ class Scheduler:
     def _start_preparing(self) -> None:
         for answer in self._queue[:PREPARED_AHEAD]:
             if answer.prompt is None:
-                answer.prompt = self._preparers.submit(answer.job.prepare)
+                answer.prompt = self._preparers.submit(self._prepare, answer)
                 answer.prompt.add_done_callback(lambda _: self._wake.set())
+
+    @staticmethod
+    def _prepare(answer: _Answer) -> Embeds:
+        started = monotonic()
+        prompt = answer.job.prepare()
+        answer.prepare_s = monotonic() - started
+        return prompt
 
     def _admit(self) -> None:
         for answer in [answer for answer in self._queue if answer.prompt and answer.prompt.done()]:
@@ -235,6 +286,30 @@ class Scheduler:
         if self._may_become_long(answer):
             answer.kept_prompt = prompt
         self._start_prefill(answer, prompt)
+        self._tell_reading(answer)
+
+    def _tell_reading(self, answer: _Answer) -> None:
+        """How far it is read; a caller who cannot be told ends its own answer."""
+        if answer.job.on_progress is None or answer.first_token is not None:
+            return
+        s_per_token = self._pace.read_s
+        if answer.length and answer.read_since is not None:
+            s_per_token = (monotonic() - answer.read_since) / answer.length
+        try:
+            answer.job.on_progress(
+                ReportProgress(
+                    state="reading",
+                    tokens_read=answer.length,
+                    tokens=answer.prompt_length,
+                    # with the prompts that are read before it: it is the first of all as soon as it is read itself
+                    first_words_s=None if s_per_token is None else s_per_token * self._unread_up_to(answer),
+                )
+            )
+        except Exception as error:
+            answer.given_up = error
+
+    def _unread_up_to(self, last: _Answer) -> int:
+        return sum(answer.unread for answer in self._prefilling[: self._prefilling.index(last) + 1])
 
     def _may_become_long(self, answer: _Answer) -> bool:
         if self._long_rope is None:
@@ -256,6 +331,8 @@ class Scheduler:
         chunk = answer.pending[answer.length : answer.length + self._chunk]
         positions = np.arange(answer.length, answer.length + len(chunk), dtype=np.int64) + answer.shift
         started = monotonic()
+        if answer.read_since is None:
+            answer.read_since = started
         try:
             logits = self._decoder.prefill(answer.slot, chunk, past=answer.length, position_ids=positions)
         except Exception as error:
@@ -263,6 +340,7 @@ class Scheduler:
             return True
         self.counters.prefill_s += monotonic() - started
         answer.length += len(chunk)
+        self._tell_reading(answer)
         if answer.length == len(answer.pending):
             self._prefilling.remove(answer)
             answer.pending = None
@@ -297,6 +375,8 @@ class Scheduler:
 
     def _choose_token(self, answer: _Answer, logits: Logits) -> None:
         """Greedy: the same study gives the same report. Whatever fails here ends this answer alone."""
+        if answer.first_token is None:
+            self._note_first_token(answer)
         try:
             ending = self._extend(answer, logits)
             if ending is None and self._crosses_long_rope(answer):
@@ -308,6 +388,12 @@ class Scheduler:
             ending = error
         if ending is not None:
             self._end(answer, ending)
+
+    def _note_first_token(self, answer: _Answer) -> None:
+        assert answer.read_since is not None
+        answer.first_token = monotonic()
+        read_s = answer.first_token - answer.read_since
+        self._pace.note(prepare_s=answer.prepare_s / answer.prompt_length, read_s=read_s / answer.prompt_length)
 
     def _extend(self, answer: _Answer, logits: Logits) -> Ending | None:
         job = answer.job
@@ -342,9 +428,21 @@ class Scheduler:
         if answer.prompt:
             answer.prompt.cancel()
         try:
+            if not isinstance(ending, Exception):
+                self._tell_timing(answer)
             answer.job.on_end(ending)
         except Exception as error:
             log.error("the end of a report could not be told: %s", type(error).__name__)
+
+    def _tell_timing(self, answer: _Answer) -> None:
+        timing, counters = answer.timing(), self.counters
+        self._pace.note(decode_s=timing.decode_s)
+        counters.answers += 1
+        counters.answers_queue_s += timing.queue_s
+        counters.answers_prompt_s += timing.prompt_s
+        counters.answers_decode_s += timing.decode_s
+        if answer.job.on_timing:
+            answer.job.on_timing(timing)
 
     def _end_all(self, error: Exception) -> None:
         for answer in [*self._queue, *filter(None, self._slots)]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from medimage_client.schema.reports import ReportProgress
 from medimage_server import bls
 from medimage_server.errors import public_error, refusal
 from medimage_server.reports.caller import Caller
@@ -34,13 +35,19 @@ class StreamedAnswer:
         self._parameters = parameters
         self._is_call = number_of(parameters) is not None
 
+    def progress(self, progress: ReportProgress) -> None:
+        if not self._is_call:
+            self._caller.send(self._response(progress=progress.to_json()))
+
     def text(self, delta: str) -> None:
         if not self._is_call:
             self._caller.send(self._response(text_output=delta))
 
     def end(self, delta: str, report: FinishedReport) -> None:
-        model = {} if self._model is None else {"model": self._model}
-        self._caller.finish(self._response(text_output=delta, output=report.output, status=report.status, **model))
+        more = {} if self._model is None else {"model": self._model}
+        if report.timing is not None:
+            more["timing"] = report.timing.to_json()
+        self._caller.finish(self._response(text_output=delta, output=report.output, status=report.status, **more))
 
     def fail(self, error: Exception) -> None:
         public = public_error(self._pb_utils, error, self._request_id)

@@ -37,12 +37,13 @@ BOTH = ("medimageinsight", "cxrreportgen")
 class Triton:
     """A Transport that answers with its name, when `answers` is set. `failures` are raised first, one a call."""
 
-    def __init__(self, name, *failures, url=None, ready=BOTH, responses=3, breaks=None, tells="2.51.0"):
+    def __init__(self, name, *failures, url=None, ready=BOTH, responses=3, breaks=None, tells="2.51.0", gives="name"):
         self.name = name
         self.url = url or f"grpc://{name}:1"
         self.failures = list(failures)
         self.ready = ready  # deployments; an exception; None is silence
         self.responses = responses
+        self.gives = gives  # the output of its responses
         self.breaks = breaks  # raised after the first response of a stream
         self.version = None  # as the transport knows it
         self.tells = tells  # its version; an exception is raised
@@ -56,7 +57,7 @@ class Triton:
         self.closed = 0
 
     def output(self):
-        return {"name": np.array([self.name])}
+        return {self.gives: np.array([self.name])}
 
     async def _begin(self):
         self.calls += 1
@@ -565,6 +566,16 @@ async def test_stream_that_has_begun_is_not_tried_elsewhere(balance):
             seen.append(outputs["name"].item())
     assert (seen, b.calls) == (["a"], 0)
     assert await read(transport) == ["b"] * 3  # the other lost its connection
+
+
+async def test_stream_that_has_told_its_progress_alone_is_tried_elsewhere(balance):
+    a, b = Triton("a", breaks=TransportError("reset"), gives="progress"), Triton("b")
+    transport = await balance(a, b)
+    told = [outputs async for outputs in transport.stream(STREAM, timeout=9.0)]
+    assert [(name, value.item()) for outputs in told for name, value in outputs.items()] == [
+        ("progress", "a"),
+        *[("name", "b")] * 3,
+    ]
 
 
 async def test_stream_of_a_triton_that_falls_silent_ends(balance):

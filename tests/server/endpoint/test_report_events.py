@@ -13,7 +13,7 @@ from medimage_client.schema.reports import ReportRequest
 from medimage_server.endpoint import report_events as module
 from medimage_server.endpoint.report_events import event, report_events, with_comments
 from medimage_server.endpoint.scoring import connection_over
-from tests.client.fake_reports import MODEL, OUTPUT, PIECES, TEXT, FakeReports, sent
+from tests.client.fake_reports import MODEL, OUTPUT, PIECES, PROGRESS_TOLD, TEXT, TIMING, FakeReports, sent
 from tests.client.fake_triton import grey
 from tests.garbage import new_garbage
 from tests.waiting import soon, until
@@ -278,3 +278,15 @@ async def test_error_comes_through_the_comments(monkeypatch):
     monkeypatch.setattr(module, "WAIT_S", 0.01)
     _, error = await collected(with_comments(events_of(FakeReports(broken=ServerError("stopped")), study())))
     assert isinstance(error, ServerError)
+
+
+async def test_times_and_progress_are_told_where_triton_tells_them():
+    """Progress from when the prompt is read, so that a bad image is still told by the status of the answer."""
+    told, error = await collected(events_of(FakeReports(timing=TIMING, progress=PROGRESS_TOLD), study()))
+    assert error is None
+    assert told == [
+        *(("progress", {"row": 0, "progress": progress.to_json()}) for progress in PROGRESS_TOLD[1:]),
+        *(("text", {"row": 0, "text": piece}) for piece in PIECES),
+        ("row", {"row": 0, "output": OUTPUT, "status": "complete", "timing": TIMING.to_json()}),
+        ("end", {}),
+    ]

@@ -56,8 +56,11 @@ class Listener:
     """Collects an answer."""
 
     def __init__(self):
-        self.deltas, self.report = [], None
+        self.deltas, self.progresses, self.report = [], [], None
         self._ended = queue.Queue()
+
+    def progress(self, progress):
+        self.progresses.append(progress)
 
     def text(self, delta):
         self.deltas.append(delta)
@@ -150,6 +153,7 @@ def test_answer_that_crosses_the_long_rope_limit_is_pytorchs(tmp_path):
         scheduler.submit(
             Job(
                 prepare=lambda prompt=prompt: prompt,
+                prompt_length=length,
                 max_new_tokens=20,
                 eos_token_ids=frozenset(),
                 on_token=tokens.append,
@@ -241,8 +245,20 @@ def test_input_of_several_values_is_refused():
 
 
 def test_parameter_of_another_type_is_refused():
-    with pytest.raises(InvalidInput, match=r"^parameter constrained must be true or false$"):
-        StudyRequest.from_tensors(tensors(frontal_image=b"x"), {"constrained": "yes"})
+    for name in ("constrained", "progress"):
+        with pytest.raises(InvalidInput, match=rf"^parameter {name} must be true or false$"):
+            StudyRequest.from_tensors(tensors(frontal_image=b"x"), {name: "yes"})
+
+
+def test_caller_hears_of_progress_only_on_demand_and_of_times_always(generator):
+    quiet, listener = submit(generator), Listener()
+    generator.submit(StudyRequest.from_tensors(tensors(20, frontal_image=b"frontal"), {"progress": True}), listener)
+    report = listener.wait()
+    assert quiet.wait() == report
+    assert quiet.progresses == []
+    assert [progress.state for progress in listener.progresses][:2] == ["waiting", "reading"]
+    assert {progress.tokens for progress in listener.progresses} == {listener.progresses[-1].tokens_read}
+    assert min(report.timing.queue_s, report.timing.prompt_s, report.timing.decode_s) > 0
 
 
 def test_empty_inputs_count_as_not_given():

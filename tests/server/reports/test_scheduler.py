@@ -3,6 +3,8 @@
 import queue
 import threading
 from contextlib import contextmanager
+from dataclasses import astuple, replace
+from time import monotonic
 from types import SimpleNamespace
 
 import numpy as np
@@ -83,6 +85,7 @@ class Caller:
         self.job = Job(
             **{
                 "prepare": lambda: embed(prompt),
+                "prompt_length": len(prompt),
                 "max_new_tokens": max_new_tokens,
                 "eos_token_ids": eos,
                 "on_token": self.add,
@@ -498,3 +501,92 @@ def test_failure_at_the_long_rope_limit_ends_its_own_job_alone():
         scheduler.submit(crossing.job)
         assert isinstance(crossing.ending(), MemoryError)
         live.give_up()
+
+
+def test_progress_tells_how_much_of_the_prompt_is_read_before_the_first_token():
+    told, caller = [], Caller([5] * 10, 2)
+    with running(FakeDecoder()) as scheduler:
+        job = replace(caller.job, on_progress=lambda progress: told.append((progress, len(caller.tokens))))
+        scheduler.submit(job)
+        caller.expect_whole_answer()
+    assert [(progress.state, progress.tokens_read, n_tokens) for progress, n_tokens in told] == [
+        ("waiting", 0, 0),
+        *(("reading", n, 0) for n in (0, 4, 8, 10)),
+    ]
+    assert {progress.tokens for progress, _ in told} == {10}
+    # of the first report nothing is known before its first chunk
+    assert [progress.first_words_s is None for progress, _ in told] == [True, True, False, False, False]
+    assert told[-1][0].first_words_s == 0
+
+
+def test_answer_that_is_read_again_at_the_long_rope_limit_tells_no_more_progress():
+    told, caller = [], Caller([1, 2, 3], 6, eos=frozenset())
+    with running(FakeDecoder(), long_rope=LongRope(after=5, first_row=1000)) as scheduler:
+        scheduler.submit(replace(caller.job, on_progress=told.append))
+        caller.expect_whole_answer()
+    assert [(progress.state, progress.tokens_read) for progress in told] == [
+        ("waiting", 0),
+        ("reading", 0),
+        ("reading", 3),
+    ]
+
+
+def test_first_words_come_about_when_they_are_told():
+    """Of a job behind one that is answered and one that waits, on one slot, after some that were measured."""
+    decoder = FakeDecoder(slots=1, call_s=0.01)
+    told, first_words = [], []
+    with running(decoder) as scheduler:
+        for _ in range(2):
+            measured = Caller([5] * 40, 20, eos=frozenset())
+            scheduler.submit(measured.job)
+            assert measured.ending() == "length"
+        before = [Caller([6] * 40, 20, eos=frozenset()) for _ in range(2)]
+        for caller in before:
+            scheduler.submit(caller.job)
+        before[0].wait_for_a_token()
+        last = Caller([7] * 40, 20, eos=frozenset())
+        add = last.job.on_token
+        submitted = monotonic()
+        last.job.on_token = lambda token: (first_words.append(monotonic() - submitted), add(token))
+        last.job.on_progress = told.append
+        scheduler.submit(last.job)
+        assert last.ending() == "length"
+    # 19 steps of the first, prompt and answer of the second, and its own prompt: 0.1 + 0.2 s each
+    assert 0.6 * first_words[0] < told[0].first_words_s < 1.7 * first_words[0]
+    assert [progress.state for progress in told] == ["waiting", *["reading"] * 11]
+
+
+def test_times_of_an_answer_are_what_a_watch_tells():
+    """The images take 0.1 s, the prompt three calls of 0.05 s, the answer four more, after 0.3 s of another one's."""
+    timings, live = [], endless()
+    caller = Caller([5] * 10, 5, eos=frozenset(), prepare=lambda: threading.Event().wait(0.1) or embed([5] * 10))
+    with running(FakeDecoder(slots=1, call_s=0.05)) as scheduler:
+        scheduler.submit(live.job)
+        live.wait_for_a_token()
+        started = monotonic()
+        scheduler.submit(replace(caller.job, on_timing=timings.append))
+        threading.Event().wait(0.3)
+        live.give_up()
+        assert caller.ending() == "length"
+        seconds = monotonic() - started
+        assert scheduler.counters.answers == 1  # the other one was given up
+    (timing,) = timings
+    assert 0.9 * seconds < timing.queue_s + timing.prompt_s + timing.decode_s <= seconds
+    assert timing.queue_s > 0.15  # 0.3 s, but for the images
+    assert timing.prompt_s >= 0.1 + 3 * 0.05
+    assert timing.decode_s >= 4 * 0.05
+    counters = scheduler.counters
+    assert (counters.answers_queue_s, counters.answers_prompt_s, counters.answers_decode_s) == astuple(timing)
+
+
+def test_caller_who_cannot_be_told_ends_its_own_job_alone():
+    def fail(progress):
+        if progress.tokens_read:
+            raise LookupError("gone")
+
+    bad, good = endless([1] * 10), Caller([3, 4])
+    with running(FakeDecoder()) as scheduler:
+        scheduler.submit(replace(bad.job, on_progress=fail))
+        scheduler.submit(good.job)
+        assert isinstance(bad.ending(), LookupError)
+        good.expect_whole_answer()

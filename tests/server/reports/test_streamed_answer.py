@@ -1,7 +1,10 @@
 """The responses of the stream model, to its callers and to calls of the model that collects them."""
 
+import json
+
 import pytest
 
+from medimage_client.schema.reports import ReportProgress, ReportTiming, read_timing
 from medimage_server.errors import InferenceFailed, InvalidInput
 from medimage_server.heartbeat import FOLDER_VARIABLE
 from medimage_server.reports.generator import FinishedReport
@@ -85,3 +88,30 @@ def test_sender_that_fails_at_the_end_is_logged_without_its_text(caplog):
     sender.fail = RuntimeError("secret")
     answer.fail(InferenceFailed("internal error"))
     assert caplog.messages == ["an answer could not be sent: RuntimeError"]
+
+
+PROGRESS = ReportProgress(state="reading", tokens_read=512, tokens=1520, first_words_s=7.123)
+
+
+def test_progress_and_timing_are_json_texts():
+    answer, sender = streamed()
+    answer.progress(PROGRESS)
+    timing = ReportTiming(queue_s=0.5, prompt_s=12.25, decode_s=3.0)
+    answer.end("Clear.", FinishedReport(output="[]", status="complete", timing=timing))
+    told, last = map(texts, sender.sent)
+    assert told.keys() == {"progress"}
+    assert json.loads(told["progress"]) == {
+        "state": "reading",
+        "tokens_read": 512,
+        "tokens": 1520,
+        "first_words_s": 7.12,
+    }
+    assert json.loads(last.pop("timing")) == {"queue_s": 0.5, "prompt_s": 12.25, "decode_s": 3.0}
+    assert last == {"text_output": "Clear.", "output": "[]", "status": "complete"}
+    assert read_timing(timing.to_json()) == timing
+
+
+def test_call_gets_no_progress():
+    answer, sender = streamed(CALL)
+    answer.progress(PROGRESS)
+    assert sender.sent == []
