@@ -130,6 +130,8 @@ def test_training_imports_of_the_server_how_images_and_texts_are_prepared():
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("medimage_server")
     }
     assert named == {f"medimage_server.{name}" for name in ("errors", "image_preprocessing", "text_tokenizer")}
+
+
 def test_one_module_of_the_analysis_imports_the_training_and_none_pytorch():
     """So that all else of it, and each head that is there, runs without PyTorch."""
     modules = [*(ROOT / "analysis" / "medimage_analysis").rglob("*.py")]
