@@ -35,7 +35,7 @@ EXTRAS = {  # of each room, beside the base
 }
 DISTRIBUTIONS = packages_distributions()  # of the environment of the tests, by module
 OURS = {
-    *("checkpoints", "perf", "tests"),
+    *("checkpoints", "examples", "perf", "tests"),
     *("medimage_analysis", "medimage_client", "medimage_export"),
     *("medimage_install", "medimage_server", "medimage_training"),
 }

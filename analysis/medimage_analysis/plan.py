@@ -29,7 +29,7 @@ from medimage_analysis.table import (
     reading,
     shard_name,
     shards_of,
-    write_whole,
+    write_parquet,
 )
 from medimage_client.errors import InvalidInput
 
@@ -201,7 +201,7 @@ class Plan:
             path.unlink(missing_ok=True)
             return
         path.parent.mkdir(exist_ok=True)
-        write_whole(path, pa.Table.from_pylist(failures, FAILURES), path.parents[1] / f".{path.stem}")
+        write_parquet(path, pa.Table.from_pylist(failures, FAILURES), path.parents[1] / f".{path.stem}")
 
     def _failures_of(self, shard: int) -> Path:
         return folder_of_run(self.table) / "failures.parquet" / shard_name(shard)

@@ -179,11 +179,11 @@ def write(path: str | os.PathLike[str], rows: pa.Table, model: Model, *, shard: 
     check_unique(content["id"], str(folder), "give each row an id of its own")
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / shard_name(shard)
-    write_whole(file, content, folder.parent / f".{folder.name}-{file.stem}")  # not in the table, which is read
+    write_parquet(file, content, folder.parent / f".{folder.name}-{file.stem}")  # not in the table, which is read
     return file
 
 
-def write_whole(file: Path, content: pa.Table, beside: Path) -> None:
+def write_parquet(file: Path, content: pa.Table, beside: Path) -> None:
     """Write a Parquet file, whole or not at all; until it is whole, under a name that begins as `beside`."""
     partial = beside.with_name(f"{beside.name}-{secrets.token_hex(4)}.partial")  # of its own on each machine
     try:
