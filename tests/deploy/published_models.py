@@ -66,7 +66,7 @@ def check_azure() -> None:
     """The package's own loaders, which refuse what their schemas do not know."""
     ml = import_module("azure.ai.ml")
     environment = ml.load_environment(DEPLOY / "azureml" / "environment.yaml")
-    assert set(environment.inference_config) == {"liveness_route", "readiness_route", "scoring_route"}
+    assert set(environment.inference_config) == {"livenessRoute", "readinessRoute", "scoringRoute"}
     endpoint = ml.load_online_endpoint(DEPLOY / "azureml" / "endpoint.yaml")
     deployment = ml.load_online_deployment(DEPLOY / "azureml" / "deployment.yaml")
     assert deployment.endpoint_name == endpoint.name and endpoint.auth_mode == "key"

