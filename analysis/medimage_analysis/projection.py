@@ -30,7 +30,8 @@ def project(vectors: NDArray[np.floating[Any]], method: Method) -> NDArray[np.fl
     if bad.size:
         raise InvalidInput(f"row {bad[0]} has numbers that are not finite; embed it anew")
     if method == "pca":
-        points = PCA(2, svd_solver="covariance_eigh").fit_transform(vectors)
+        with np.errstate(invalid="ignore"):  # of vectors that are all the same no part of the variance is explained
+            points = PCA(2, svd_solver="covariance_eigh").fit_transform(vectors)
     else:
         from umap import UMAP  # takes seconds, and compiles when it is first used
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from medimage_client.labels.pictures import png, shown
 
 MOST_VALUES = 30  # with colours of their own; rarer ones share a grey
+MOST_CHARACTERS = 60  # of a value in the legend of the picture, beside which the points need room
 OTHER, NONE = "other values", "no value"
 GREY = "#bbbbbb"
 DPI = 150
@@ -84,7 +85,8 @@ def draw_png(points: NDArray[np.float32], colours: Colours) -> bytes:
     else:
         for group, colour in colours.groups.items():
             rows = rows_of(colours, group)
-            label = shown(f"{group} ({len(rows)})")
+            name = group if len(group) <= MOST_CHARACTERS else f"{group[: MOST_CHARACTERS - 1]}…"
+            label = shown(f"{name} ({len(rows)})")
             axes.scatter(x[rows], y[rows], s=size, color=colour, linewidths=0, label=label)
         figure.legend(frameon=False, loc="outside right center", fontsize=8, title=shown(colours.title))
     axes.set_xticks([])

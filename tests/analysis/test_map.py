@@ -118,6 +118,12 @@ def test_points_are_drawn_in_the_colours_of_their_groups():
         assert left.any() and ((rows[left] > pixels.shape[0] / 2) == below).all()
 
 
+def test_equal_vectors_and_long_values_are_drawn_without_a_warning():
+    points = project(np.ones((4, 8), np.float32), "pca")
+    assert (points == 0).all()
+    assert draw_png(points, colours_of("id", [f"{n}/{'folder/' * 60}" for n in range(4)]))
+
+
 def test_scale_of_numbers_is_drawn_on_picture_and_page(run, tmp_path):
     vectors = {"age": [float(i) for i in range(MOST_VALUES + 1)] + [None]}
     make_table(tmp_path / "many", range(MOST_VALUES + 2), **vectors)

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from medimage_client.cli.group import medimage
+from medimage_client.cli.table import in_one_line
 from tests.analysis.tables import MODEL, chord, make_table
 
 
@@ -139,12 +140,21 @@ def test_images_that_are_not_there_are_counted_and_drawn_dark(run, tmp_path):
         (["-k", "5"], "the reference has 4 to compare with; 5 nearest ones need as many"),
         (["--to", "found.txt"], "found.txt is not one of .csv, .parquet"),
         (["--picture", "none/p.png"], "folder none does not exist"),
+        (["--roc", "p.png", "--picture", "p.png"], "--roc and --picture name the same file"),
+        (
+            ["--group-by", "image_features"],
+            "[1024]; expected texts or numbers",
+        ),
     ],
 )
 def test_bad_options_end_with_one_line(run, args, message):
     result = run("some", "--reference", "reference", *args)
     assert result.exit_code in (1, 2)
     assert message in result.stderr.splitlines()[-1]
+
+
+def test_names_of_files_do_not_move_the_cursor():
+    assert in_one_line("a\nb\x1b[2J.png") == "a b [2J.png"
 
 
 def test_tables_of_two_models_are_refused(run, tmp_path):

@@ -157,6 +157,14 @@ def test_bad_pictures_are_refused(run, option, value, message):
     assert result.exit_code == 2
 
 
+def test_two_pictures_in_one_file_are_refused(run):
+    run("classify", "images", *LABELS, "--output", "p.csv")
+    result = run(
+        "evaluate", "classification", "p.csv", "--truth", "truth.csv", "--confusion", "a.png", "--roc", "a.png"
+    )
+    assert result.exit_code == 2 and "--confusion and --roc name the same file" in result.stderr
+
+
 def test_picture_without_matplotlib_names_the_extra(run, monkeypatch):
     run("classify", "images", *LABELS, "--output", "p.csv")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

@@ -91,6 +91,8 @@ def outliers(
 
     if bool(label) != bool(usual):
         raise click.UsageError("--label and --usual go together: the column, and its value of what is usual")
+    if roc is not None and roc == picture:
+        raise click.UsageError("--roc and --picture name the same file")
     if roc and not label:
         raise click.UsageError("--roc needs --label and --usual")
     opened, usual_ones = Table.open(table), Table.open(reference)

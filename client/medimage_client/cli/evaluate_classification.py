@@ -67,6 +67,8 @@ def classification(
     each label, named after it, and `predicted`, the answer; without that the label of the highest probability. Images
     of --truth without a prediction are left out, and counted. Where its ids are names of files, folders do not count.
     """
+    if confusion is not None and confusion == roc:
+        raise click.UsageError("--confusion and --roc name the same file")
     answered = read_predictions(predictions)
     known = read_truth(truth, answered.labels)
     true = truth_of(answered.ids, known, truth)
