@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -292,6 +293,12 @@ def test_training_is_the_same_for_the_same_seed_and_stops_early(table):
     assert first.stderr == second.stderr
     assert 1 < first.stderr.count("epoch") < 30
     assert (table / "first/weights.safetensors").read_bytes() == (table / "second/weights.safetensors").read_bytes()
+
+
+def test_adapter_without_pytorch_names_the_extra(table, monkeypatch):
+    monkeypatch.setitem(sys.modules, "medimage_training.adapter", None)
+    done = train(table, "head", "--kind", "mlp")
+    assert done.exit_code == 1 and "pip install 'medimage-triton[training]'" in done.stderr
 
 
 def test_class_weights_find_more_of_a_rare_label(tmp_path):
