@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +47,17 @@ def table(tmp_path):
     rows = [[name, LABELS[truth[row]], name[:3]] for name, row in zip(ids, order, strict=True)]
     write_csv(tmp_path / "labels.csv", ["id", "finding", "patient"], rows)
     return tmp_path
+
+
+@pytest.fixture
+def pictures():
+    """Asked for by tests of the pictures; to draw them takes longer than to train."""
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(request, monkeypatch):
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("medimage_analysis.heads.folder.write_pictures", lambda *arguments: None)
 
 
 def write_csv(path, names, rows):
@@ -183,8 +195,7 @@ def test_trained_head_is_measured_on_patients_it_has_not_seen(table, kind):
     done = train(table, "head", "--kind", kind, "--group-column", "patient", *quick)
     assert done.exit_code == 0, done.output
     files = {path.name for path in (table / "head").iterdir()}
-    pictures = {"roc.png", "confusion.png", "calibration.png"}
-    assert files == {"head.json", "weights.safetensors", "splits.csv", "report.md", *pictures}
+    assert files == {"head.json", "weights.safetensors", "splits.csv", "report.md"}
     described = json.loads((table / "head/head.json").read_text())
     assert described["encoder"]["checkpoint"] == MODEL.checkpoint
     splits = read_csv(table / "head/splits.csv")
@@ -246,7 +257,7 @@ def test_evaluation_leaves_out_what_a_head_has_seen(table):
     assert done.exit_code == 1 and "the heads have seen every labelled image" in done.stderr
 
 
-def test_learning_curve_grows_to_the_head_itself(table):
+def test_learning_curve_grows_to_the_head_itself(table, pictures):
     done = train(table, "head", "--learning-curve", "--group-column", "patient")
     assert done.exit_code == 0, done.output
     described = json.loads((table / "head/head.json").read_text())
@@ -255,7 +266,10 @@ def test_learning_curve_grows_to_the_head_itself(table):
     assert [step["images"] for step in curve] == sorted(step["images"] for step in curve)
     assert curve[-1]["images"] == described["images"]["train"]
     assert curve[-1]["mauc"] == pytest.approx(described["test"]["mauc"]["value"])
-    assert (table / "head/learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    pictures = {path for path in (table / "head").iterdir() if path.read_bytes().startswith(b"\x89PNG")}
+    assert {path.name for path in pictures} == {"roc.png", "confusion.png", "calibration.png", "learning_curve.png"}
+    report = (table / "head/report.md").read_text()
+    assert all(f"]({path.name})" in report for path in pictures)
 
 
 def test_state_dict_of_microsofts_adapter_is_taken_as_it_is(table):
@@ -279,6 +293,12 @@ def test_training_is_the_same_for_the_same_seed_and_stops_early(table):
     assert first.stderr == second.stderr
     assert 1 < first.stderr.count("epoch") < 30
     assert (table / "first/weights.safetensors").read_bytes() == (table / "second/weights.safetensors").read_bytes()
+
+
+def test_adapter_without_pytorch_names_the_extra(table, monkeypatch):
+    monkeypatch.setitem(sys.modules, "medimage_training.adapter", None)
+    done = train(table, "head", "--kind", "mlp")
+    assert done.exit_code == 1 and "pip install 'medimage-triton[training]'" in done.stderr
 
 
 def test_class_weights_find_more_of_a_rare_label(tmp_path):

@@ -3,16 +3,20 @@
 import base64
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tritonclient.grpc as grpc
 from click.testing import CliRunner
 
+from medimage_analysis.heads.head import Head
+from medimage_analysis.table import to_column, write
 from medimage_client import AsyncMedImageInsight, InvalidInput, MedImageInsight, NotFound
 from medimage_client.cli.group import medimage
 from tests.triton.commands import png
-from tests.triton.heads import HEADS
+from tests.triton.heads import ENCODER, HEADS
 from tests.triton.requests import bytes_input
 
 IMAGES = [png(seed) for seed in range(6)]  # base64
@@ -88,6 +92,25 @@ def test_a_bad_image_and_a_head_that_is_not_there_are_told(client):
         client.classify([IMAGES[0], b"no image"], head="cxr_findings")
     with pytest.raises(NotFound):
         client.classify(IMAGES[:1], head="nowhere")
+
+
+def test_head_of_texts_scores_as_classify_does(triton, client, vectors, tmp_path):
+    prompts = {"chest": ["x-ray chest anteroposterior No Finding", "x-ray chest"], "hand": ["x-ray hand"]}
+    lines = [f"{label},{text}" for label, texts in prompts.items() for text in texts]
+    (tmp_path / "prompts.csv").write_text("\n".join(["label,prompt", *lines]))
+    ids = [f"{n}" for n in range(len(vectors))]
+    write(tmp_path / "vectors", pa.table({"id": ids, "image_features": to_column(vectors)}), ENCODER)
+    command = ["head", "train", tmp_path / "vectors", "--kind", "zeroshot", "--prompts", tmp_path / "prompts.csv"]
+    command = [*map(str, command), "--url", triton.server.url]
+    done = CliRunner().invoke(medimage, [*command, "--to", str(tmp_path / "head")])
+    assert done.exit_code == 0, done.output
+    head = Head.load(tmp_path / "head")
+    np.testing.assert_allclose(head.scores(vectors), client.classify(vectors, prompts), atol=TOLERANCE)
+    other = replace(ENCODER, checkpoint="1" * 64)
+    write(tmp_path / "others", pa.table({"id": ids, "image_features": to_column(vectors)}), other)
+    command[2] = str(tmp_path / "others")
+    done = CliRunner().invoke(medimage, [*command, "--to", str(tmp_path / "another")])
+    assert done.exit_code == 1 and "vectors of two models cannot be compared" in done.output
 
 
 def test_command_shows_one_head_or_several(triton, vectors, tmp_path):

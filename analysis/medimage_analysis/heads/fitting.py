@@ -138,7 +138,7 @@ def fit_knn(parts: Parts, options: FitOptions, tell: Tell) -> tuple[Head, dict[s
     votes = train.targets.astype(np.float32)
     choices = [k for k in NEIGHBOURS if k <= len(train.ids)]
     rows = nearest(parts.validation.vectors, train.vectors, choices[-1])
-    scores = {k: shares(votes[rows[:, :k]], multilabel=train.multilabel) for k in choices}
+    scores: dict[float, Scores] = {k: shares(votes[rows[:, :k]], multilabel=train.multilabel) for k in choices}
     k = int(best_of(scores, parts.validation, options.criterion, name="k", tell=tell))
     return parts.head("knn", {"reference": train.vectors, "votes": votes, "k": np.array([k], np.int64)}), {"k": k}
 

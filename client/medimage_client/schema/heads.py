@@ -29,9 +29,7 @@ class HeadRequest:
 class HeadScores:
     """What a head answers.
 
-    Attributes:
-        labels: in the order of the head; from a scoring URI by name.
-        scores: (n, labels) float32, from 0 to 1.
+    Labels are in the order of the head, from a scoring URI by name; scores are (n, labels) float32, from 0 to 1.
     """
 
     labels: list[str]
