@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from medimage_export.cli import init
+from medimage_export.cli import export, init
 from medimage_export.errors import RepositoryError
 from medimage_export.initial_repository import init_repository, summary
 from medimage_export.repository import put_in_place
@@ -175,3 +175,12 @@ def test_default_is_the_checkouts_repository_else_the_users(tmp_path, monkeypatc
     assert places.default_repository() == tmp_path / "data/medimage/model_repository"
     monkeypatch.chdir(REPOSITORY.parent)
     assert places.default_repository().samefile(REPOSITORY)
+
+
+def test_export_makes_the_repository_that_is_not_there_yet(tmp_path, monkeypatch):
+    """As `medimage init` does; after a failure, too, since it is what the next one needs."""
+    monkeypatch.setenv("MEDIMAGE_REPOSITORY", str(tmp_path / "models"))
+    done = CliRunner().invoke(export, ["medimageinsight", "--checkpoint", str(tmp_path / "absent")])
+    assert done.exit_code == 1
+    assert f"model repository {tmp_path}/models: " in done.output
+    assert (tmp_path / "models/text_tokenizer/1/model.py").is_file()

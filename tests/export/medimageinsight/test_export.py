@@ -331,7 +331,7 @@ def test_options_that_exclude_each_other_are_refused_before_anything_is_read(tmp
 
 
 def test_export_refuses_a_folder_that_is_no_repository(tmp_path):
-    with pytest.raises(RepositoryError, match="model_repository folder of this project"):
+    with pytest.raises(RepositoryError, match="run `medimage init --repository "):
         export_medimageinsight(PHANTOM_CHECKPOINT, tmp_path)
 
 
