@@ -32,8 +32,8 @@ def start(workplace, output, *options, **environment):
     """A run in a process of its own."""
     command = [sys.executable, "-m", "medimage_training", "--config", workplace / "train.yaml", "--output", output]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    log = (output.parent / f"{output.name}-{environment.get('RANK', 0)}.log").open("w")
-    return subprocess.Popen([*command, *options], env=os.environ | threads | environment, stdout=log, stderr=log)
+    with (output.parent / f"{output.name}-{environment.get('RANK', 0)}.log").open("w") as log:
+        return subprocess.Popen([*command, *options], env=os.environ | threads | environment, stdout=log, stderr=log)
 
 
 def test_run_leaves_checkpoints_that_the_export_loads(workplace, finished):

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.soak
 @pytest.fixture(scope="module")
 def drawings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawings")
-    draw(folder, 32)
+    draw(folder, 12)
     config = folder / "train.yaml"
     config.write_text(config.read_text().replace("WORKERS: 0", "WORKERS: 1"))
     fine_tune(read_fine_tuning(config), say=lambda line: None)
@@ -42,9 +42,9 @@ def test_new_captions_are_learnt_and_the_old_ones_kept(drawings):
     report = json.loads((drawings / "finetuned" / "report.json").read_text())
     before, last = report["new"]["before"], report["new"]["last"]
     assert len(report["new"]["labels"]) == len(UNFAMILIAR_CAPTIONS) == 6
-    assert before["accuracy"] < 0.4 and last["accuracy"] > 0.8
+    assert before["accuracy"] < 0.3 and last["accuracy"] > 0.5
     assert len(report["old"]["labels"]) == len(CAPTIONS)
-    assert report["old"]["last"]["accuracy"] > report["old"]["before"]["accuracy"] - 0.15
+    assert report["old"]["last"]["accuracy"] > report["old"]["before"]["accuracy"] - 0.1
 
 
 def test_served_classifier_answers_by_azures_formula(drawings, tmp_path):
