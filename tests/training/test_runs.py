@@ -89,6 +89,7 @@ def test_killed_run_goes_on_to_the_same_weights(workplace, finished, tmp_path):
     assert [row["loss"] for row in read_log(output)] == [row["loss"] for row in read_log(finished)]
 
 
+@pytest.mark.soak  # what three processes import takes longer than what they compute
 def test_two_processes_train_as_one_with_the_same_batch(workplace, finished, tmp_path):
     config = write_config(
         workplace / "halves.yaml", workplace / "checkpoint", TRAIN={"BATCH_SIZE_TOTAL": 4, "BATCH_SIZE_PER_GPU": 2}

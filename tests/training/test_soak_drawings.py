@@ -3,12 +3,13 @@
 import csv
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from examples.finetuning_images import main as draw
 from medimage_client import MedImageInsight
 from medimage_export.medimageinsight.checkpoint import find_checkpoint, load_model
 from medimage_export.medimageinsight.export import export_medimageinsight
@@ -23,7 +24,7 @@ from medimage_training.examples import Example
 from medimage_training.images import ServedImages
 from medimage_training.trainer import fine_tune
 from medimage_training.unicl import encode_pixels
-from tests.paths import REPOSITORY
+from tests.paths import REPOSITORY, ROOT
 
 pytestmark = pytest.mark.soak
 
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.soak
 @pytest.fixture(scope="module")
 def drawings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawings")
-    draw(folder, 12)
+    subprocess.run([sys.executable, ROOT / "examples" / "finetuning_images.py", folder], check=True)
     config = folder / "train.yaml"
     config.write_text(config.read_text().replace("WORKERS: 0", "WORKERS: 1"))
     fine_tune(read_fine_tuning(config), say=lambda line: None)
