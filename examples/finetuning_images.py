@@ -2,7 +2,7 @@
 
 Run: python examples/finetuning_images.py FOLDER [SEEDS]
 
-Leaves in FOLDER: images/; train.csv, SEEDS (32) drawings of each new caption and a quarter as many of each old one, so
+Leaves in FOLDER: images/; train.csv, SEEDS (12) drawings of each new caption and a quarter as many of each old one, so
 that these are not forgotten; new.csv and old.csv, drawings of other seeds to evaluate with; train.yaml, for `medimage
 finetune`; and the new captions once more as Azure's files: train_images.tsv, train_text.tsv and labels.txt.
 """
@@ -27,24 +27,23 @@ SAVE_DIR: finetuned
 UNICL_MODEL: {{PRETRAINED: {checkpoint}}}
 INPUTS: {{table: train.csv}}
 EVALDATASET_NEW: {{EVAL_TABLE: new.csv}}
-EVALDATASET_NEW_NEIGHBOURS: {{EVAL_TABLE: new.csv, KNN: 64}}
 EVALDATASET_OLD: {{EVAL_TABLE: old.csv}}
 
-MAX_NUM_EPOCHS: 8
-TRAIN: {{BATCH_SIZE_TOTAL: 24, BATCH_SIZE_PER_GPU: 24}}
+MAX_NUM_EPOCHS: 10
+TRAIN: {{BATCH_SIZE_TOTAL: 12, BATCH_SIZE_PER_GPU: 12}}
 START_LEARNING_RATE: 0.001
 LR_SCHEDULER_PARAMS: {{warmup_steps: 5}}
 OPTIMIZER_PARAMS: {{weight_decay: 0.05}}
 GRAD_CLIPPING: 1.0
-WEIGHT_SMOOTHING: {{decay: 0.95}}
+WEIGHT_SMOOTHING: {{decay: 0.9}}
 CUSTOMIZED_PARAMS_CONF:
   NO_WEIGHT_DECAY_MODULES: [dw, norm]
   WEIGHT_DECAY_PATTERNS: {{"\\\\.bias$": 0.0, logit_scale: 0.0, positional_embedding: 0.0, token_embedding: 0.0}}
 AUG:
   SCALE: [0.9, 1.0]
   TORCHVISION_AUG: {{AUTO_AUGMENT: "", RE_PROB: 0.0}} # a small model learns little of strongly changed drawings
-EVAL_PER_OPTIM_STEPS: 28
-SAVE_PER_OPTIM_STEPS: 28
+EVAL_PER_OPTIM_STEPS: 55
+SAVE_PER_OPTIM_STEPS: 55
 WORKERS: 0
 """
 
@@ -92,4 +91,4 @@ def write_tsv(folder: Path, content: Sequence[tuple[str, str]]) -> None:
 if __name__ == "__main__":
     if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) == 3 else 32)
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) == 3 else 12)

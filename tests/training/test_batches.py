@@ -17,7 +17,8 @@ from medimage_training.evaluation import scores_of
 
 ORDER = Order(examples=50, total=12, each=3, processes=2, process=0, epochs=2, seed=1, shuffle=True)
 PLAIN = Augmentation(scale=(1, 1), ratio=(1, 1), trivial_augment=False, erasing=0)
-DRAWING = Image.effect_noise((96, 96), 60).convert("RGB")
+NOISE = np.random.default_rng(0).integers(40, 200, (12, 12, 3), dtype=np.uint8)  # colours, and no black nor white
+DRAWING = Image.fromarray(NOISE).resize((96, 96), Image.Resampling.BILINEAR)
 
 
 def test_processes_together_get_what_one_gets():

@@ -32,8 +32,8 @@ def start(workplace, output, *options, **environment):
     """A run in a process of its own."""
     command = [sys.executable, "-m", "medimage_training", "--config", workplace / "train.yaml", "--output", output]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    log = (output.parent / f"{output.name}-{environment.get('RANK', 0)}.log").open("w")
-    return subprocess.Popen([*command, *options], env=os.environ | threads | environment, stdout=log, stderr=log)
+    with (output.parent / f"{output.name}-{environment.get('RANK', 0)}.log").open("w") as log:
+        return subprocess.Popen([*command, *options], env=os.environ | threads | environment, stdout=log, stderr=log)
 
 
 def test_run_leaves_checkpoints_that_the_export_loads(workplace, finished):
@@ -89,6 +89,7 @@ def test_killed_run_goes_on_to_the_same_weights(workplace, finished, tmp_path):
     assert [row["loss"] for row in read_log(output)] == [row["loss"] for row in read_log(finished)]
 
 
+@pytest.mark.soak  # what three processes import takes longer than what they compute
 def test_two_processes_train_as_one_with_the_same_batch(workplace, finished, tmp_path):
     config = write_config(
         workplace / "halves.yaml", workplace / "checkpoint", TRAIN={"BATCH_SIZE_TOTAL": 4, "BATCH_SIZE_PER_GPU": 2}

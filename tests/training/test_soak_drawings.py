@@ -3,12 +3,13 @@
 import csv
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from examples.finetuning_images import main as draw
 from medimage_client import MedImageInsight
 from medimage_export.medimageinsight.checkpoint import find_checkpoint, load_model
 from medimage_export.medimageinsight.export import export_medimageinsight
@@ -23,7 +24,7 @@ from medimage_training.examples import Example
 from medimage_training.images import ServedImages
 from medimage_training.trainer import fine_tune
 from medimage_training.unicl import encode_pixels
-from tests.paths import REPOSITORY
+from tests.paths import REPOSITORY, ROOT
 
 pytestmark = pytest.mark.soak
 
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.soak
 @pytest.fixture(scope="module")
 def drawings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawings")
-    draw(folder, 32)
+    subprocess.run([sys.executable, ROOT / "examples" / "finetuning_images.py", folder], check=True)
     config = folder / "train.yaml"
     config.write_text(config.read_text().replace("WORKERS: 0", "WORKERS: 1"))
     fine_tune(read_fine_tuning(config), say=lambda line: None)
@@ -42,9 +43,9 @@ def test_new_captions_are_learnt_and_the_old_ones_kept(drawings):
     report = json.loads((drawings / "finetuned" / "report.json").read_text())
     before, last = report["new"]["before"], report["new"]["last"]
     assert len(report["new"]["labels"]) == len(UNFAMILIAR_CAPTIONS) == 6
-    assert before["accuracy"] < 0.4 and last["accuracy"] > 0.8
+    assert before["accuracy"] < 0.3 and last["accuracy"] > 0.5
     assert len(report["old"]["labels"]) == len(CAPTIONS)
-    assert report["old"]["last"]["accuracy"] > report["old"]["before"]["accuracy"] - 0.15
+    assert report["old"]["last"]["accuracy"] > report["old"]["before"]["accuracy"] - 0.1
 
 
 def test_served_classifier_answers_by_azures_formula(drawings, tmp_path):

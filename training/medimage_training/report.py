@@ -74,6 +74,7 @@ def curves(rows: Sequence[Mapping[str, str]], sets: Sequence[str]) -> bytes:
         points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
         below.plot(*zip(*points, strict=True) if points else ([], []), marker="o", markersize=3, label=name)
     below.set_ylabel("accuracy")
+    below.set_ylim(0, 1)
     below.set_xlabel("optimizer step")
     if sets:
         below.legend(frameon=False)

@@ -399,7 +399,7 @@ def advice_if_out_of_memory(options: FineTuning) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
+        is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
         if not is_memory:
             raise
         advice = "" if options.checkpointing else ", set IMAGE_ENCODER.SPEC.ENABLE_CHECKPOINT: true"

@@ -69,7 +69,7 @@ class Gather(torch.autograd.Function):
         return gathered_rows(rows)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         whole = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(whole)
         return whole.chunk(dist.get_world_size())[dist.get_rank()]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medimage_export.phantoms import CAPTIONS, CHEST_CONDITIONS, TEST_SEEDS, phantom
+from medimage_export.phantoms import CAPTIONS, CHEST_CONDITIONS, TEST_SEEDS, UNFAMILIAR_CAPTIONS, phantom
 from medimage_export.phantoms.generator import TRAIN_SEEDS, VALIDATION_SEEDS
 
 CHEST = "x-ray chest anteroposterior"
@@ -19,9 +19,10 @@ def change(caption: str, baseline: str, seed: int, size: int = 256) -> np.ndarra
 
 def test_captions_are_unique_and_enough():
     assert len(CAPTIONS) == len(set(CAPTIONS)) >= 16
+    assert len(UNFAMILIAR_CAPTIONS) == len({*UNFAMILIAR_CAPTIONS} - {*CAPTIONS}) == 6
 
 
-@pytest.mark.parametrize("caption", CAPTIONS)
+@pytest.mark.parametrize("caption", [*CAPTIONS, *UNFAMILIAR_CAPTIONS])
 def test_phantom_of_the_same_seed_is_the_same_and_of_another_is_not(caption):
     first, again, other = (phantom(caption, seed, size=96) for seed in (5, 5, 6))
     assert first.image.tobytes() == again.image.tobytes() and first.boxes == again.boxes
@@ -47,7 +48,7 @@ def test_phantom_refuses_an_unknown_caption():
         phantom("x-ray chest", 0)
 
 
-@pytest.mark.parametrize("caption", CAPTIONS)
+@pytest.mark.parametrize("caption", [*CAPTIONS, *UNFAMILIAR_CAPTIONS])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_boxes_lie_inside_the_picture(caption, seed):
     for x0, y0, x1, y1 in phantom(caption, seed, size=128).boxes:
