@@ -264,3 +264,16 @@ def test_perf_analyzer_is_shown_by_model_and_by_part():
     assert ["text_encoder", "http", "4", "text_encoder"] in [row[:4] for row in parts]
     assert "cache" not in tables.perf_analyzer(report)
     assert "answered from its cache" in tables.perf_analyzer(report | {"other_server": True})
+
+
+def test_reports_are_beside_every_decoder_of_the_run():
+    earlier = json.loads((ROOT / "perf/results/reports.json").read_text())
+    baselines = {
+        "transformers bf16": {"first_token_s": 9.04, "step_s": 0.1994},
+        "OpenVINO, our int4": {"first_token_s": 7.4, "step_s": 0.038},
+    }
+    text = tables.of("reports", earlier | {"baselines": baselines})
+    assert text.startswith(tables.of("reports", earlier))
+    assert "| transformers bf16  |       9.0 |        199 |" in text
+    assert "| OpenVINO, our int4 |       7.4 |         38 |" in text
+    assert "| transformers fp32 " in text and "| ours, int4 " in text
