@@ -402,7 +402,20 @@ def reports(report: Content) -> str:
         f"in fp32 {theirs['first_token_s']:.0f} s. After that a token takes {step_s * 1e3:,.0f} ms, with transformers "
         f"{theirs['step_s'] * 1e3:,.0f} ms ({theirs['step_s'] / step_s:.1f} times as long). Of {same['tokens']} tokens "
         f"of {same['studies']} studies, {same['same']} are the same whether the studies are answered alone or together."
+        + report_baselines(report)
     )
+
+
+def report_baselines(report: Content) -> str:
+    """The decoder beside others, of runs that have measured several."""
+    if "baselines" not in report:
+        return ""
+    ours = {"first_token_s": report["first_token_s"], "step_s": report["steps"][0]["median_s"]}
+    decoders = {"ours, int4": ours, "transformers fp32": report["transformers"], **report["baselines"]}
+    rows = [
+        (name, f"{found['first_token_s']:.1f}", f"{found['step_s'] * 1e3:,.0f}") for name, found in decoders.items()
+    ]
+    return "\n\n" + table(("decoder", "prompt, s", "a step, ms"), rows, left=1)
 
 
 def starts(report: Content) -> str:

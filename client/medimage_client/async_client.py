@@ -475,8 +475,8 @@ class AsyncCXRReportGen:
         max_new_tokens: int | None = None,
         constrained: bool = False,
         dicom_window: DicomWindow = "file",
-        timeout: float | None = None,
         on_progress: Callable[[ReportProgress], object] | None = None,
+        timeout: float | None = None,
     ) -> AsyncReportStream:
         """The report as it is written: an iterator of pieces of text, which `reports.grammar.FindingParser` can parse.
 

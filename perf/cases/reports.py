@@ -1,17 +1,20 @@
 """How fast does the report decoder generate at full size, against transformers and against the memory's bandwidth?
 
 Phi-3-mini's published size with random weights: right in size and speed. The int4 decoder runs as the server runs it
-(medimage_server.reports), transformers in fp32 as `generate()` runs it, one after the other because both together need
-more memory than 24 GB; the decoder again afterwards, to show that the machine is still the same. The floor is the time
-in which the memory delivers the weights once: no decoder can make a step faster.
+(medimage_server.reports). Beside it, one after the other because two of them need more memory than 24 GB: transformers
+in fp32 and bf16 as `generate()` runs it, and OpenVINO with our int4 graph; then the decoder again, to show that the
+machine is still the same. The floor is the time in which the memory delivers the weights once: no decoder can make a
+step faster.
 """
 
 import gc
+import shutil
 import statistics
-import tempfile
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -26,10 +29,12 @@ from medimage_export.cxrreportgen.config import PHI3_MINI, CXRReportGenConfig, D
 from medimage_export.cxrreportgen.decoder_graph import write_decoder
 from medimage_export.cxrreportgen.image_encoder import ImageEncoder
 from medimage_export.cxrreportgen.image_graph import write_vision_encoder
+from medimage_export.errors import OpenVINOMissing
 from medimage_server.reports.decoder import Decoder
 from medimage_server.reports.scheduler import Ending, Job, Scheduler
 from perf import tables
-from perf.measure import ROOT, Report, quick_option, timed
+from perf.measure import QUICK_RESULTS, ROOT, Report, quick_option, timed
+from perf.openvino_decoder import openvino_decoder
 
 CHUNK = 512  # prefill_chunk of the committed config
 STEPS = 8  # measured, after one that is not
@@ -57,27 +62,105 @@ def quick_size() -> Size:
     return Size(read_config(ROOT / "checkpoints" / "cxrreportgen-phantom"), 300, 100, (1, 4), 2**28)
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What is measured, and the folder in which the decoder stays between two runs."""
+
+    size: Size
+    folder: Path
+
+    @property
+    def decoder(self) -> Path:
+        return self.folder / "decoder.onnx"
+
+    def write(self) -> int:
+        """Write the int4 decoder, in place of one of an earlier commit; the bytes of its weights."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        config = self.size.config
+        write_decoder(config.decoder, RandomTensors(expected_shapes(config)), self.decoder, "int4")
+        return self.decoder.with_name("decoder.onnx.data").stat().st_size
+
+    def written(self) -> Path:
+        """The decoder, which the first piece has written."""
+        if not self.decoder.is_file():
+            raise click.ClickException("there is no decoder: measure the piece `floor` first")
+        return self.decoder
+
+
+Sections = Mapping[str, object]
+
+# Each ends within minutes at full size, and is kept as soon as it has ended.
+PIECES: Mapping[str, Callable[[Setting], Sections]] = {
+    "floor": lambda setting: {
+        "precision": "int4",
+        "weight_bytes": setting.write(),
+        "bandwidth_gb_s": bandwidth(setting.size.bandwidth_bytes),
+    },
+    "steps": lambda setting: {
+        "steps": [
+            row
+            for context in (setting.size.study_tokens, setting.size.short_tokens)
+            for row in steps(setting.written(), setting.size.config.decoder, context, setting.size.concurrency)
+        ]
+    },
+    "same-tokens": lambda setting: {"same_tokens": same_tokens(setting.written(), setting.size.config.decoder)},
+    "image-encoder": lambda setting: {"image_encoder_s": image_encoder(setting.size.config, setting.folder)},
+    "first-token": lambda setting: {
+        "first_token_s": first_token(setting.written(), setting.size.config.decoder, setting.size.study_tokens)
+    },
+    "transformers-fp32": lambda setting: {
+        "transformers": transformers_generate(setting.size.config.decoder, setting.size.study_tokens)
+    },
+    "transformers-bf16": lambda setting: {
+        "baselines": {
+            "transformers bf16": transformers_generate(
+                setting.size.config.decoder, setting.size.study_tokens, torch.bfloat16
+            )
+        }
+    },
+    "openvino-int4": lambda setting: {
+        "baselines": {
+            "OpenVINO, our int4": openvino_generate(
+                setting.written(), setting.size.config.decoder, setting.size.study_tokens
+            )
+        }
+    },
+    "steps-again": lambda setting: {
+        "steps_again": steps(setting.written(), setting.size.config.decoder, setting.size.study_tokens, (1,))
+    },
+}
+
+
 @click.command()
 @quick_option
-@click.option("--decoder", "path", type=click.Path(path_type=Path, exists=True), help="An earlier decoder.onnx.")
-def main(quick: bool, path: Path | None) -> None:
-    """Measure the int4 decoder at full size; takes 20 GB, and about 20 minutes on two cores."""
+@click.option("--layers", type=click.IntRange(min=1), help="So many of the 32 layers, for a run of minutes.")
+@click.argument("pieces", nargs=-1, type=click.Choice(list(PIECES)))
+def main(quick: bool, layers: int | None, pieces: tuple[str, ...]) -> None:
+    """Measure PIECES, or all that the results of this machine and commit do not have yet.
+
+    A run that is stopped leaves what it has, and the next goes on behind it. All 32 layers take 20 GB, and about half
+    an hour on two cores. With --layers the result goes to a file of its own.
+    """
     size = quick_size() if quick else FULL
-    config, report = size.config, Report("reports", quick=quick)
-    with tempfile.TemporaryDirectory() as scratch:
-        if path is None:
-            path = Path(scratch) / "decoder.onnx"
-            write_decoder(config.decoder, RandomTensors(expected_shapes(config)), path, "int4")
-        weights = path.with_name(f"{path.name}.data").stat().st_size
-        report.put(precision="int4", weight_bytes=weights, bandwidth_gb_s=bandwidth(size.bandwidth_bytes))
-        contexts = (size.study_tokens, size.short_tokens)
-        report.put(steps=[row for n in contexts for row in steps(path, config.decoder, n, size.concurrency)])
-        report.put(same_tokens=same_tokens(path, config.decoder))
-        report.put(image_encoder_s=image_encoder(config, Path(scratch)))
-        report.put(first_token_s=first_token(path, config.decoder, size.study_tokens))
-        report.put(transformers=transformers_generate(config.decoder, size.study_tokens))
-        report.put(steps_again=steps(path, config.decoder, size.study_tokens, (1,)))
-    print(tables.of("reports", report.content))
+    if layers is not None:
+        decoder = replace(size.config.decoder, num_layers=layers)
+        size = replace(size, config=replace(size.config, decoder=decoder))
+    name = "reports" if layers is None else f"reports-{layers}-layers"
+    report, setting = Report(name, quick=quick), Setting(size, QUICK_RESULTS / f"{name}{'-quick' * quick}")
+    report.resume()
+    for piece in pieces or [piece for piece in PIECES if piece not in report.content.get("pieces_s", {})]:
+        try:
+            found, seconds = timed(partial(PIECES[piece], setting))
+        except OpenVINOMissing as missing:
+            raise click.ClickException(f"{piece}: {missing}; `pip install 'medimage-triton[openvino]'`") from missing
+        report.put(**found, pieces_s={piece: seconds})
+        print(f"{piece}: {seconds:.0f} s")
+        gc.collect()
+    if left := [piece for piece in PIECES if piece not in report.content["pieces_s"]]:
+        print(f"left for another run: {', '.join(left)}")
+    else:
+        print(tables.of("reports", report.content))
 
 
 def bandwidth(read_bytes: int) -> float:
@@ -216,15 +299,15 @@ def run_job(scheduler: Scheduler, prompt: np.ndarray, tokens: list[int]) -> None
         raise endings[0]
 
 
-def transformers_generate(config: DecoderConfig, tokens: int) -> dict[str, float]:
-    """Seconds of transformers' generate() in fp32: the first token of a study, and each of the next."""
+def transformers_generate(config: DecoderConfig, tokens: int, dtype: torch.dtype = torch.float32) -> dict[str, float]:
+    """Seconds of transformers' generate(): the first token of a study, and each of the next."""
     with torch.device("meta"):
-        model = reference_decoder(config).eval().requires_grad_(False)
+        model = reference_decoder(config).eval().requires_grad_(False).to(dtype)
     model.to_empty(device="cpu")
     for parameter in model.parameters():
         parameter.uniform_(-0.02, 0.02)
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
-    embeds = torch.from_numpy(random_embeds(config, tokens))[None]
+    embeds = torch.from_numpy(random_embeds(config, tokens))[None].to(dtype)
     mask = torch.ones(1, tokens, dtype=torch.int64)
 
     def generate() -> list[float]:
@@ -244,6 +327,16 @@ def transformers_generate(config: DecoderConfig, tokens: int) -> dict[str, float
         model(inputs_embeds=embeds[:, :8])  # not measured
         first, *steps = generate()
     return {"first_token_s": first, "step_s": statistics.median(steps), "min_s": min(steps), "max_s": max(steps)}
+
+
+def openvino_generate(path: Path, config: DecoderConfig, tokens: int) -> dict[str, float]:
+    """The same of OpenVINO, with the prompt in one piece."""
+    step = openvino_decoder(path, config)
+    prompt, new = random_embeds(config, tokens), random_embeds(config, 1 + REFERENCE_TOKENS, seed=1)
+    step(prompt[:8], 0)  # not measured
+    _, first = timed(lambda: step(prompt, 0))
+    times = [timed(partial(step, new[n : n + 1], tokens + n))[1] for n in range(REFERENCE_TOKENS)]
+    return {"first_token_s": first, "step_s": statistics.median(times), "min_s": min(times), "max_s": max(times)}
 
 
 class Clock(StoppingCriteria):

@@ -19,6 +19,7 @@ from medimage_server.launcher import spawn_triton
 from medimage_server.listening import Ports, Sockets, choose_ports
 from medimage_server.model_repository import ServedModels, other_version
 from medimage_server.options import PORT, option
+from medimage_server.reports.memory_plan import plan_memory
 from medimage_server.signals import end_on_signals
 from medimage_server.supervisor import Service, running, watch
 
@@ -112,10 +113,16 @@ def serve(
                 settings = checked_settings(endpoint, tritons=(listening.url,), triton_metrics=listening.metrics_url)
                 listener = held.enter_context(bound(endpoint.score_host, score_port))
                 fallback = held.enter_context(FallbackServer(listener, settings))
+            configs = {}
+            if plan := plan_memory(served):
+                tell(plan.line)
+                configs = plan.configs(served)
             locked_apis = OPERATORS_APIS if score_port is None else OPERATORS_APIS + CALLERS_APIS
             triton = Service(
                 "Triton",
-                lambda: spawn_triton(served, listening, run, text_cache_mb=text_cache_mb, locked_apis=locked_apis),
+                lambda: spawn_triton(
+                    served, listening, run, text_cache_mb=text_cache_mb, locked_apis=locked_apis, configs=configs
+                ),
             )
             (server,) = held.enter_context(running([triton], tell=tell))
             banner, pool = triton_banner(server, served), None

@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from time import monotonic
+from types import MappingProxyType
 
 import grpc  # type: ignore[import-untyped]  # grpcio has no types
+from google.protobuf import text_format  # type: ignore[import-untyped]  # protobuf carries no types
+from google.protobuf.message import Message  # type: ignore[import-untyped]  # as above
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from medimage_server import heartbeat, signals, versions
@@ -232,6 +235,7 @@ def spawn_triton(
     *,
     text_cache_mb: int = 0,
     locked_apis: Sequence[str] = (),
+    configs: Mapping[str, Message] = MappingProxyType({}),
     log: Path | None = None,
 ) -> Iterator[TritonServer]:
     """Start Triton for the `with` block, after which it has ended; it is ready when `is_ready` says so.
@@ -239,6 +243,7 @@ def spawn_triton(
     Args:
         text_cache_mb: memory for the answers of models whose config says `response_cache`; 0 is no cache.
         locked_apis: those of Triton that nobody may call, as `model-repository`; see its --http-restricted-api.
+        configs: by model, in place of those in the repository.
         log: file for Triton's log; None leaves it on this process's stdout and stderr.
 
     Raises:
@@ -256,7 +261,7 @@ def spawn_triton(
         prefix = run.region_prefix
         command = [
             *(sys.executable, "-P", "-m", "medimage_server.guard", str(run.path), str(installation.executable)),
-            f"--model-repository={select_models(served.repository, models, scratch)}",
+            f"--model-repository={select_models(served.repository, models, scratch, configs)}",
             f"--backend-directory={backends}",
             *(f"--backend-config={name},shm-region-prefix-name={prefix}" for name in python_backends(backends)),
             "--disable-auto-complete-config",
@@ -336,10 +341,18 @@ def lock_options(apis: Sequence[str], listening: Ports | Sockets) -> list[str]:
     return [f"--grpc-restricted-protocol={rule}", *([f"--http-restricted-api={rule}"] if over_http else [])]
 
 
-def select_models(repository: Path, models: Sequence[str], scratch: Path) -> Path:
-    """A repository of links to these models alone: Triton serves all that it finds."""
+def select_models(
+    repository: Path, models: Sequence[str], scratch: Path, configs: Mapping[str, Message] = MappingProxyType({})
+) -> Path:
+    """A repository of links to these models alone, some with another config: Triton serves all that it finds."""
     selected = scratch / "models"
     selected.mkdir()
     for model in models:
-        (selected / model).symlink_to(repository / model)
+        if model not in configs:
+            (selected / model).symlink_to(repository / model)
+            continue
+        (selected / model).mkdir()
+        (selected / model / "config.pbtxt").write_text(text_format.MessageToString(configs[model]))
+        for version in (repository / model).glob("[0-9]*"):
+            (selected / model / version.name).symlink_to(version)
     return selected

@@ -282,3 +282,16 @@ def test_rates_of_several_tritons_are_beside_that_of_one():
         ["3", "25.0 (2.50 x)", "1", "20", "0 of 300"],
     ]
     assert rows(tables.changed_tritons(report))[1:] == [["one added", "1.2", "2 of 300", "1", "20", "31"]]
+
+
+def test_reports_are_beside_every_decoder_of_the_run():
+    earlier = json.loads((ROOT / "perf/results/reports.json").read_text())
+    baselines = {
+        "transformers bf16": {"first_token_s": 9.04, "step_s": 0.1994},
+        "OpenVINO, our int4": {"first_token_s": 7.4, "step_s": 0.038},
+    }
+    text = tables.of("reports", earlier | {"baselines": baselines})
+    assert text.startswith(tables.of("reports", earlier))
+    assert "| transformers bf16  |       9.0 |        199 |" in text
+    assert "| OpenVINO, our int4 |       7.4 |         38 |" in text
+    assert "| transformers fp32 " in text and "| ours, int4 " in text

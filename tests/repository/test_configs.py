@@ -82,7 +82,10 @@ PUBLIC_TENSORS = {
         {"image_features": (FP32, [1024]), "scaling_factor": (FP32, [1])},
     ),
     "cxrreportgen": (REPORT_INPUTS, REPORT_OUTPUTS),
-    "cxrreportgen_stream": (REPORT_INPUTS, {"text_output": (BYTES, [1]), **REPORT_OUTPUTS, "model": (BYTES, [1])}),
+    "cxrreportgen_stream": (
+        REPORT_INPUTS,
+        REPORT_OUTPUTS | dict.fromkeys(("text_output", "model", "timing", "progress"), (BYTES, [1])),
+    ),
     "cxr_image_preprocessing": ({"image": (BYTES, [1])}, {"pixels": (UINT8, [518, 518])}),
     "cxr_image_encoder": ({"pixels": (UINT8, [518, 518])}, {"image_tokens": (FP32, [-1, -1])}),
     "text_encoder": (

@@ -75,7 +75,7 @@ def test_report_models_take_what_a_request_has(model):
 @pytest.mark.parametrize("method", ["report", "stream"])
 def test_clients_take_what_a_request_has(client, method):
     """An empty text is none: it is not sent."""
-    beside = {"study", "dicom_window"}  # where the images are, and how they are shown
+    beside = {"study", "dicom_window", "on_progress"}  # where the images are, how they are shown, and who is told
     _, *arguments, timeout = inspect.signature(getattr(client, method)).parameters.values()
     arguments = [argument for argument in arguments if argument.name not in beside]
     request = {field.name.removesuffix("_image"): field for field in fields(ReportRequest)}

@@ -21,6 +21,8 @@ from medimage_export.parity import Bound, ParityRow, check_parity, errors
 
 Array = NDArray[np.floating]
 
+ITEM_BYTES = {"tensor(float)": 4, "tensor(float16)": 2, "tensor(bfloat16)": 2, "tensor(int8)": 1}
+
 # Of one logit; where the largest is above 1, as a part of it, for so do rounding errors grow.
 BOUNDS = {
     "fp32": Bound(max_abs=1e-6),
@@ -46,6 +48,19 @@ class References:
     float32: PreTrainedModel
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What an exported decoder has written to a batch of prompts."""
+
+    prompts: Sequence[Array]  # embeddings (tokens, H) of each
+    tokens: NDArray[np.int64]  # (B, new tokens)
+    logits: Array  # (B, new tokens, V), which chose them
+
+    def sequences(self, table: Array) -> list[Array]:
+        """All that was read before the last token, for each prompt, as embeddings; `table` is (V, H)."""
+        return [np.vstack([prompt, table[row[:-1]]]) for prompt, row in zip(self.prompts, self.tokens, strict=True)]
+
+
 class CachedDecoder:
     """The exported decoder with KV buffers of one batch."""
 
@@ -60,6 +75,12 @@ class CachedDecoder:
             options.enable_mem_pattern = options.enable_cpu_mem_arena = False
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.dtype = np.float16 if self.session.get_inputs()[0].type == "tensor(float16)" else np.float32
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """What one token takes in the cache of the graph."""
+        caches = [node for node in self.session.get_inputs() if node.name.startswith("past_key_values.")]
+        return sum(node.shape[1] * node.shape[3] * ITEM_BYTES[node.type] for node in caches)
 
     def generate(self, prompts: Sequence[Array], table: Array, new_tokens: int) -> tuple[NDArray[np.int64], Array]:
         """Greedy tokens (B, new_tokens) and the logits that chose them (B, new_tokens, V).
@@ -112,20 +133,21 @@ class CachedDecoder:
         return self.config.max_length * (1 + any(self._is_long(len(rows)) for rows in sequences)) - 1
 
 
+def answer_batches(
+    decoder: CachedDecoder, batches: Mapping[str, Sequence[Array]], table: Array, new_tokens: int
+) -> dict[str, Answers]:
+    """The decoder's answers to each batch of prompts, see `CachedDecoder.generate`."""
+    return {name: Answers(prompts, *decoder.generate(prompts, table, new_tokens)) for name, prompts in batches.items()}
+
+
 def compare_decoder(
-    decoder: CachedDecoder,
-    references: References,
-    batches: Mapping[str, Sequence[Array]],
-    table: Array,
-    new_tokens: int,
+    decoder: CachedDecoder, references: References, answers: Mapping[str, Answers], table: Array
 ) -> list[DecoderParityRow]:
-    """One row for each batch of prompts (see `CachedDecoder.generate`), named by the keys of `batches`."""
+    """One row for each batch, named by the keys of `answers`."""
     rows = []
-    for name, prompts in batches.items():
-        tokens, logits = decoder.generate(prompts, table, new_tokens)
-        sequences = [
-            np.vstack([prompt, table[generated[:-1]]]) for prompt, generated in zip(prompts, tokens, strict=True)
-        ]
+    for name, answer in answers.items():
+        prompts, tokens, logits, sequences = answer.prompts, answer.tokens, answer.logits, answer.sequences(table)
+        new_tokens = tokens.shape[1]
         float64, float32 = (
             np.stack([reference_logits(reference, decoder.config, rows, new_tokens) for rows in sequences])
             for reference in (references.float64, references.float32)

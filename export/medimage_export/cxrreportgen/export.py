@@ -30,12 +30,14 @@ from medimage_export.cxrreportgen.decoder_parity import (
     CachedDecoder,
     DecoderParityRow,
     References,
+    answer_batches,
     check_decoder_parity,
     compare_decoder,
 )
 from medimage_export.cxrreportgen.image_encoder import ImageEncoder
 from medimage_export.cxrreportgen.image_graph import write_vision_encoder
 from medimage_export.cxrreportgen.int4 import QuantizedTensors
+from medimage_export.cxrreportgen.next_token_loss import next_token_loss
 from medimage_export.cxrreportgen.tokenizer import byte_tokenizer, read_tokenizer
 from medimage_export.parity import Bound, Feed, ParityRow, check_parity, compare, truths
 from medimage_export.phantoms import CAPTIONS, phantom
@@ -108,8 +110,14 @@ def export_cxrreportgen(
             *(load_reference_decoder(config.decoder, weights, dtype) for dtype in (torch.float64, torch.float32))
         )
         batches = parity_prompts(config, table, images, with_images=checkpoint is not None)
-        decoder_parity = compare_decoder(decoder, references, batches, table, CHECKED_TOKENS)
+        answers = answer_batches(decoder, batches, table, CHECKED_TOKENS)
+        decoder_parity = compare_decoder(decoder, references, answers, table)
         check_decoder_parity(decoder_parity, precision)
+        loss = None
+        if precision != "fp32":
+            progress("decoder: what the precision costs")
+            loss = next_token_loss(load_reference_decoder(config.decoder, tensors), config.decoder, answers, table)
+            print(loss)
 
         tokenizer.save(str(folder / "tokenizer.json"))
         write_json(folder / "generation.json", generation_settings(config))
@@ -121,8 +129,10 @@ def export_cxrreportgen(
             "checkpoint": {"weights": "random"} if checkpoint is None else _source(checkpoint),
             "format": "onnx",
             "precision": precision,
+            "kv_bytes_per_token": decoder.kv_bytes_per_token,
             "versions": {module.__name__: module.__version__ for module in (torch, onnx, onnxruntime, transformers)},
             "parity": [asdict(row) for row in (*image_parity, *decoder_parity)],
+            "next_token_loss": None if loss is None else asdict(loss),
         }
         write_json(folder / "manifest.json", manifest)
         put_in_place(staging, repository, changes)

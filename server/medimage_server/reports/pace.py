@@ -6,7 +6,7 @@ NEWEST = 0.3  # share of the newest report in a mean: a machine that gets busier
 
 
 @dataclass
-class Pace:
+class ReportPace:
     """Running means, None before the first report. Read by several threads, written by the scheduler's."""
 
     prepare_s: float | None = None  # a token of the prompt, nearly all of which stand for images

@@ -29,7 +29,7 @@ from medimage_client.schema.reports import ReportProgress, ReportTiming
 from medimage_server.errors import Cancelled, InferenceFailed, Unavailable
 from medimage_server.reports.constraint import Logits
 from medimage_server.reports.embedding import Embeds
-from medimage_server.reports.pace import Pace
+from medimage_server.reports.pace import ReportPace
 from medimage_server.reports.periodic import Periodic
 from medimage_server.reports.settings import LongRope
 
@@ -155,7 +155,7 @@ class Scheduler:
         self._max_queue, self._time_limit_s, self._chunk = max_queue, time_limit_s, prefill_chunk
         self._long_rope = long_rope
         self.counters = Counters()
-        self._pace = Pace()
+        self._pace = ReportPace()
         self._queue: list[_Answer] = []  # accepted, not in a slot; under the lock
         self._slots: list[_Answer | None] = [None] * decoder.slots
         self._prefilling: list[_Answer] = []  # in order of admission

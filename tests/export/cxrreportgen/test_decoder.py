@@ -1,10 +1,12 @@
 """The exported decoder against transformers: lengths across the sliding window and longrope's limit, one to three
 images, unequal prompts in a batch, and the faults that the check is there to find."""
 
+import json
 import re
 from dataclasses import replace
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -16,11 +18,13 @@ from medimage_export.cxrreportgen.decoder_parity import (
     BOUNDS,
     CachedDecoder,
     References,
+    answer_batches,
     check_decoder_parity,
     compare_decoder,
 )
-from medimage_export.cxrreportgen.export import export_cxrreportgen, parity_prompts
+from medimage_export.cxrreportgen.export import CHECKED_TOKENS, export_cxrreportgen, parity_prompts
 from medimage_export.cxrreportgen.int4 import QuantizedTensors, dequantize_blockwise, quantize_blockwise
+from medimage_export.cxrreportgen.next_token_loss import next_token_loss
 from medimage_export.errors import CheckpointError, ParityError, RepositoryError
 from tests.export.cxrreportgen.small import LLAMA, LONGROPE, PHI3, shorter, write_checkpoint
 
@@ -52,8 +56,12 @@ def references_of(config, tensors):
 
 
 def rows_of(config, tensors, path, batches, new_tokens=16):
-    decoder, references = CachedDecoder(path, config.decoder), references_of(config, tensors)
-    return compare_decoder(decoder, references, batches, embeddings(tensors), new_tokens)
+    return compared(CachedDecoder(path, config.decoder), references_of(config, tensors), batches, tensors, new_tokens)
+
+
+def compared(decoder, references, batches, tensors, new_tokens):
+    table = embeddings(tensors)
+    return compare_decoder(decoder, references, answer_batches(decoder, batches, table, new_tokens), table)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -92,7 +100,7 @@ def test_a_decoder_with_a_known_fault_is_refused(exported, tmp_path, kind, fault
     prompt = table[np.random.default_rng(2).integers(0, 500, length)]
     faulty = replace(config, decoder=replace(config.decoder, **fault))
     references = references_of(config, tensors)
-    rows = compare_decoder(CachedDecoder(path, faulty.decoder), references, {"prompt": [prompt]}, table, 2)
+    rows = compared(CachedDecoder(path, faulty.decoder), references, {"prompt": [prompt]}, tensors, 2)
     assert rows[0].export.max_abs > 30 * BOUNDS["fp32"].beside(rows[0].pytorch).max_abs
     with pytest.raises(ParityError, match=r"^fp32 is too far from PyTorch in float64: \S+ logits \(prompt\) has"):
         check_decoder_parity(rows, "fp32")
@@ -147,15 +155,75 @@ def test_quantized_weights_are_read_by_onnxruntime_as_they_are_meant(exported, t
     restored = QuantizedTensors(tensors)
     references = references_of(config, restored)
     decoder = CachedDecoder(path, config.decoder)
-    right = compare_decoder(decoder, references, {"": [prompt]}, embeddings(tensors), 4)[0]
+    right = compared(decoder, references, {"": [prompt]}, tensors, 4)[0]
     plain = references_of(config, tensors)
-    lossy = compare_decoder(decoder, plain, {"": [prompt]}, embeddings(tensors), 4)[0]
+    lossy = compared(decoder, plain, {"": [prompt]}, tensors, 4)[0]
     assert right.export.min_cosine > 0.999 > lossy.export.min_cosine
 
 
+@pytest.mark.parametrize("precision", ["fp16", "int4"])
+def test_loss_of_a_precision_is_what_torch_and_a_plain_session_find(exported, tmp_path, precision):
+    """The graph runs from the start for each token, without a cache; the model is transformers', not streamed."""
+    config, tensors, _ = exported["llama"]
+    path = tmp_path / "decoder.onnx"
+    write_decoder(config.decoder, tensors, path, precision)
+    table, new_tokens = embeddings(tensors), 5
+    prompts = [table[np.random.default_rng(4).integers(0, 500, length)] for length in (9, 21)]
+    model = reference_decoder(config.decoder).eval()
+    model.load_state_dict({name: tensors.read(f"{DECODER}{name}").float() for name in model.state_dict()})
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    inputs = {node.name: node for node in session.get_inputs()}
+    dtype = np.float16 if precision == "fp16" else np.float32
+    divergences, same = [], 0
+    for sequence in prompts:
+        for _ in range(new_tokens):
+            n = len(sequence)
+            feed = {
+                "inputs_embeds": sequence[None].astype(dtype),
+                "position_ids": np.arange(n)[None],
+                "seqlens_k": np.array([n - 1], np.int32),
+                "total_sequence_length": np.array(n, np.int32),
+            }
+            feed |= {
+                name: np.zeros((1, node.shape[1], n, node.shape[3]), dtype)
+                for name, node in inputs.items()
+                if name.startswith("past_key_values")
+            }
+            found = torch.from_numpy(session.run(["logits"], feed)[0][0].astype(np.float32))
+            with torch.inference_mode():
+                expected = model(inputs_embeds=torch.from_numpy(sequence)[None]).logits[0, -1]
+            divergences.append(
+                torch.distributions.kl_divergence(
+                    torch.distributions.Categorical(logits=expected.double()),
+                    torch.distributions.Categorical(logits=found.double()),
+                ).item()
+            )
+            same += int(expected.argmax() == found.argmax())
+            sequence = np.vstack([sequence, table[found.argmax()]])
+
+    decoder = CachedDecoder(path, config.decoder)
+    answers = answer_batches(decoder, {"": prompts}, table, new_tokens)
+    loss = next_token_loss(load_reference_decoder(config.decoder, tensors), config.decoder, answers, table)
+    assert (loss.positions, loss.same_likeliest) == (10, same)
+    assert loss.mean_kl == pytest.approx(np.mean(divergences), rel=0.05)
+    assert loss.worst_kl == pytest.approx(max(divergences), rel=0.05)
+    assert 0 < loss.mean_kl < loss.worst_kl
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int4"])
-def test_export_puts_everything_in_place(checkpoints, repository, precision):
+def test_export_puts_everything_in_place(checkpoints, repository, precision, capsys):
     rows = export_cxrreportgen(checkpoints["phi3"], repository, precision=precision)
+    told = re.findall(r"KL (\S+) nats in the mean, (\S+) at worst, .* of (\d+) positions", capsys.readouterr().out)
+    manifest = json.loads((repository / "cxrreportgen_stream/1/manifest.json").read_text())
+    if precision == "fp32":
+        assert (told, manifest["next_token_loss"]) == ([], None)
+    else:
+        mean, worst, positions = told[0]
+        loss = manifest["next_token_loss"]
+        assert (loss["mean_kl"], loss["worst_kl"]) == pytest.approx((float(mean), float(worst)), rel=0.01)
+        assert int(positions) == loss["positions"] == 5 * CHECKED_TOKENS  # three short prompts, one and two images
+    assert manifest["kv_bytes_per_token"] == 2 * 2 * 64 * (2 if precision == "fp16" else 4)
     assert [row.inputs for row in rows] == ["unequal lengths", "1 image", "2 images"]  # three do not fit
     folder = repository / "cxrreportgen_stream" / "1"
     assert {path.name for path in folder.iterdir()} - {"model.py"} == {

@@ -2,10 +2,10 @@
 
 import pytest
 
-from medimage_server.reports.pace import NEWEST, Pace
+from medimage_server.reports.pace import NEWEST, ReportPace
 
 # 2 s to encode the images of 1,000 tokens, 10 s to read them, 20 s to answer
-MEASURED = Pace(prepare_s=0.002, read_s=0.01, decode_s=20.0)
+MEASURED = ReportPace(prepare_s=0.002, read_s=0.01, decode_s=20.0)
 
 
 @pytest.mark.parametrize(
@@ -24,20 +24,20 @@ def test_first_words_come_after_what_is_before_them(others, expected):
     assert MEASURED.first_words_s(1000, slots=4, **others) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("pace", [Pace(), Pace(prepare_s=1.0), Pace(read_s=1.0)])
+@pytest.mark.parametrize("pace", [ReportPace(), ReportPace(prepare_s=1.0), ReportPace(read_s=1.0)])
 def test_nothing_is_told_before_it_was_measured(pace):
     assert pace.first_words_s(1000, tokens_before=0, waits_for=0, slots=4) is None
 
 
 def test_wait_for_a_slot_is_told_after_the_first_answer():
-    pace = Pace(prepare_s=0.002, read_s=0.01)
+    pace = ReportPace(prepare_s=0.002, read_s=0.01)
     assert pace.first_words_s(1000, tokens_before=0, waits_for=1, slots=4) is None
     pace.note(decode_s=20.0)
     assert pace.first_words_s(1000, tokens_before=0, waits_for=1, slots=4) == pytest.approx(15)
 
 
 def test_newest_report_counts_most():
-    pace = Pace()
+    pace = ReportPace()
     pace.note(read_s=1.0)
     pace.note(read_s=3.0)
     assert (pace.read_s, pace.prepare_s) == (1.0 + NEWEST * 2.0, None)
