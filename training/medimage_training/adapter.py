@@ -80,7 +80,7 @@ def train_adapter(
     optimizer = torch.optim.AdamW(adapter.parameters(), options.learning_rate, fused=True)
     for epoch in range(1, options.epochs + 1):
         loss_sum = 0.0
-        for rows in torch.randperm(len(inputs)).split(options.batch_size):
+        for rows in torch.randperm(len(inputs)).split(options.batch_size):  # type: ignore[no-untyped-call]
             logits = adapter(inputs[rows])
             loss = (
                 binary_cross_entropy_with_logits(logits, wanted[rows], pos_weight=by_label)
@@ -88,7 +88,7 @@ def train_adapter(
                 else cross_entropy(logits, wanted[rows], weight=by_label)
             )
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             loss_sum += loss.item() * len(rows)
         state = state_of(adapter)

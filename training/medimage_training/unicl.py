@@ -115,4 +115,4 @@ def with_checkpointing(model: UniCL) -> None:
     """Keep the input of each block of the image encoder alone for the backward pass, and compute the rest again."""
     for block in model.image_encoder.modules():
         if isinstance(block, SpatialBlock | ChannelBlock):
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)

@@ -78,7 +78,7 @@ def read_labelled(
         InvalidInput: names the file, and the row, id or column at fault.
     """
     ids = table.read([ID])[ID]
-    check_unique(ids, str(table.path))
+    check_unique(ids, str(table.path), "embed its sources anew, into another table")
     names: list[str] = ids.to_pylist()
     cells = cells_of(table, names, columns, note)
     rows = np.array([i for i in range(len(names)) if all(cells[name][i] for name in columns.names)], np.int64)
