@@ -47,7 +47,7 @@ from medimage_client.errors import InvalidInput
 Kind = Literal["auto", "exact", "ivf-pq"]
 
 BATCH_ROWS = 2048  # 8 MiB of vectors
-APPROXIMATE_FROM = 250_000  # vectors; a second of processor time, if it grows from the 100,000 of docs/search.md on
+APPROXIMATE_FROM = 250_000  # vectors, which take a second of processor time: docs/search.md
 MIN_APPROXIMATE = 256  # vectors, from which the codes of IVF-PQ can be learned
 PART_ROWS = 4096  # of an IVF part, about: a millisecond's work
 CODE_BYTES = 128  # of a vector, one for 8 of its numbers
