@@ -103,9 +103,16 @@ def test_make_names_the_python_that_it_needs_before_anything_else(tmp_path, pyth
     if python != "absent":
         fake.write_text(f"#!/bin/sh\necho {python.removeprefix('python')}\n")
         fake.chmod(0o755)
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # not under `make test`
     for goal in ("demo", "test"):
         done = subprocess.run(
-            ["make", goal, f"PYTHON={fake}"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+            ["make", goal, f"PYTHON={fake}"],
+            cwd=tmp_path,
+            env=alone,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
         )
         assert done.returncode != 0 and done.stdout == ""
         assert re.fullmatch(

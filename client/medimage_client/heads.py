@@ -94,7 +94,7 @@ async def infer(
     scores, labels = outputs[SCORES], outputs[LABELS]
     (tensor,) = inputs.values()
     if scores.ndim != 2 or scores.shape != labels.shape or len(scores) != len(tensor):
-        raise ServerError(f"{model} answered {SCORES} of shape {scores.shape} to {len(tensor)} images")
+        raise ServerError(f"{model} answered {SCORES} of shape {scores.shape} to {len(tensor)} rows")
     names = [label.decode() if isinstance(label, bytes) else str(label) for label in labels[0]]
     return HeadScores(names, scores.astype(np.float32, copy=False))
 

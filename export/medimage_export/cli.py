@@ -182,12 +182,12 @@ def running(checkpoint: Path | None, random_weights: bool, repository: Path) -> 
 @contextmanager
 def exporting(repository: Path) -> Iterator[None]:
     """One line for an error, and time and peak memory at the end."""
-    from medimage_export.initial_repository import init_repository, summary
+    from medimage_export.initial_repository import init_repository, is_empty, summary
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as Ctrl-C: leaves the export's block, which cleans up
     started = time.monotonic()
     try:
-        if not repository.is_dir() or not any(repository.iterdir()):
+        if not repository.is_dir() or is_empty(repository):
             for line in summary(repository, init_repository(repository)):
                 click.echo(line)
         yield

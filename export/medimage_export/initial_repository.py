@@ -68,9 +68,9 @@ def summary(repository: Path, outcome: Initialised) -> list[str]:
     """What became of it, a line for each file that was changed, removed or kept, and a last one for all of it."""
     lines = [f"updated {name}" for name in outcome.updated]
     lines += [f"removed {name}, which {outcome.now} has no more" for name in outcome.removed]
-    lines += [
-        f"kept {name}: {why}; this version's is {shipped_repository() / name}" for name, why in outcome.kept.items()
-    ]
+    for name, why in outcome.kept.items():
+        shipped = shipped_repository() / name
+        lines.append(f"kept {name}: {why}" + (f"; this version's is {shipped}" if shipped.is_file() else ""))
     if outcome.before is None:
         return [*lines, f"model repository {repository}: {len(outcome.added)} files written, of {outcome.now}"]
     lines[:0] = [f"added {name}" for name in outcome.added]
@@ -79,12 +79,17 @@ def summary(repository: Path, outcome: Initialised) -> list[str]:
     return [*lines, f"model repository {repository}: was of {outcome.before}, is now of {outcome.now}"]
 
 
+def is_empty(folder: Path) -> bool:
+    """Also a new volume's, in which its file system has a folder of its own."""
+    return all(path.name == "lost+found" for path in folder.iterdir())
+
+
 def check_is_free(repository: Path) -> None:
     """Raise RepositoryError unless it is a model repository, an empty folder, or nothing yet."""
     if repository.exists() and not repository.is_dir():
         raise RepositoryError(f"{repository} is a file; --repository takes a folder")
     is_ours = (repository / STAMP).is_file() or any(repository.glob(f"*/{CONFIG}"))
-    if not is_ours and repository.is_dir() and any(repository.iterdir()):
+    if not is_ours and repository.is_dir() and not is_empty(repository):
         raise RepositoryError(f"{repository} holds other things than models; name a new or an empty folder")
 
 
@@ -146,7 +151,7 @@ def _remove(repository: Path, name: str, recorded: str, outcome: Initialised) ->
     if not path.is_file():
         return
     if sha256(_without_export(name, path.read_bytes())).hexdigest() != recorded:
-        outcome.kept[name] = "it was edited"
+        outcome.kept[name] = f"it was edited, and {outcome.now} has it no more"
         return
     path.unlink()
     outcome.removed.append(name)

@@ -17,10 +17,8 @@ import click
 from PIL import Image, ImageDraw
 
 from medimage_client import CXRReportGen, MedImageInsight
-from medimage_export.cxrreportgen.export import export_cxrreportgen
 from medimage_export.errors import ExportError
 from medimage_export.initial_repository import init_repository
-from medimage_export.medimageinsight.export import export_medimageinsight
 from medimage_export.phantoms import CAPTIONS, phantom
 from medimage_export.phantoms.chest_study import chest_study
 from medimage_install.places import phantom_checkpoint
@@ -48,20 +46,24 @@ def demo(output: Path) -> None:
     meaning, and neither have the answers.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as Ctrl-C: leaves run_triton's block, which ends Triton
-    repository = output / "model_repository"
-    if output.is_dir() and any(output.iterdir()) and not any(repository.glob("*/config.pbtxt")):
+    repository, mark = output / "model_repository", output / ".medimage-demo"
+    if output.is_dir() and any(output.iterdir()) and not mark.is_file():  # a checkout has a model_repository, too
         raise click.UsageError(f"{output} holds something else than an earlier demo; name another folder with --output")
     try:
         triton_environment.prepare(lambda line: click.echo(line, err=True))
         for earlier in (repository, output / "studies"):
             shutil.rmtree(earlier, ignore_errors=True)
         init_repository(repository)
+        mark.touch()
         run(output, repository)
     except (ExportError, LaunchError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 
 def run(output: Path, repository: Path) -> None:
+    from medimage_export.cxrreportgen.export import export_cxrreportgen
+    from medimage_export.medimageinsight.export import export_medimageinsight
+
     files = draw_studies(output / "studies")
 
     print("1. Export the phantom checkpoints; PyTorch and ONNX Runtime side by side:\n")

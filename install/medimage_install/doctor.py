@@ -135,7 +135,8 @@ def models_python(triton: Installation) -> Row:
 def cpu() -> Row:
     has = instructions()
     names = [name for flag, name in CPU_FEATURES.items() if flag in has] or ["none that a precision is faster with"]
-    return Row("CPU", f"{len(os.sched_getaffinity(0))} cores, {', '.join(names)}")
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    return Row("CPU", f"{cores} cores, {', '.join(names)}")
 
 
 def gpu() -> Row:
@@ -152,6 +153,8 @@ def gpu() -> Row:
 
 def memory() -> Row:
     """Of the machine, or of the container where that has less."""
+    if sys.platform != "linux":
+        return Row("memory", "not told by this system")
     values = {}
     for line in Path("/proc/meminfo").read_text().splitlines():
         name, value = line.split(":")

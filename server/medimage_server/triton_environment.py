@@ -191,9 +191,12 @@ def _usable(python: Path) -> PythonEnvironment:
     in it.
     """
     answer = _run([str(python), "-I", "-c", PROBE], f"{python} has no venv, or is no Python")
-    told = json.loads(answer)
-    libraries = tuple(map(Path, told["libraries"]))
-    found = PythonEnvironment(Path(told["python"]), told["version"], Path(told["packages"]), libraries)
+    try:
+        told = json.loads(answer)
+        libraries = tuple(map(Path, filter(None, told["libraries"])))
+        found = PythonEnvironment(Path(told["python"]), told["version"], Path(told["packages"]), libraries)
+    except (ValueError, KeyError, TypeError) as error:
+        raise LaunchError(f"{python} does not answer as a Python does") from error
     if found.version not in PYTHONS:
         raise LaunchError(f"{python} is Python {found.version}")
     if not has_libpython(found):

@@ -249,7 +249,10 @@ def test_help_lists_the_commands_of_other_packages_without_importing_what_is_lar
     commands = [line.split()[0] for line in output.partition("Commands:\n")[2].splitlines() if line.startswith("  ")]
     here, elsewhere = (
         ["classify", "embed", "evaluate", "report", "score", "status", "studies"],
-        ["clean", "endpoint", "export", "head", "index", "map", "outliers", "search", "serve"],
+        [
+            *("clean", "demo", "doctor", "endpoint", "export", "finetune", "head", "index", "init", "map", "outliers"),
+            *("search", "serve", "triton-env"),
+        ],
     )
     assert commands == sorted(here + elsewhere)
     assert output.splitlines()[-1] == "False"

@@ -6,6 +6,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import tomllib
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -46,9 +47,9 @@ def test_files_that_are_copied_are_there_and_sent(path):
 
 def test_builds_get_no_export_and_nothing_that_the_project_does_not_know():
     known = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    needed = [
-        path for path in known if path.startswith(("analysis/", "client/", "export/", "server/", "requirements/"))
-    ]
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    of_wheel = pyproject["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]
+    needed = [path for path in known if path.startswith(("requirements/", *(f"{folder}/" for folder in of_wheel)))]
     assert needed and all(map(is_sent, needed))
     for exported in (
         "model_repository/image_encoder/1/model.onnx",

@@ -99,7 +99,10 @@ def test_what_the_user_edited_is_kept_also_by_versions_after_the_next(repository
 def test_edited_file_that_a_later_version_lacks_is_kept(repository, later):
     (repository / "text_tokenizer/1/model.py").write_text("# mine\n")
     later(**{"text_tokenizer/1/model.py": None})
-    assert init_repository(repository).kept == {"text_tokenizer/1/model.py": "it was edited"}
+    outcome = init_repository(repository)
+    reason = f"it was edited, and {outcome.now} has it no more"
+    assert outcome.kept == {"text_tokenizer/1/model.py": reason}
+    assert f"kept text_tokenizer/1/model.py: {reason}" in summary(repository, outcome)
     assert (repository / "text_tokenizer/1/model.py").read_text() == "# mine\n"
 
 

@@ -109,11 +109,14 @@ def read_state_dict(path: Path) -> Tensors:
         NotAnAdapter: neither, or more than tensors.
     """
     try:
-        found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
-        return {name: tensor.float().numpy() for name, tensor in found.items()}
+        if path.suffix == ".safetensors":
+            found = load_file(path)
+        else:  # of a GPU, too
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: tensor.detach().float().numpy() for name, tensor in found.items()}
     except OSError as error:
         raise NotAnAdapter(f"cannot be read: {error.strerror or error}") from None
-    except (AttributeError, EOFError, RuntimeError, SafetensorError, UnpicklingError) as error:
+    except (AttributeError, EOFError, RuntimeError, SafetensorError, TypeError, UnpicklingError) as error:
         raise NotAnAdapter(f"is no state dict, but {type(error).__name__} where it is read") from None
 
 

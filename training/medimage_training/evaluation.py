@@ -83,7 +83,7 @@ def scores_of(similarities: NDArray[np.floating[Any]], truth: NDArray[np.int64])
 def embed(
     model: UniCL, images: ServedImages, examples: Sequence[Example], *, batch: int, device: torch.device
 ) -> Vectors:
-    """(n, E): every process encodes each nth batch, and gets what the others encoded."""
+    """(n, E): every process encodes its part, and gets what the others encoded."""
     process, processes = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed() else (0, 1)
     each = -(-len(examples) // processes)
     own = examples[process * each : (process + 1) * each]

@@ -232,7 +232,8 @@ class FineTuningRun:
         with torch.no_grad():
             if self.model.logit_scale.requires_grad:
                 self.model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
-        if not np.isfinite(total):
+        # a scaler leaves out a step whose gradients are not finite
+        if not np.isfinite(total) or (self.accelerator.scaler is None and not np.isfinite(norm)):
             raise InvalidInput(f"the loss of step {step + 1} is {total}; lower START_LEARNING_RATE, or set FP16: false")
         if self.ema is not None:
             self.ema.update_parameters(self.model)

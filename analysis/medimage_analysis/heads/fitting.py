@@ -154,6 +154,8 @@ def fit_mlp(parts: Parts, options: FitOptions, tell: Tell) -> tuple[Head, dict[s
 
     def measure(tensors: Tensors) -> float:
         scores = parts.head("mlp", tensors).scores(validation.vectors)
+        if not np.isfinite(scores).all():
+            raise InvalidInput("the training diverged; lower --learning-rate")
         return goodness(scores, validation.targets, options.criterion, multilabel=train.multilabel)
 
     def note(epoch: int, loss: float, found: float) -> None:

@@ -141,9 +141,6 @@ def report(
 
     Before the first words, standard error says when to expect them, by what the server has measured of earlier reports,
     and on a terminal how far it has read the prompt.
-
-    Standard error also says when to expect the first words, by what the server has measured of earlier reports, and on
-    a terminal shows how far the prompt is read.
     """
     archive = archive_for(study, is_stored, store_to, sources)
     has_results = structured is not None or capture is not None or archive is not None

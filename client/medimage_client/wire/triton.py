@@ -16,6 +16,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from medimage_client.constants import DEFAULT_PORTS, MIN_SHARED_MEMORY_BYTES
 from medimage_client.errors import InvalidInput, MedImageError, ResponseError, TransportError
 from medimage_client.images.base64_text import encode_base64
+from medimage_client.schema.reports import PROGRESS
 from medimage_client.wire.error_reader import not_triton, shared_memory_error, stream_error, triton_error, unified_error
 from medimage_client.wire.shared_memory import SharedMemory, tensor_size
 from medimage_client.wire.transport import Call, Outputs, read_object, read_to_end
@@ -182,9 +183,10 @@ class GrpcTransport(TritonTransport):
                     if CANCELLED_STREAM.is_in(self.version):
                         await drain_stream(responses, self._rpc_error)
                     raise stream_error(error.message(), has_begun=has_begun)
-                has_begun = True
                 arrays = {name: result.as_numpy(name) for name in (*call.output_names, *call.optional_names)}
-                yield {name: array for name, array in arrays.items() if array is not None}
+                outputs = {name: array for name, array in arrays.items() if array is not None}
+                has_begun |= PROGRESS not in outputs  # which comes before the request has been looked at as a whole
+                yield outputs
         except self._rpc_error as error:  # which tritonclient lets through here
             raise self._failure(InferenceServerException(error.details(), status=str(error.code()))) from None
         finally:
@@ -227,9 +229,13 @@ class HttpTransport(TritonTransport):
                 try:
                     if response.status != 200:
                         raise refusal(response.status, await response.read())
+                    has_begun = True  # where the first event is a failure, there is a status, which tells it
                     async for line in response.content:
                         if line.startswith(EVENT):
-                            yield read_event(line.removeprefix(EVENT), (*call.output_names, *call.optional_names))
+                            names = (*call.output_names, *call.optional_names)
+                            outputs = read_event(line.removeprefix(EVENT), names, has_begun=has_begun)
+                            has_begun = PROGRESS not in outputs
+                            yield outputs
                 finally:
                     response.close()  # and the connection, unless the response has come to its end
         except self._failures as error:
@@ -305,13 +311,13 @@ def json_value(array: NDArray[Any]) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-def read_event(data: bytes, output_names: Sequence[str]) -> Outputs:
+def read_event(data: bytes, output_names: Sequence[str], *, has_begun: bool) -> Outputs:
     """One response of the generate extension, whose outputs are texts."""
     event = read_object(data)
     if event is None:
         raise ResponseError(not_triton(200), status=200)
     if "error" in event:
-        raise stream_error(str(event["error"]), has_begun=True)
+        raise stream_error(str(event["error"]), has_begun=has_begun)
     return {name: np.array([str(event[name]).encode()], dtype=np.object_) for name in output_names if name in event}
 
 

@@ -45,7 +45,7 @@ class Backend:
         self.transport = transport
         self.ready = dict.fromkeys(deployments, False)  # when last asked
         self.in_flight = 0
-        self._has_left = False
+        self.has_left = False
         self._socket = Path(url.removeprefix(SOCKET)) if url.startswith(SOCKET) else None
         self._calls: set[asyncio.Timeout] = set()
         self._silent_checks = 0
@@ -91,7 +91,7 @@ class Backend:
                 await self.transport.server_version()
 
     def mark(self, deployment: str, *, ready: bool) -> None:
-        ready = ready and not self._has_left
+        ready = ready and not self.has_left
         if self.ready[deployment] != ready:
             level = logging.INFO if ready else logging.WARNING
             logger.log(level, "%s: %s is %s", self.url, deployment, "ready" if ready else "not ready")
@@ -100,7 +100,7 @@ class Backend:
 
     def leave(self) -> None:
         """It is not there any more: no call goes to it, and those in flight go on."""
-        self._has_left = True
+        self.has_left = True
         for deployment in self.ready:
             self.mark(deployment, ready=False)
 
@@ -220,9 +220,8 @@ class BalancedTransport:
         slots = self._slots[deployment]
         await slots.acquire()
         number = new_number()
-        is_told = call.model == IMAGE_ENCODER.model or is_head(
-            deployment
-        )  # its steps take long, and Triton would not tell them
+        # their steps take long, and Triton would not tell them
+        is_told = call.model == IMAGE_ENCODER.model or is_head(deployment)
         if is_told:
             call = replace(call, parameters={**call.parameters, PARAMETER: number})
 
@@ -233,11 +232,11 @@ class BalancedTransport:
                 slots.release()
 
         try:
-            if any(CANCELLED_CALL.is_in(backend.version) for backend in self.backends):
+            if any(CANCELLED_CALL.is_in(backend.version) for backend in self._connected()):
                 return await self._cancellation.result_of(with_slot())
             return await with_slot()
         except asyncio.CancelledError:
-            for backend in self.backends if is_told else ():
+            for backend in self._connected() if is_told else ():
                 backend.give_up(number)
             raise
 
@@ -245,6 +244,8 @@ class BalancedTransport:
         deployment = self._deployment[call.model]
         failures: list[MedImageError] = [NotReady("no Triton is ready")]
         for backend in self._by_load(deployment):
+            if backend.has_left:  # while another was tried
+                continue
             try:
                 async with backend.call():
                     return await backend.transport.infer(call, timeout=timeout)
@@ -260,6 +261,8 @@ class BalancedTransport:
         failures: list[MedImageError] = [NotReady("no Triton is ready")]
         async with self._slots[deployment]:
             for backend in self._by_load(deployment):
+                if backend.has_left:
+                    continue
                 has_begun = False
                 try:
                     async with backend.call(), aclosing(backend.transport.stream(call, timeout=timeout)) as responses:
@@ -281,7 +284,11 @@ class BalancedTransport:
         try:
             await self._cancellation.finish()
         finally:
-            await asyncio.gather(*(backend.transport.close() for backend in (*self.backends, *self._leaving)))
+            await asyncio.gather(*(backend.transport.close() for backend in self._connected()))
+
+    def _connected(self) -> list[Backend]:
+        """Also those that have left, and finish what they were asked."""
+        return [*self.backends, *self._leaving]
 
     def _by_load(self, deployment: str) -> list[Backend]:
         ready = [backend for backend in self.backends if backend.is_serving(deployment)]

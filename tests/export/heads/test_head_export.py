@@ -90,7 +90,12 @@ def test_head_of_another_encoder_is_refused_unless_forced(repository, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("image_encoder", "a model that is no head"), ("CXR findings", "expected small letters"), ("../up", "expected")],
+    [
+        ("image_encoder", "a model that is no head"),
+        ("views_head", "names that end in _head"),
+        ("CXR findings", "expected small letters"),
+        ("../up", "expected"),
+    ],
 )
 def test_names_of_other_models_are_refused(repository, tmp_path, name, told):
     before = {path: path.stat().st_mtime_ns for path in repository.rglob("*")}
