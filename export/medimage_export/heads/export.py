@@ -145,7 +145,7 @@ def config_of(repository: Path, model: str) -> tuple[Path, str]:
 
 
 def check_name(repository: Path, name: str) -> None:
-    """Raise RepositoryError if a model that is no head has the name, or that of its part, or it may be another's part."""
+    """Raise RepositoryError if a model that is no head has the name or that of its part, or if it is that of a part."""
     if name.endswith(SUFFIX):
         raise RepositoryError(f"--name {name}: names that end in {SUFFIX} are those of parts; take another name")
     for model in (name, name + SUFFIX):
