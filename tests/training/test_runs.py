@@ -117,6 +117,10 @@ def test_state_of_another_run_is_refused(workplace, finished):
     config = write_config(workplace / "other.yaml", workplace / "checkpoint", START_LEARNING_RATE=2e-3)
     with pytest.raises(InvalidInput, match=r"state of another run: learning_rate differ"):
         fine_tune(read_fine_tuning(config, output=finished, resume=True), say=lambda line: None)
+    more = {"EVAL_TABLE": "new.csv"}
+    config = write_config(workplace / "others.yaml", workplace / "checkpoint", EVALDATASET_MORE=more)
+    with pytest.raises(InvalidInput, match=r"resume with the same EVALDATASET_… blocks"):
+        fine_tune(read_fine_tuning(config, output=finished, resume=True), say=lambda line: None)
 
 
 def test_classifier_package_has_azures_layout_and_labels(finished):

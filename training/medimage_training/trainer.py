@@ -208,6 +208,8 @@ class FineTuningRun:
             if number % options.save_every == 0 or number == order.steps:
                 self.save(number)
         bar.close()
+        if order.first_step == order.steps and self.data.sets:  # it was killed after its last step
+            last = self.scores(self.result())
         return last
 
     def step(self, batches: Iterator[TrainingBatch], step: int, rate: float, accumulation: int) -> tuple[float, float]:
@@ -309,6 +311,11 @@ class FineTuningRun:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.before, self.best = scores_of_plain(state["before"]), scores_of_plain(state["best"])
         self.best_step = state["best_step"]
+        if self.before.keys() != {one.name for one in self.data.sets}:
+            raise InvalidInput(
+                f"{self.options.output} was evaluated on {', '.join(self.before) or 'nothing'} before; resume with the "
+                "same EVALDATASET_… blocks, or write to another folder"
+            )
         self.say(f"resumed after step {state['step']}")
         return int(state["step"])
 
@@ -370,6 +377,8 @@ def read_data(options: FineTuning, images: ServedImages, *, skip_bad_images: boo
         return [example for example in examples if isinstance(by_example[example], bytes)]
 
     training = good(training)
+    if not training:
+        raise InvalidInput("no training image can be used")
     there = dict.fromkeys(example.label for example in training)
     sets = [
         EvaluationSet(one.name, good(examples), own, one.neighbours, good(known))
@@ -378,6 +387,9 @@ def read_data(options: FineTuning, images: ServedImages, *, skip_bad_images: boo
     empty = next((made.name for made in sets if not made.examples), None)
     if empty is not None:
         raise InvalidInput(f"{empty} has no image that can be used")
+    alone = next((made.name for made in sets if made.neighbours and not made.known), None)
+    if alone is not None:
+        raise InvalidInput(f"{alone} has no image to compare with that can be used")
     return Data(training, sets, labels or sorted(there), data_hash(training, [by_example[e] for e in training]))
 
 

@@ -217,6 +217,8 @@ def make(
     remedy = "put images of it into each part"
     if indices is None:
         check_enough(labelled, columns)
+        if columns.group is None:
+            note("without --group-column the images of a study stay together, and a patient's studies may not")
         indices = split(labelled.targets, labelled.groups, seed=options.seed)
         remedy = "try another --seed, or add images"
     check_labels_in_parts(labelled.targets, indices, labelled.labels, columns.place(columns.names[0]), remedy)
