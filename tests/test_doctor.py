@@ -72,6 +72,8 @@ def test_repository_of_another_version_is_a_fault(look, exported, tmp_path):
     assert faults[-1].endswith(f"run `medimage init --repository {repository}`")
 
 
-def test_memory_of_a_container_counts(monkeypatch):
-    monkeypatch.setattr(doctor, "MIN_MEMORY_BYTES", 2**60)
-    assert doctor.memory().fault.endswith("even the phantom checkpoints need 2 GB")
+def test_too_little_memory_is_a_fault(monkeypatch):
+    monkeypatch.setattr(doctor, "free_bytes", lambda: 2**30)  # of a container, too: tests/server/reports has its files
+    assert doctor.memory().fault == "1.0 GB of memory are free: even the phantom checkpoints need 2 GB"
+    monkeypatch.setattr(doctor, "free_bytes", lambda: 2**32)
+    assert doctor.memory() == ("memory", "4.0 GB free", None)

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 OF_VECTORS = "_head"  # suffix of the model that takes vectors
 VECTORS_PER_REQUEST = 64  # what that model takes at once
-NAME = re.compile(r"[a-z][a-z0-9_]*")
+NAME = re.compile(r"[a-z][a-z0-9_]{1,62}")
 
 
 def check_names(heads: Sequence[object]) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from medimage_export.errors import ExportError, OpenVINOMissing
-from medimage_install.places import DEFAULT_REPOSITORY, default_repository
+from medimage_install.places import repository_option
 
 if TYPE_CHECKING:
     from medimage_export.cxrreportgen.decoder_graph import Precision as ReportPrecision
@@ -22,33 +22,16 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+into_repository = repository_option("The model repository. One that is not there yet is made, as by `medimage init`.")
+
+
 @click.group()
 def export() -> None:
     """Export a checkpoint into the model repository."""
 
 
-def repository_option(command: F) -> F:
-    return click.option(
-        "--repository",
-        type=click.Path(path_type=Path),
-        default=default_repository,
-        show_default=DEFAULT_REPOSITORY,
-        envvar="MEDIMAGE_REPOSITORY",
-        show_envvar=True,
-        help="The model repository. One that is not there yet is made, as by `medimage init`.",
-    )(command)
-
-
 @click.command()
-@click.option(
-    "--repository",
-    type=click.Path(path_type=Path),
-    default=default_repository,
-    show_default=DEFAULT_REPOSITORY,
-    envvar="MEDIMAGE_REPOSITORY",
-    show_envvar=True,
-    help="Folder to write into.",
-)
+@repository_option("Folder to write into.")
 def init(repository: Path) -> None:
     """Make a model repository, or bring one of an earlier version up to date.
 
@@ -84,7 +67,7 @@ def init(repository: Path) -> None:
     show_default=True,
     help="tensorrt builds plans for the GPU of this machine.",
 )
-@repository_option
+@into_repository
 @click.option(
     "--image",
     "images",
@@ -145,7 +128,7 @@ def medimageinsight(
     show_default=True,
     help="fp16 is for GPUs. int4 keeps the decoder's weights in 4 bits, for CPUs.",
 )
-@repository_option
+@into_repository
 def cxrreportgen(checkpoint: Path | None, random_weights: bool, precision: "ReportPrecision", repository: Path) -> None:
     """Export CXRReportGen or MAIRA-2 as ONNX, and check it against transformers."""
     from medimage_export.cxrreportgen.export import export_cxrreportgen
@@ -157,7 +140,7 @@ def cxrreportgen(checkpoint: Path | None, random_weights: bool, precision: "Repo
 @export.command()
 @click.argument("head", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--name", required=True, help="Of the model, as cxr_findings; one of an earlier head is replaced.")
-@repository_option
+@into_repository
 @click.option("--force", is_flag=True, help="Also if the head's vectors are of another encoder than the exported one.")
 def head(head: Path, name: str, repository: Path, force: bool) -> None:
     """Export HEAD, which `medimage head train` wrote, behind the exported image encoder, and check it against PyTorch.

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,11 +16,13 @@ from typing import NamedTuple
 import click
 
 from medimage_export.cpu import instructions
-from medimage_install.places import DEFAULT_REPOSITORY, default_repository
+from medimage_install.places import repository_option
 from medimage_server import model_repository
 from medimage_server.errors import LaunchError
 from medimage_server.installation import Installation, find_triton
+from medimage_server.listening import choose_ports
 from medimage_server.python_environment import fault_here
+from medimage_server.reports.memory import free_bytes
 from medimage_server.run_folder import SHARED_MEMORY, shared_memory_warning
 
 GB = 2**30
@@ -57,15 +58,7 @@ class Row(NamedTuple):
 
 
 @click.command()
-@click.option(
-    "--repository",
-    type=click.Path(path_type=Path),
-    default=default_repository,
-    show_default=DEFAULT_REPOSITORY,
-    envvar="MEDIMAGE_REPOSITORY",
-    show_envvar=True,
-    help="The model repository to look at.",
-)
+@repository_option("The model repository to look at.")
 @click.pass_context
 def doctor(ctx: click.Context, repository: Path) -> None:
     """Show what this machine has for serving, and how to mend what is wrong.
@@ -155,19 +148,9 @@ def memory() -> Row:
     """Of the machine, or of the container where that has less."""
     if sys.platform != "linux":
         return Row("memory", "not told by this system")
-    values = {}
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, value = line.split(":")
-        values[name] = int(value.split()[0]) * 1024
-    available = values["MemAvailable"]
-    found = f"{values['MemTotal'] / GB:.1f} GB, {available / GB:.1f} available"
-    with suppress(OSError, ValueError):  # no limit says "max"
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        left = limit - int(Path("/sys/fs/cgroup/memory.current").read_text())
-        available, found = min(available, left), f"{found}; this container has {limit / GB:.1f} GB"
-    if available >= MIN_MEMORY_BYTES:
-        return Row("memory", found)
-    return Row("memory", found, f"{available / GB:.1f} GB of memory are free: even the phantom checkpoints need 2 GB")
+    free = free_bytes()
+    fault = f"{free / GB:.1f} GB of memory are free: even the phantom checkpoints need 2 GB"
+    return Row("memory", f"{free / GB:.1f} GB free", fault if free < MIN_MEMORY_BYTES else None)
 
 
 def shared_memory() -> Row:
@@ -198,12 +181,10 @@ def ports() -> Iterator[Row]:
 
 
 def is_taken(port: int) -> bool:
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Triton does
-        try:
-            listener.bind(("127.0.0.1", port))
-        except OSError:
-            return True
+    try:
+        choose_ports("127.0.0.1", {"": port})
+    except LaunchError:
+        return True
     return False
 
 

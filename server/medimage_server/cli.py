@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from medimage_install.places import DEFAULT_REPOSITORY, default_repository
+from medimage_install.places import repository_option
 from medimage_server import triton_environment
 from medimage_server.banner import endpoint_banner, tell, triton_banner
 from medimage_server.clean import clean_run
@@ -30,13 +30,7 @@ PORT_OPTIONS = ("host", "http_port", "grpc_port", "metrics_port", "http")
 
 
 @click.command()
-@option(
-    "--repository",
-    type=click.Path(path_type=Path),
-    default=default_repository,
-    show_default=DEFAULT_REPOSITORY,
-    help="The model repository that `medimage export` wrote into.",
-)
+@repository_option("The model repository that `medimage export` wrote into.")
 @option(
     "--models",
     multiple=True,

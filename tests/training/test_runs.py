@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from medimage_training.published import sha256
 from medimage_training.run_state import STATE, read_log
 from medimage_training.trainer import fine_tune, read_data
 from tests.training.tiny import LABELS, write_config
+from tests.waiting import wait_until
 
 
 def weights_of(folder):
@@ -72,9 +72,7 @@ def test_report_has_each_set_before_and_after(finished):
 def test_killed_run_goes_on_to_the_same_weights(workplace, finished, tmp_path):
     output = tmp_path / "killed"
     run = start(workplace, output)
-    while not (output / STATE).exists():
-        assert run.poll() is None, "the run ended before it was killed"
-        time.sleep(0.005)
+    wait_until((output / STATE).exists, within=60.0, what="a saved step")
     run.send_signal(signal.SIGKILL)
     assert run.wait() == -signal.SIGKILL and not (output / "last").exists()
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from medimage_analysis.heads import KINDS, Kind
 from medimage_client.cli.classify import check_output, render_json, render_table
 from medimage_client.cli.label_options import bootstrap_option, read_label_texts
 from medimage_client.cli.options import server_options
@@ -18,14 +19,13 @@ from medimage_client.labels.predictions import predictions_of, render_prediction
 
 if TYPE_CHECKING:
     from medimage_analysis.heads.fitting import Criterion, FitOptions
-    from medimage_analysis.heads.head import Head, Kind
+    from medimage_analysis.heads.head import Head
     from medimage_analysis.heads.labelled import LabelColumns, Labelled
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-KINDS = ("mlp", "linear", "knn", "zeroshot")
 CURVE = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
 
@@ -122,7 +122,7 @@ def label_columns(*, required: bool) -> Callable[[F], F]:
 @server_options(timeout=DEFAULT_TIMEOUT_S, what="the prompts of zeroshot", scoring=False)
 def train(
     table: Path,
-    kind: "Kind",
+    kind: Kind,
     to: Path,
     columns: "LabelColumns | None",
     seed: int,
@@ -195,7 +195,7 @@ def train(
 
 def make(
     folder: Path,
-    kind: "Kind",
+    kind: Kind,
     made: "Head | None",
     labelled: "Labelled",
     columns: "LabelColumns",

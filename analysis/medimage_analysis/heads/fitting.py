@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from medimage_analysis.heads.head import Head, Kind, Scores, Tensors, nearest, shares
+from medimage_analysis.heads import Kind
+from medimage_analysis.heads.head import Head, Scores, Tensors, nearest, shares
 from medimage_analysis.heads.labelled import Labelled
 from medimage_analysis.table import Model
 from medimage_client.errors import InvalidInput, MissingExtra

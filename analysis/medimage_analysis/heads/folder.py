@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medimage_analysis.heads.head import DESCRIPTION, REPORT, SPLITS, Head, read_description
+from medimage_analysis.heads.head import DESCRIPTION, REPORT, SPLITS_FILE, Head, read_description
 from medimage_analysis.heads.labelled import Labelled
 from medimage_analysis.heads.measures import measured, operating_points, point_at
 from medimage_analysis.heads.report import Curve, render_report, write_pictures
-from medimage_analysis.heads.splits import SPLITS as PARTS
+from medimage_analysis.heads.splits import SPLITS
 from medimage_client.errors import InvalidInput
 
 THRESHOLD_OF = "best_f1"  # with which labels by themselves count as found, where one is needed
@@ -60,7 +60,7 @@ def write_head(
         curve: heads of shares of the training images, with how many these are.
         samples: of the bootstrap; there is none where a label has a single image in the test part.
     """
-    test, validation = (labelled.take(np.flatnonzero(parts == PARTS.index(name))) for name in ("test", "validation"))
+    test, validation = (labelled.take(np.flatnonzero(parts == SPLITS.index(name))) for name in ("test", "validation"))
     points = operating_points(head.scores(validation.vectors), validation.targets, head.labels)
     scores = head.scores(test.vectors)
     found = measured(
@@ -77,7 +77,7 @@ def write_head(
         for i, label in enumerate(head.labels)
     }
     steps: Curve = [(n, share, mauc(one, test)) for share, n, one in curve]
-    sizes: dict[str, int] = {name: int((parts == index).sum()) for index, name in enumerate(PARTS)}
+    sizes: dict[str, int] = {name: int((parts == index).sum()) for index, name in enumerate(SPLITS)}
     head.save(
         folder,
         settings=settings,
@@ -87,7 +87,7 @@ def write_head(
         test=found.to_json(),
         learning_curve=[{"share": share, "images": n, "mauc": value} for n, share, value in steps],
     )
-    write_splits(folder / SPLITS, labelled, parts)
+    write_splits(folder / SPLITS_FILE, labelled, parts)
     write_pictures(folder, head, found, scores, test.targets, steps)
     report = render_report(head, chosen, sizes, found, points, at_points, steps)
     (folder / REPORT).write_text(report, encoding="utf-8")
@@ -104,18 +104,18 @@ def write_splits(path: Path, labelled: Labelled, parts: NDArray[np.int64]) -> No
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["id", "group", "split"])
-        writer.writerows(zip(labelled.ids, labelled.groups, (PARTS[part] for part in parts), strict=True))
+        writer.writerows(zip(labelled.ids, labelled.groups, (SPLITS[part] for part in parts), strict=True))
 
 
 def learnt_from(folder: Path) -> set[str]:
     """The ids of the images that a head was trained on or chosen by; none of one made of texts alone."""
     try:
-        with (folder / SPLITS).open(encoding="utf-8", newline="") as file:
+        with (folder / SPLITS_FILE).open(encoding="utf-8", newline="") as file:
             return {row["id"] for row in csv.DictReader(file) if row["split"] != "test"}
     except FileNotFoundError:
         return set()
     except (OSError, KeyError, UnicodeDecodeError):
-        raise InvalidInput(f"{folder / SPLITS}: cannot be read; it tells what the head has seen") from None
+        raise InvalidInput(f"{folder / SPLITS_FILE}: cannot be read; it tells what the head has seen") from None
 
 
 def thresholds_of(folder: Path) -> dict[str, float]:

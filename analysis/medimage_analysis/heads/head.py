@@ -12,20 +12,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import erf, expit, softmax
 
+from medimage_analysis.heads import Kind
 from medimage_analysis.table import Model, Vectors
 from medimage_client.errors import InvalidInput
 
-Kind = Literal["mlp", "linear", "knn", "zeroshot"]
 Tensors = Mapping[str, NDArray[Any]]
 Scores = NDArray[np.float32]  # (n, c)
 
-DESCRIPTION, WEIGHTS, SPLITS, REPORT = "head.json", "weights.safetensors", "splits.csv", "report.md"
+DESCRIPTION, WEIGHTS, SPLITS_FILE, REPORT = "head.json", "weights.safetensors", "splits.csv", "report.md"
 ROWS_AT_ONCE = 4096
 COSINES_AT_ONCE = 2**24  # 64 MB, and twice that for their order
 LAYER_NORM_EPS = 1e-5  # PyTorch's default, which the adapter has

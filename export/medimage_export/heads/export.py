@@ -5,6 +5,7 @@ An image goes the way of `medimageinsight_image` and then to the head, so that i
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,15 @@ def export_head(
         warn(line)
     width = parse_config(*config_of(repository, ENCODER)).output[0].dims[0]
     models = [name, name + SUFFIX]
+    labels = "".join(f"{label}\n" for label in head.labels)
+    sha256 = served.get("checkpoint_sha256") or ""
+    configs = [
+        ensemble_config(repository, name, len(head.labels), sha256),
+        head_config(models[1], len(head.labels), width),
+    ]
+    for model, config in zip(models, configs, strict=True):
+        parse_config(repository / model / "config.pbtxt", config)
+    new = [repository / model for model in models if not (repository / model).exists()]
     for model in models:
         (repository / model / "1").mkdir(parents=True, exist_ok=True)
     try:
@@ -121,21 +131,13 @@ def export_head(
             }
             write_json(staging / models[1] / "manifest.json", manifest)
             put_in_place(staging, repository)
-        labels = "".join(f"{label}\n" for label in head.labels)
-        sha256 = served.get("checkpoint_sha256") or ""
-        configs = [
-            ensemble_config(repository, name, len(head.labels), sha256),
-            head_config(models[1], len(head.labels), width),
-        ]
         for model, config in zip(models, configs, strict=True):
             (repository / model / LABEL_FILE).write_text(labels, encoding="utf-8")
-            parse_config(repository / model / "config.pbtxt", config)
             (repository / model / "config.pbtxt").write_text(config, encoding="utf-8")
     finally:
-        for model in models:  # of a name that is new, where the export has failed
-            if not (repository / model / "config.pbtxt").exists():
-                for empty in (repository / model / "1", repository / model):
-                    empty.rmdir()
+        for folder in new:
+            if not (folder / "config.pbtxt").exists():  # the export has failed
+                shutil.rmtree(folder)
     return rows
 
 

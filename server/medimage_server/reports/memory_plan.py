@@ -33,10 +33,14 @@ class MemoryPlan:
     free: int
 
     @property
+    def _fitting(self) -> int:
+        """As `memory.fit_slots` has it."""
+        return max(0, int(FREE_FRACTION * (self.free - self.decoder - self.encoders)) // self.slot)
+
+    @property
     def slots(self) -> int:
-        """Those that fit, as `memory.fit_slots` has it; at least one, of which the decoder has the last word."""
-        usable = FREE_FRACTION * (self.free - self.decoder - self.encoders)
-        return max(1, min(self.wanted, int(usable) // self.slot))
+        """Those that fit; at least one, of which the decoder has the last word."""
+        return max(1, min(self.wanted, self._fitting))
 
     @property
     def line(self) -> str:
@@ -47,10 +51,13 @@ class MemoryPlan:
             f"{self.precision}, {gigabytes(self.encoders)} for the encoders, and {gigabytes(self.slot)} for each of "
             f"{self.wanted} slots ({self.max_length} tokens)"
         )
-        if self.slots == self.wanted:
-            return f"{taken}; {gigabytes(self.free)} are free"
+        free = f"{gigabytes(self.free)} are free"
+        if self._fitting >= self.wanted:
+            return f"{taken}; {free}"
+        if not self._fitting:
+            return f"{taken}; {free}, too little for one slot: lower max_length, or give the server more memory"
         return (
-            f"{taken}; {gigabytes(self.free)} are free, which leaves {self.slots} of the slots: other reports wait "
+            f"{taken}; {free}, which leaves {self._fitting} of the slots: other reports wait "
             "(lower the parameter max_length for more, or give the server more memory)"
         )
 

@@ -181,16 +181,23 @@ class Scheduler:
         Raises:
             Unavailable: too many jobs wait already, or the scheduler is closed.
         """
+        answer = _Answer(job, monotonic() + self._time_limit_s)
+        if job.on_progress:
+            with self._lock:
+                self._check_room()
+                waiting = self._waiting(job)
+            job.on_progress(waiting)  # not under the lock, for which the thread of all answers would wait
         with self._lock:
-            if self._closing:
-                raise Unavailable("the server is shutting down")
-            if len(self._queue) >= self._max_queue:
-                raise Unavailable(f"{self._max_queue} reports are waiting already; try again later")
-            answer = _Answer(job, monotonic() + self._time_limit_s)
-            if job.on_progress:
-                job.on_progress(self._waiting(job))
+            self._check_room()
             self._queue.append(answer)
         self._wake.set()
+
+    def _check_room(self) -> None:
+        """Raise Unavailable unless a job can be taken."""
+        if self._closing:
+            raise Unavailable("the server is shutting down")
+        if len(self._queue) >= self._max_queue:
+            raise Unavailable(f"{self._max_queue} reports are waiting already; try again later")
 
     def _waiting(self, job: Job) -> ReportProgress:
         """Of a job behind all that there are."""

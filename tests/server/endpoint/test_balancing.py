@@ -658,7 +658,7 @@ async def test_tritons_of_a_name_come_and_go_with_its_addresses(balance, address
     await until(lambda: [backend.url for backend in transport.backends] == [second.url, third.url])
     await until(lambda: n_ready("dns+grpc://tritons") == 2)
     assert {await ask(transport) for _ in range(4)} <= {"2", "3"}
-    await asyncio.sleep(0.05)
+    await transport.find()
     assert not first.closed  # it still has a call
     first.answers.set()
     assert await slow == "1"

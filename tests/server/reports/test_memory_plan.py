@@ -58,6 +58,14 @@ def test_all_slots_are_kept_where_there_is_memory_for_them(repository, monkeypat
     assert (plan.slots, plan.configs(served)) == (8, {})
 
 
+def test_too_little_for_one_slot_is_said(repository, monkeypatch):
+    plan, _ = planned(repository, monkeypatch, 6)  # 0.8 * (6 - 1.2 * 2.2 - 0.4) is less than 3.22
+    assert plan.line.endswith(
+        "; 6.0 GB are free, too little for one slot: lower max_length, or give the server more memory"
+    )
+    assert plan.slots == 1  # with which the decoder refuses to load, by its own line
+
+
 def test_short_memory_leaves_fewer_slots_and_says_so(repository, monkeypatch, tmp_path):
     plan, served = planned(repository, monkeypatch, 24)
     assert plan.slots == 5  # 0.8 * (24 - 1.2 * 2.2 - 0.4) / 3.22 = 5.2

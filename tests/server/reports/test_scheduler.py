@@ -590,3 +590,22 @@ def test_caller_who_cannot_be_told_ends_its_own_job_alone():
         scheduler.submit(good.job)
         assert isinstance(bad.ending(), LookupError)
         good.expect_whole_answer()
+
+
+def test_caller_who_is_slow_to_be_told_holds_up_nobody_else():
+    told, go_on = threading.Event(), threading.Event()
+
+    def wait(progress):
+        told.set()
+        assert go_on.wait(WAIT_S)
+
+    slow, other = Caller([1, 2]), Caller([3, 4])
+    with running(FakeDecoder()) as scheduler:
+        submitting = threading.Thread(target=scheduler.submit, args=[replace(slow.job, on_progress=wait)])
+        submitting.start()
+        assert told.wait(WAIT_S)
+        scheduler.submit(other.job)
+        other.expect_whole_answer()
+        go_on.set()
+        slow.expect_whole_answer()
+        submitting.join()
